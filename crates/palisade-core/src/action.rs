@@ -1,0 +1,252 @@
+//! The steps that a plan can have: what is done, and why.
+//!
+//! How an action is done is the host's business; which are needed, the planner's.
+
+use serde::Serialize;
+use std::fmt;
+
+use crate::address::InstanceAddress;
+use crate::firewall::FirewallRules;
+use crate::instance::{Hosts, InstanceSpec};
+use crate::names::{InstanceId, ServiceName};
+use crate::policy::{Mode, Policy};
+use crate::stack::Condition;
+
+/// One step and why it is needed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// What is done.
+    pub action: Action,
+    /// Why.
+    pub cause: Cause,
+}
+
+/// Something that is done to the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Makes the directory of a named volume.
+    CreateVolume {
+        /// The volume.
+        name: String,
+        /// `user[:group]` of the service that writes to it; `None`: root.
+        owner: Option<String>,
+    },
+    /// Starts the stack's agent.
+    StartAgent,
+    /// Loads the guard's programs and pins them.
+    LoadGuard,
+    /// Makes the instance's cgroup and attaches the guard to it, before anything runs in it.
+    GuardInstance {
+        /// The instance.
+        id: InstanceId,
+        /// The address that the guard gives it.
+        address: InstanceAddress,
+    },
+    /// Swaps the policy in the kernel as a whole.
+    SetPolicy {
+        /// The new one.
+        policy: Policy,
+        /// Its digest, to be kept.
+        digest: String,
+    },
+    /// Replaces Palisade's table of the firewall as a whole.
+    SetFirewall {
+        /// What it lets in.
+        rules: FirewallRules,
+    },
+    /// Replaces the hosts file of an instance that runs on.
+    SetHosts {
+        /// The instance.
+        id: InstanceId,
+        /// The new lines.
+        hosts: Hosts,
+    },
+    /// Starts an instance in its guarded cgroup.
+    StartInstance {
+        /// What runs.
+        spec: Box<InstanceSpec>,
+    },
+    /// Waits until an instance is as far as `condition` says.
+    Await {
+        /// The instance.
+        id: InstanceId,
+        /// How far it must be.
+        condition: Condition,
+        /// Longest time to wait; `None`: as long as it takes.
+        timeout_ms: Option<u64>,
+    },
+    /// Stops an instance: stop signal, grace period, SIGKILL.
+    StopInstance {
+        /// The instance.
+        id: InstanceId,
+    },
+    /// Removes a stopped instance's cgroup and detaches the guard.
+    RemoveInstance {
+        /// The instance.
+        id: InstanceId,
+    },
+    /// Removes Palisade's table of the firewall.
+    RemoveFirewall,
+    /// Removes the guard's programs.
+    UnloadGuard,
+    /// Ends the stack's agent.
+    StopAgent,
+    /// Deletes a named volume with its data.
+    RemoveVolume {
+        /// The volume.
+        name: String,
+    },
+}
+
+impl Action {
+    /// Stable name of the kind, for scripts.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Action::CreateVolume { .. } => "create_volume",
+            Action::StartAgent => "start_agent",
+            Action::LoadGuard => "load_guard",
+            Action::GuardInstance { .. } => "guard_instance",
+            Action::SetPolicy { .. } => "set_policy",
+            Action::SetFirewall { .. } => "set_firewall",
+            Action::SetHosts { .. } => "set_hosts",
+            Action::StartInstance { .. } => "start_instance",
+            Action::Await { .. } => "await",
+            Action::StopInstance { .. } => "stop_instance",
+            Action::RemoveInstance { .. } => "remove_instance",
+            Action::RemoveFirewall => "remove_firewall",
+            Action::UnloadGuard => "unload_guard",
+            Action::StopAgent => "stop_agent",
+            Action::RemoveVolume { .. } => "remove_volume",
+        }
+    }
+    /// The instance that it is about.
+    pub fn instance(&self) -> Option<&InstanceId> {
+        match self {
+            Action::GuardInstance { id, .. }
+            | Action::SetHosts { id, .. }
+            | Action::Await { id, .. }
+            | Action::StopInstance { id }
+            | Action::RemoveInstance { id } => Some(id),
+            Action::StartInstance { spec } => Some(&spec.id),
+            _ => None,
+        }
+    }
+    /// It deletes data.
+    pub fn destroys_data(&self) -> bool {
+        matches!(self, Action::RemoveVolume { .. })
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Action::CreateVolume { name, owner: None } => write!(f, "create volume {name}"),
+            Action::CreateVolume { name, owner: Some(owner) } => write!(f, "create volume {name} for {owner}"),
+            Action::StartAgent => f.write_str("start the agent"),
+            Action::LoadGuard => f.write_str("load the guard"),
+            Action::GuardInstance { id, address } => write!(f, "guard {id} at {address}"),
+            Action::SetPolicy { policy, .. } => {
+                let mode = match policy.mode {
+                    Mode::Enforce => "enforced",
+                    Mode::Learn => "learning",
+                };
+                write!(f, "set the policy of {} ({mode})", counted(policy.services.len(), "service"))
+            }
+            Action::SetFirewall { rules } => {
+                f.write_str("set the firewall: let in")?;
+                let ssh = rules.ssh_ports.iter().map(|port| format!("{port}/tcp (ssh)"));
+                let published = rules.published.iter().map(|open| match open.host_ip {
+                    Some(ip) => format!("{}/{} at {ip}", open.port, open.proto),
+                    None => format!("{}/{}", open.port, open.proto),
+                });
+                let allow = rules.allow.iter().map(ToString::to_string);
+                let ports: Vec<_> = ssh.chain(published).chain(allow).collect();
+                write!(f, " {}", if ports.is_empty() { "nothing".to_owned() } else { ports.join(", ") })
+            }
+            Action::SetHosts { id, hosts } => {
+                write!(f, "tell {id} the addresses of {}", counted(hosts.len(), "name"))
+            }
+            Action::StartInstance { spec } => write!(f, "start {}", spec.id),
+            Action::Await { id, condition, timeout_ms } => {
+                let condition = match condition {
+                    Condition::ServiceStarted => "runs",
+                    Condition::ServiceHealthy => "is healthy",
+                    Condition::ServiceCompletedSuccessfully => "has exited with 0",
+                };
+                write!(f, "wait until {id} {condition}")?;
+                match timeout_ms {
+                    Some(ms) => write!(f, ", at most {} s", ms.div_ceil(1_000)),
+                    None => Ok(()),
+                }
+            }
+            Action::StopInstance { id } => write!(f, "stop {id}"),
+            Action::RemoveInstance { id } => write!(f, "remove {id}"),
+            Action::RemoveFirewall => f.write_str("remove the firewall's table"),
+            Action::UnloadGuard => f.write_str("unload the guard"),
+            Action::StopAgent => f.write_str("stop the agent"),
+            Action::RemoveVolume { name } => write!(f, "delete volume {name} and its data"),
+        }
+    }
+}
+
+/// Why a step is needed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Cause {
+    /// It isn't there.
+    Missing,
+    /// It is there, and not as the file says.
+    Changed {
+        /// What differs, without values. Empty when only the digest was kept.
+        keys: Vec<String>,
+    },
+    /// It is there and doesn't run.
+    NotRunning,
+    /// It ran without the guard, so it may hold sockets that the guard has not seen.
+    NotGuarded,
+    /// Someone needs it to be that far.
+    NeededBy {
+        /// Who.
+        service: ServiceName,
+    },
+    /// `depends_on` says to restart with it.
+    RestartsWith {
+        /// The dependency.
+        service: ServiceName,
+    },
+    /// The port that it holds goes to another service.
+    PortGoesTo {
+        /// Who gets it.
+        service: ServiceName,
+        /// The port of the host.
+        port: u16,
+    },
+    /// It is told whether it came up.
+    JustStarted,
+    /// The file has no such service or fewer replicas.
+    NotInFile,
+    /// The stack is taken down.
+    Down,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Cause::Missing => f.write_str("it isn't there"),
+            Cause::Changed { keys } if keys.is_empty() => f.write_str("it changed"),
+            Cause::Changed { keys } => write!(f, "changed: {}", keys.join(", ")),
+            Cause::NotRunning => f.write_str("it doesn't run"),
+            Cause::NotGuarded => f.write_str("it ran without the guard"),
+            Cause::NeededBy { service } => write!(f, "{service} depends on it"),
+            Cause::RestartsWith { service } => write!(f, "it restarts with {service}"),
+            Cause::PortGoesTo { service, port } => write!(f, "its port {port} goes to {service}"),
+            Cause::JustStarted => f.write_str("it was just started"),
+            Cause::NotInFile => f.write_str("the file doesn't have it"),
+            Cause::Down => f.write_str("the stack is taken down"),
+        }
+    }
+}
+
+pub(crate) fn counted(number: usize, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}

@@ -1,0 +1,325 @@
+//! Carries out a plan step by step, and undoes it in reverse when a step fails.
+//!
+//! It decides nothing: what is done is in the plan, and how is the host's business.
+
+use std::error::Error;
+use std::fmt;
+
+use crate::action::{Action, Step};
+use crate::plan::Plan;
+
+/// What carries out actions. Each must be complete or without effect when it returns.
+pub trait Host {
+    /// Why an action failed.
+    type Error: Error + Send + Sync + 'static;
+    /// Does it, and tells how to undo it.
+    fn perform(&mut self, action: &Action) -> Result<Undo, Self::Error>;
+}
+
+/// How to undo an action that was done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Undo {
+    /// There is nothing to undo.
+    Nothing,
+    /// These actions, in this order.
+    Do(Vec<Action>),
+    /// It can't be undone, and why.
+    Impossible(&'static str),
+}
+
+/// What is happening, for whoever watches.
+#[derive(Debug)]
+pub enum Progress<'a, E> {
+    /// A step begins; `number` counts from 1.
+    Begins {
+        /// Its number.
+        number: usize,
+        /// Of how many.
+        total: usize,
+        /// The step.
+        step: &'a Step,
+    },
+    /// The step that began is done.
+    Done {
+        /// The step.
+        step: &'a Step,
+    },
+    /// The step that began failed; undoing begins.
+    Failed {
+        /// The step.
+        step: &'a Step,
+        /// Why.
+        error: &'a E,
+    },
+    /// Interrupted before this many steps of all were left; undoing begins.
+    Interrupted,
+    /// An action that undoes an earlier step begins.
+    Undoes {
+        /// The action.
+        action: &'a Action,
+    },
+}
+
+/// A plan that was not carried out.
+#[derive(Debug)]
+pub struct Failure<E> {
+    /// Why not.
+    pub reason: Reason<E>,
+    /// What could not be undone, in the order in which it was tried. Empty: the host is as it was before.
+    pub left: Vec<Left<E>>,
+}
+
+/// Why a plan was not carried out.
+#[derive(Debug)]
+pub enum Reason<E> {
+    /// The user interrupted it.
+    Interrupted,
+    /// A step failed.
+    Step {
+        /// What it was to do.
+        action: String,
+        /// Why it failed.
+        error: E,
+    },
+}
+
+/// Something that was done and could not be undone.
+#[derive(Debug)]
+pub enum Left<E> {
+    /// Undoing failed.
+    Failed {
+        /// What was to be undone.
+        done: String,
+        /// By what.
+        undo: String,
+        /// Why it failed.
+        error: E,
+    },
+    /// There is no way to undo it.
+    Impossible {
+        /// What was done.
+        done: String,
+        /// Why it stays.
+        why: &'static str,
+    },
+}
+
+impl<E> fmt::Display for Failure<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.reason {
+            Reason::Interrupted => f.write_str("interrupted")?,
+            Reason::Step { action, .. } => write!(f, "can't {action}")?,
+        }
+        match self.left.len() {
+            0 => f.write_str("; what was done before is undone"),
+            1 => f.write_str("; one thing that was done before could not be undone"),
+            number => write!(f, "; {number} things that were done before could not be undone"),
+        }
+    }
+}
+
+impl<E: Error + 'static> Error for Failure<E> {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.reason {
+            Reason::Interrupted => None,
+            Reason::Step { error, .. } => Some(error),
+        }
+    }
+}
+
+impl<E> fmt::Display for Left<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Left::Failed { done, undo, .. } => write!(f, "`{done}` stays: can't {undo}"),
+            Left::Impossible { done, why } => write!(f, "`{done}` stays: {why}"),
+        }
+    }
+}
+
+/// Carries out the plan. `interrupted` is asked between steps; a host that waits in a step should ask as well.
+pub fn apply<H: Host>(
+    plan: &Plan,
+    host: &mut H,
+    interrupted: &dyn Fn() -> bool,
+    progress: &mut dyn FnMut(Progress<'_, H::Error>),
+) -> Result<(), Failure<H::Error>> {
+    let mut done: Vec<(&Action, Undo)> = Vec::with_capacity(plan.steps.len());
+    let mut reason = None;
+    for (number, step) in (1..).zip(&plan.steps) {
+        if interrupted() {
+            progress(Progress::Interrupted);
+            reason = Some(Reason::Interrupted);
+            break;
+        }
+        progress(Progress::Begins { number, total: plan.steps.len(), step });
+        match host.perform(&step.action) {
+            Ok(undo) => {
+                done.push((&step.action, undo));
+                progress(Progress::Done { step });
+            }
+            Err(_) if interrupted() => {
+                progress(Progress::Interrupted);
+                reason = Some(Reason::Interrupted);
+                break;
+            }
+            Err(error) => {
+                progress(Progress::Failed { step, error: &error });
+                reason = Some(Reason::Step { action: step.action.to_string(), error });
+                break;
+            }
+        }
+    }
+    match reason {
+        None => Ok(()),
+        Some(reason) => Err(Failure { reason, left: undo(done, host, progress) }),
+    }
+}
+
+/// Goes on past failures: one thing that stays is no reason to leave the rest.
+fn undo<H: Host>(
+    done: Vec<(&Action, Undo)>,
+    host: &mut H,
+    progress: &mut dyn FnMut(Progress<'_, H::Error>),
+) -> Vec<Left<H::Error>> {
+    let mut left = Vec::new();
+    for (action, undo) in done.into_iter().rev() {
+        match undo {
+            Undo::Nothing => {}
+            Undo::Impossible(why) => left.push(Left::Impossible { done: action.to_string(), why }),
+            Undo::Do(actions) => {
+                for undo in &actions {
+                    progress(Progress::Undoes { action: undo });
+                    if let Err(error) = host.perform(undo) {
+                        left.push(Left::Failed { done: action.to_string(), undo: undo.to_string(), error });
+                        break;
+                    }
+                }
+            }
+        }
+    }
+    left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::action::Cause;
+    use crate::address::AddressBook;
+    use crate::names::ProjectName;
+    use std::cell::Cell;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("disk full")]
+    struct Full;
+
+    /// A host on which volumes can be made and deleted, and the n-th action from the start fails.
+    struct Fake {
+        volumes: Vec<String>,
+        calls: usize,
+        fails: Vec<usize>,
+    }
+
+    impl Host for Fake {
+        type Error = Full;
+        fn perform(&mut self, action: &Action) -> Result<Undo, Full> {
+            self.calls += 1;
+            if self.fails.contains(&self.calls) {
+                return Err(Full);
+            }
+            match action {
+                Action::CreateVolume { name, .. } => {
+                    self.volumes.push(name.clone());
+                    Ok(Undo::Do(vec![Action::RemoveVolume { name: name.clone() }]))
+                }
+                Action::RemoveVolume { name } => {
+                    assert_eq!(self.volumes.pop().as_ref(), Some(name), "undone in another order than reverse");
+                    Ok(Undo::Impossible("its data is gone"))
+                }
+                _ => Ok(Undo::Nothing),
+            }
+        }
+    }
+
+    fn plan(steps: usize) -> Plan {
+        let steps = (0..steps)
+            .map(|n| Step {
+                action: Action::CreateVolume { name: format!("v{n}"), owner: None },
+                cause: Cause::Missing,
+            })
+            .collect();
+        Plan { project: ProjectName::parse("shop").unwrap(), steps, addresses: AddressBook::default() }
+    }
+
+    fn fake(fails: &[usize]) -> Fake {
+        Fake { volumes: Vec::new(), calls: 0, fails: fails.to_vec() }
+    }
+
+    #[test]
+    fn a_failure_at_any_step_leaves_nothing() {
+        for steps in 0..12 {
+            for fails in 1..=steps {
+                let mut host = fake(&[fails]);
+                let failure = apply(&plan(steps), &mut host, &|| false, &mut |_| {}).unwrap_err();
+                assert!(failure.left.is_empty() && host.volumes.is_empty(), "{steps} {fails}");
+                assert_eq!(host.calls, fails + fails - 1);
+            }
+            let mut host = fake(&[]);
+            apply(&plan(steps), &mut host, &|| false, &mut |_| {}).unwrap();
+            assert_eq!(host.volumes.len(), steps);
+        }
+    }
+
+    #[test]
+    fn an_interruption_at_any_step_leaves_nothing() {
+        for stop_before in 0..6 {
+            let asked = Cell::new(0);
+            let interrupted = || asked.replace(asked.get() + 1) >= stop_before;
+            let mut host = fake(&[]);
+            let failure = apply(&plan(6), &mut host, &interrupted, &mut |_| {}).unwrap_err();
+            assert!(matches!(failure.reason, Reason::Interrupted));
+            assert!(failure.left.is_empty() && host.volumes.is_empty());
+            assert_eq!(host.calls, 2 * stop_before);
+        }
+    }
+
+    #[test]
+    fn undoing_goes_on_past_a_failure_and_reports_all_of_them() {
+        // Steps 1 and 2 are done, 3 fails; then undoing 2 fails (4), and undoing 1 must still happen (5).
+        struct Tolerant(Fake, Vec<String>);
+        impl Host for Tolerant {
+            type Error = Full;
+            fn perform(&mut self, action: &Action) -> Result<Undo, Full> {
+                self.1.push(action.to_string());
+                self.0.calls += 1;
+                if self.0.fails.contains(&self.0.calls) {
+                    return Err(Full);
+                }
+                match action {
+                    Action::CreateVolume { name, .. } => {
+                        Ok(Undo::Do(vec![Action::RemoveVolume { name: name.clone() }]))
+                    }
+                    _ => Ok(Undo::Nothing),
+                }
+            }
+        }
+        let mut host = Tolerant(fake(&[3, 4]), Vec::new());
+        let failure = apply(&plan(3), &mut host, &|| false, &mut |_| {}).unwrap_err();
+        assert_eq!(host.1.last().unwrap(), "delete volume v0 and its data");
+        let left: Vec<_> = failure.left.iter().map(ToString::to_string).collect();
+        assert_eq!(left, ["`create volume v1` stays: can't delete volume v1 and its data"]);
+        assert_eq!(failure.to_string(), "can't create volume v2; one thing that was done before could not be undone");
+        assert_eq!(failure.source().unwrap().to_string(), "disk full");
+    }
+
+    #[test]
+    fn what_cannot_be_undone_is_said() {
+        let mut plan = plan(0);
+        for action in [Action::RemoveVolume { name: "old".into() }, Action::StartAgent] {
+            plan.steps.push(Step { action, cause: Cause::Down });
+        }
+        let mut host = Fake { volumes: vec!["old".into()], ..fake(&[2]) };
+        let failure = apply(&plan, &mut host, &|| false, &mut |_| {}).unwrap_err();
+        let left: Vec<_> = failure.left.iter().map(ToString::to_string).collect();
+        assert_eq!(left, ["`delete volume old and its data` stays: its data is gone"]);
+    }
+}

@@ -1,0 +1,481 @@
+//! From a stack and the addresses of its services to what the guard and the runtime are given.
+//!
+//! Whether any of it is already so on the host is the planner's question.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use crate::address::{AddressBook, ServiceAddress};
+use crate::digest::{Fingerprint, digest_of};
+use crate::finding::Finding;
+use crate::instance::{Hosts, InstanceMount, InstanceMountSource, InstanceSpec};
+use crate::names::{InstanceId, ServiceName};
+use crate::policy::{
+    BindRule, EGRESS_RULES_MAX, EgressPolicy, LocalhostPort, Mode, NETWORKS_MAX, PeerGrant, Policy, PublishedAt,
+    ServicePolicy,
+};
+use crate::stack::{Egress, Grant, MountSource, PortProto, Service, Stack};
+
+/// What compiling needs to know besides the stack.
+#[derive(Clone, Copy)]
+pub struct Surroundings<'a> {
+    /// The addresses of the stack's services.
+    pub addresses: &'a AddressBook,
+    /// The host's name servers.
+    pub resolvers: &'a [IpAddr],
+    /// What is done about a breach.
+    pub mode: Mode,
+    /// Where a named volume's data is.
+    pub volume_path: &'a dyn Fn(&str) -> PathBuf,
+}
+
+/// A stack as its guard and its runtime see it.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    /// For the guard.
+    pub policy: Policy,
+    /// Of the policy.
+    pub policy_digest: String,
+    /// In the order of the file.
+    pub instances: Vec<CompiledInstance>,
+}
+
+/// One instance for the runtime.
+#[derive(Clone, Debug)]
+pub struct CompiledInstance {
+    /// What it needs.
+    pub spec: InstanceSpec,
+    /// What the spec was made of.
+    pub fingerprint: Fingerprint,
+}
+
+/// Compiles the stack, or says everything that stands against it.
+pub fn compile(stack: &Stack, surroundings: Surroundings<'_>) -> Result<Compiled, Vec<Finding>> {
+    let mut compiler = Compiler::new(stack, surroundings)?;
+    let mut services = Vec::with_capacity(stack.services.len());
+    let mut instances = Vec::with_capacity(stack.services.len());
+    for index in 0..stack.services.len() {
+        services.push(compiler.policy(index));
+        compiler.instances(index, &mut instances);
+    }
+    if !compiler.findings.is_empty() {
+        return Err(compiler.findings);
+    }
+    let mut resolvers = surroundings.resolvers.to_vec();
+    resolvers.sort_unstable();
+    resolvers.dedup();
+    let policy = Policy { mode: surroundings.mode, services, resolvers };
+    Ok(Compiled { policy_digest: digest_of(&policy), policy, instances })
+}
+
+struct Compiler<'a> {
+    stack: &'a Stack,
+    surroundings: Surroundings<'a>,
+    /// Per service, in the order of the stack.
+    addresses: Vec<ServiceAddress>,
+    masks: Vec<u64>,
+    by_name: HashMap<&'a ServiceName, usize>,
+    /// Services that are in the same networks and have no `connect` see the same names and ports: computed once.
+    hosts_by_mask: HashMap<u64, Hosts>,
+    ports_by_mask: HashMap<u64, BTreeMap<PortProto, Holders>>,
+    findings: Vec<Finding>,
+}
+
+/// Which services have a port: the first two are enough to answer whose it is for a third.
+#[derive(Clone, Copy)]
+struct Holders {
+    first: usize,
+    second: Option<usize>,
+    more: bool,
+}
+
+impl Holders {
+    fn add(entry: Option<Self>, service: usize) -> Self {
+        match entry {
+            None => Self { first: service, second: None, more: false },
+            Some(holders) if holders.first == service || holders.second == Some(service) => holders,
+            Some(Self { first, second: None, .. }) => Self { first, second: Some(service), more: false },
+            Some(holders) => Self { more: true, ..holders },
+        }
+    }
+    /// What `localhost:PORT` means to another service than itself: `None` when it has the port itself.
+    fn seen_by(self, client: usize) -> Option<Option<usize>> {
+        if self.first == client || self.second == Some(client) {
+            return None;
+        }
+        Some(if self.second.is_none() && !self.more { Some(self.first) } else { None })
+    }
+}
+
+impl<'a> Compiler<'a> {
+    fn new(stack: &'a Stack, surroundings: Surroundings<'a>) -> Result<Self, Vec<Finding>> {
+        let mut findings = Vec::new();
+        let networks: BTreeSet<&str> =
+            stack.services.iter().flat_map(|service| &service.networks).map(String::as_str).collect();
+        if networks.len() > NETWORKS_MAX {
+            let message = format!("{} networks are used, and at most {NETWORKS_MAX} are possible", networks.len());
+            findings.push(Finding::error("too-many-networks", &stack.project, message));
+        }
+        let mut addresses = Vec::with_capacity(stack.services.len());
+        for service in &stack.services {
+            match surroundings.addresses.address(&service.name) {
+                Some(address) => addresses.push(address),
+                None => findings
+                    .push(Finding::error("no-address", &service.name, "it has no private address").at(&service.place)),
+            }
+        }
+        if !findings.is_empty() {
+            return Err(findings);
+        }
+        let bits: HashMap<&str, u32> = networks.into_iter().zip(0..).collect();
+        let masks = stack.services.iter();
+        let masks = masks.map(|s| s.networks.iter().fold(0, |mask, network| mask | 1 << bits[network.as_str()]));
+        Ok(Self {
+            stack,
+            surroundings,
+            addresses,
+            masks: masks.collect(),
+            by_name: stack.services.iter().enumerate().map(|(index, service)| (&service.name, index)).collect(),
+            hosts_by_mask: HashMap::new(),
+            ports_by_mask: HashMap::new(),
+            findings,
+        })
+    }
+
+    fn policy(&mut self, index: usize) -> ServicePolicy {
+        let service = &self.stack.services[index];
+        let address = self.addresses[index];
+        let connect = service.connect.as_ref().map(|grants| {
+            let grants = grants.iter().filter_map(|grant| {
+                let server = self.addresses[*self.by_name.get(&grant.value.service)?];
+                Some(PeerGrant { server, port: grant.value.port })
+            });
+            grants.collect()
+        });
+        let egress = match &service.egress {
+            Egress::All => EgressPolicy::All,
+            Egress::None => EgressPolicy::None,
+            Egress::Only(rules) => {
+                if let Some(rule) = rules.get(EGRESS_RULES_MAX) {
+                    let message =
+                        format!("it has {} egress rules, and at most {EGRESS_RULES_MAX} are possible", rules.len());
+                    self.findings.push(Finding::error("too-many-egress-rules", &service.name, message).at(&rule.place));
+                }
+                EgressPolicy::Only(rules.iter().map(|rule| rule.value).collect())
+            }
+        };
+        ServicePolicy {
+            name: service.name.clone(),
+            address,
+            networks: self.masks[index],
+            backends: (1..=service.replicas).map(|number| address.instance(number)).collect(),
+            binds: binds(service),
+            strict: service.strict,
+            host_mode: service.host_mode,
+            connect,
+            localhost: if service.host_mode { self.localhost(index) } else { Vec::new() },
+            host_ports: service.host_ports.iter().map(|port| port.value).collect(),
+            egress,
+        }
+    }
+
+    /// Ports of peers that `localhost` means too. What the service has itself is its own and not listed.
+    fn localhost(&mut self, client: usize) -> Vec<LocalhostPort> {
+        let entry = |port: PortProto, server: Option<usize>| LocalhostPort {
+            port,
+            server: server.map(|server| self.addresses[server]),
+        };
+        if let Some(grants) = &self.stack.services[client].connect {
+            let mut ports = BTreeMap::new();
+            for (server, grant) in self.granted(client, grants) {
+                for port in ports_of(&self.stack.services[server]) {
+                    if grant.port.is_none_or(|granted| granted == port) {
+                        let holders = Holders::add(ports.get(&port).copied(), server);
+                        ports.insert(port, holders);
+                    }
+                }
+            }
+            let own: BTreeSet<_> = ports_of(&self.stack.services[client]).collect();
+            let ports = ports.into_iter().filter(|(port, _)| !own.contains(port));
+            return ports.filter_map(|(port, holders)| Some(entry(port, holders.seen_by(client)?))).collect();
+        }
+        let mask = self.masks[client];
+        let (stack, masks) = (self.stack, &self.masks);
+        let ports = self.ports_by_mask.entry(mask).or_insert_with(|| {
+            let mut ports = BTreeMap::new();
+            for (server, service) in stack.services.iter().enumerate().filter(|(server, _)| masks[*server] & mask != 0)
+            {
+                for port in ports_of(service) {
+                    let holders = Holders::add(ports.get(&port).copied(), server);
+                    ports.insert(port, holders);
+                }
+            }
+            ports
+        });
+        let own: BTreeSet<_> = ports_of(&stack.services[client]).collect();
+        let addresses = &self.addresses;
+        let ports = ports.iter().filter(|(port, _)| !own.contains(port));
+        let ports = ports.filter_map(|(port, holders)| Some((*port, holders.seen_by(client)?)));
+        ports.map(|(port, server)| LocalhostPort { port, server: server.map(|server| addresses[server]) }).collect()
+    }
+
+    /// Peers that are granted and that share a network.
+    fn granted<'g>(
+        &'g self,
+        client: usize,
+        grants: &'g [crate::place::Placed<Grant>],
+    ) -> impl Iterator<Item = (usize, &'g Grant)> {
+        grants.iter().filter_map(move |grant| {
+            let server = *self.by_name.get(&grant.value.service)?;
+            (self.masks[server] & self.masks[client] != 0 && server != client).then_some((server, &grant.value))
+        })
+    }
+
+    fn hosts(&mut self, client: usize) -> Hosts {
+        let service = &self.stack.services[client];
+        let shared = match &service.connect {
+            Some(grants) => {
+                let mut peers: BTreeSet<usize> = self.granted(client, grants).map(|(server, _)| server).collect();
+                peers.insert(client);
+                self.hosts_of(peers)
+            }
+            None if self.masks[client] == 0 => self.hosts_of([client]),
+            None => {
+                let mask = self.masks[client];
+                match self.hosts_by_mask.get(&mask) {
+                    Some(hosts) => hosts.clone(),
+                    None => {
+                        let peers = (0..self.masks.len()).filter(|&server| self.masks[server] & mask != 0);
+                        let hosts = self.hosts_of(peers);
+                        self.hosts_by_mask.insert(mask, hosts.clone());
+                        hosts
+                    }
+                }
+            }
+        };
+        if service.extra_hosts.is_empty() {
+            return shared;
+        }
+        let extra = service.extra_hosts.iter().cloned();
+        shared.iter().cloned().chain(extra).collect::<Vec<_>>().into()
+    }
+
+    fn hosts_of(&self, peers: impl IntoIterator<Item = usize>) -> Hosts {
+        let mut lines = Vec::new();
+        for peer in peers {
+            let ip = IpAddr::V4(self.addresses[peer].ip());
+            let service = &self.stack.services[peer];
+            lines.push((service.name.to_string(), ip));
+            let aliases = service.aliases.iter().filter(|alias| *alias != service.name.as_str());
+            lines.extend(aliases.map(|alias| (alias.clone(), ip)));
+        }
+        lines.into()
+    }
+
+    fn instances(&mut self, index: usize, instances: &mut Vec<CompiledInstance>) {
+        let service = &self.stack.services[index];
+        let Some(process) = &service.run.process else {
+            let finding = Finding::error(
+                "needs-engine",
+                &service.name,
+                "it has an image and nothing that says how to run it as a process",
+            );
+            self.findings.push(
+                finding
+                    .remedy("add x-palisade.process with the command to run; images need a container engine, which this version can't drive")
+                    .at(&service.place),
+            );
+            return;
+        };
+        if service.replicas > 1
+            && let Some(publish) = service.publish.first()
+        {
+            let message = format!(
+                "it publishes port {} and has {} replicas, but only one process can have a port of the host",
+                publish.value.host_port, service.replicas
+            );
+            self.findings.push(Finding::error("published-replicas", &service.name, message).at(&publish.place));
+        }
+        let hosts = self.hosts(index);
+        let volume_path = self.surroundings.volume_path;
+        let mounts = service.mounts.iter().map(|mount| InstanceMount {
+            source: match &mount.value.source {
+                MountSource::Bind(path) => InstanceMountSource::Path(path.clone()),
+                MountSource::Volume(name) => InstanceMountSource::Volume(volume_path(name)),
+                MountSource::Tmpfs { size_bytes } => InstanceMountSource::Tmpfs { size_bytes: *size_bytes },
+            },
+            target: mount.value.target.clone(),
+            read_only: mount.value.read_only,
+        });
+        let mut spec = InstanceSpec {
+            project: self.stack.project.clone(),
+            id: InstanceId { service: service.name.clone(), number: 1 },
+            address: self.addresses[index].instance(1),
+            process: process.clone(),
+            environment: service.environment.clone(),
+            hosts,
+            mounts: mounts.collect(),
+            limits: service.limits,
+            stop_signal: service.stop_signal.clone(),
+            stop_grace_ms: service.stop_grace_ms,
+            restart: service.restart,
+            healthcheck: service.healthcheck.clone(),
+            log: service.log,
+            cap_add: service.cap_add.clone(),
+            cap_drop: service.cap_drop.clone(),
+            read_only: service.read_only,
+        };
+        for number in 1..=service.replicas {
+            spec.id.number = number;
+            spec.address = self.addresses[index].instance(number);
+            instances.push(CompiledInstance { fingerprint: spec.fingerprint(), spec: spec.clone() });
+        }
+    }
+}
+
+/// Ports that peers may expect at the service, each once.
+fn ports_of(service: &Service) -> impl Iterator<Item = PortProto> {
+    let exposed = service.expose.iter().map(|port| port.value);
+    exposed.chain(service.publish.iter().map(|publish| publish.value.container)).collect::<BTreeSet<_>>().into_iter()
+}
+
+/// One rule for each published place and one for each port that is only exposed.
+fn binds(service: &Service) -> Vec<BindRule> {
+    let published = service.publish.iter().map(|publish| BindRule {
+        container: publish.value.container,
+        published: Some(PublishedAt { host_ip: publish.value.host_ip, host_port: publish.value.host_port }),
+    });
+    let published: Vec<_> = published.collect();
+    let private = ports_of(service).filter(|port| !published.iter().any(|rule| rule.container == *port));
+    let private: Vec<_> = private.map(|container| BindRule { container, published: None }).collect();
+    published.into_iter().chain(private).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{at, grant, name, publish, service, stack, tcp};
+
+    fn compiled(stack: &Stack) -> Result<Compiled, Vec<Finding>> {
+        let names = stack.services.iter().map(|service| &service.name);
+        let addresses = AddressBook::default().assign(names, &BTreeSet::new()).unwrap();
+        compile(
+            stack,
+            Surroundings {
+                addresses: &addresses,
+                resolvers: &[],
+                mode: Mode::Enforce,
+                volume_path: &|name| PathBuf::from("/volumes").join(name),
+            },
+        )
+    }
+
+    fn hosts(compiled: &Compiled, service: &str) -> Vec<String> {
+        let instance = compiled.instances.iter().find(|i| i.spec.id.service == name(service)).unwrap();
+        instance.spec.hosts.iter().map(|(host, ip)| format!("{host}={ip}")).collect()
+    }
+
+    #[test]
+    fn names_resolve_for_those_who_may_connect() {
+        let mut app = service("app");
+        app.connect = Some(vec![grant("db", Some(5432))]);
+        let mut db = service("db");
+        db.aliases.insert("postgres".into());
+        let cache = service("cache");
+        let mut lonely = service("lonely");
+        lonely.networks.clear();
+        lonely.extra_hosts.push(("registry".into(), "192.0.2.9".parse().unwrap()));
+        let compiled = compiled(&stack([app, db, cache, lonely])).unwrap();
+        assert_eq!(hosts(&compiled, "app"), ["app=127.77.1.0", "db=127.77.2.0", "postgres=127.77.2.0"]);
+        assert_eq!(
+            hosts(&compiled, "db"),
+            ["app=127.77.1.0", "db=127.77.2.0", "postgres=127.77.2.0", "cache=127.77.3.0"]
+        );
+        assert_eq!(hosts(&compiled, "lonely"), ["lonely=127.77.4.0", "registry=192.0.2.9"]);
+    }
+
+    #[test]
+    fn a_grant_across_networks_gives_no_name() {
+        let mut app = service("app");
+        app.connect = Some(vec![grant("db", None)]);
+        let mut db = service("db");
+        db.networks = BTreeSet::from(["back".into()]);
+        let compiled = compiled(&stack([app, db])).unwrap();
+        assert_eq!(hosts(&compiled, "app"), ["app=127.77.1.0"]);
+        assert_eq!(compiled.policy.services[0].networks & compiled.policy.services[1].networks, 0);
+    }
+
+    /// `(port, server)` of the service's localhost table.
+    fn localhost(stack: &Stack, service: &str) -> Vec<(u16, Option<String>)> {
+        let compiled = compiled(stack).unwrap();
+        let policy = compiled.policy.services.iter().find(|s| s.name == name(service)).unwrap();
+        policy.localhost.iter().map(|l| (l.port.port, l.server.map(|server| server.to_string()))).collect()
+    }
+
+    #[test]
+    fn localhost_means_the_one_reachable_service_that_has_the_port() {
+        let with_port = |text: &str, ports: &[u16]| {
+            let mut service = service(text);
+            service.expose = ports.iter().map(|port| at(tcp(*port))).collect();
+            service
+        };
+        let mut app = with_port("app", &[80]);
+        app.host_mode = true;
+        let stack_of = |app: Service| {
+            stack([app, with_port("a", &[80, 5432]), with_port("b", &[6379, 9000]), with_port("c", &[9000])])
+        };
+        let db = Some("127.77.2.0".to_owned());
+        let redis = Some("127.77.3.0".to_owned());
+        let all = stack_of(app.clone());
+        assert_eq!(localhost(&all, "app"), [(5432, db.clone()), (6379, redis.clone()), (9000, None)]);
+        assert_eq!(localhost(&all, "a"), [], "only with network_mode: host");
+        let mut narrow = app.clone();
+        narrow.connect = Some(vec![grant("a", None), grant("b", Some(9000))]);
+        assert_eq!(localhost(&stack_of(narrow), "app"), [(5432, db), (9000, redis)]);
+    }
+
+    #[test]
+    fn three_holders_stay_ambiguous_for_each_other() {
+        let services = ["a", "b", "c", "d"].map(|text| {
+            let mut service = service(text);
+            service.host_mode = true;
+            if text != "d" {
+                service.expose = vec![at(tcp(80))];
+            }
+            service
+        });
+        let stack = stack(services);
+        assert_eq!(localhost(&stack, "c"), []);
+        assert_eq!(localhost(&stack, "d"), [(80, None)]);
+    }
+
+    #[test]
+    fn a_published_port_is_bound_where_it_is_published_and_an_exposed_one_stays_private() {
+        let mut web = service("web");
+        web.expose = vec![at(tcp(8094)), at(tcp(9100))];
+        web.publish = vec![publish(None, 8084, 8094)];
+        let policy = compiled(&stack([web])).unwrap().policy;
+        let binds: Vec<_> =
+            policy.services[0].binds.iter().map(|b| (b.container.port, b.published.map(|p| p.host_port))).collect();
+        assert_eq!(binds, [(8094, Some(8084)), (9100, None)]);
+    }
+
+    #[test]
+    fn every_objection_is_reported_at_once() {
+        let mut image = service("image");
+        image.run.process = None;
+        let mut web = service("web");
+        web.replicas = 2;
+        web.publish = vec![publish(None, 80, 80)];
+        let findings = compiled(&stack([image, web])).unwrap_err();
+        assert_eq!(findings.iter().map(|f| f.id).collect::<Vec<_>>(), ["needs-engine", "published-replicas"]);
+    }
+
+    #[test]
+    fn a_flat_network_shares_one_hosts_table() {
+        let compiled = compiled(&stack((0..50).map(|n| service(&format!("s{n}"))))).unwrap();
+        let first = compiled.instances[0].spec.hosts.as_ptr();
+        assert!(compiled.instances.iter().all(|instance| std::ptr::eq(instance.spec.hosts.as_ptr(), first)));
+    }
+}

@@ -1,0 +1,179 @@
+//! A Compose file as written: typed and with places, but names may still refer to nothing.
+//!
+//! What the parts mean together is settled on the way to [`crate::stack::Stack`], in `validate`.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use crate::diagnostic::{Span, Spanned};
+use crate::names::{ProjectName, ServiceName};
+use crate::stack::{Condition, EgressRule, Healthcheck, LogRotation, Mount, PortProto, Process, Publish, Restart};
+
+/// The whole file.
+#[derive(Clone, Debug)]
+pub struct ComposeFile {
+    /// Settled from the option, the environment, the file and the directory.
+    pub project: ProjectName,
+    /// In the order of the file.
+    pub services: Vec<FileService>,
+    /// `networks:` of the file.
+    pub networks: BTreeMap<String, FileNetwork>,
+    /// `volumes:` of the file.
+    pub volumes: BTreeMap<String, Span>,
+    /// `x-palisade.firewall.allow`.
+    pub firewall_allow: Vec<Spanned<PortProto>>,
+    /// `x-palisade.firewall.backend: none`.
+    pub firewall_disabled: bool,
+}
+
+/// A network of the file.
+#[derive(Clone, Debug)]
+pub struct FileNetwork {
+    /// Its key.
+    pub span: Span,
+    /// `internal: true`.
+    pub internal: bool,
+}
+
+/// A service.
+#[derive(Clone, Debug)]
+pub struct FileService {
+    /// Its key.
+    pub name: Spanned<ServiceName>,
+    /// `image`.
+    pub image: Option<Spanned<String>>,
+    /// `build`, `command`, `entrypoint` …: what only `docker compose` uses.
+    pub docker_only: Vec<Spanned<String>>,
+    /// `x-palisade.process`, completed by `user` and `working_dir`.
+    pub process: Option<Process>,
+    /// `x-palisade.process` is written, though perhaps wrong.
+    pub process_written: bool,
+    /// After `env_file` and `environment`.
+    pub environment: BTreeMap<String, String>,
+    /// `container_name`.
+    pub container_name: Option<Spanned<String>>,
+    /// `networks`; `None`: not written.
+    pub networks: Option<Vec<NetworkUse>>,
+    /// `network_mode`.
+    pub network_mode: Option<Spanned<NetworkMode>>,
+    /// `expose`.
+    pub expose: Vec<Spanned<PortProto>>,
+    /// `ports`, ranges spread.
+    pub ports: Vec<Spanned<Publish>>,
+    /// `depends_on`.
+    pub depends_on: Vec<Spanned<FileDependency>>,
+    /// `healthcheck`, unless it is disabled.
+    pub healthcheck: Option<Healthcheck>,
+    /// Where `healthcheck` is written, perhaps with mistakes.
+    pub healthcheck_span: Option<Span>,
+    /// It is written, and says that there is none.
+    pub healthcheck_disabled: bool,
+    /// `restart`.
+    pub restart: Restart,
+    /// `deploy.replicas`, `scale`.
+    pub replicas: Vec<Spanned<u64>>,
+    /// `deploy.resources.limits.memory`, `mem_limit`. 0 is unlimited.
+    pub memory_bytes: Vec<Spanned<u64>>,
+    /// `deploy.resources.limits.cpus`, `cpus`. 0 is unlimited.
+    pub cpu_milli: Vec<Spanned<u64>>,
+    /// `deploy.resources.limits.pids`, `pids_limit`. 0 is unlimited.
+    pub pids: Vec<Spanned<u64>>,
+    /// `stop_signal`.
+    pub stop_signal: String,
+    /// `stop_grace_period`.
+    pub stop_grace_ms: u64,
+    /// `volumes`, `tmpfs`.
+    pub mounts: Vec<Spanned<Mount>>,
+    /// `extra_hosts`.
+    pub extra_hosts: Vec<(String, IpAddr)>,
+    /// `logging`.
+    pub log: LogRotation,
+    /// `cap_add`.
+    pub cap_add: Vec<String>,
+    /// `cap_drop`.
+    pub cap_drop: Vec<String>,
+    /// `read_only`.
+    pub read_only: bool,
+    /// `x-palisade.connect`.
+    pub connect: Option<Vec<Spanned<FileGrant>>>,
+    /// `x-palisade.strict`.
+    pub strict: bool,
+    /// `x-palisade.egress`.
+    pub egress: Option<Spanned<FileEgress>>,
+    /// `x-palisade.host`.
+    pub host_ports: Vec<Spanned<u16>>,
+}
+
+/// One of a service's networks.
+#[derive(Clone, Debug)]
+pub struct NetworkUse {
+    /// Its name.
+    pub name: Spanned<String>,
+    /// Other names of the service.
+    pub aliases: Vec<Spanned<String>>,
+}
+
+/// `network_mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NetworkMode {
+    /// `localhost` also means peers.
+    Host,
+    /// No peers.
+    None,
+    /// As if it weren't written.
+    Bridge,
+}
+
+/// One of `depends_on`.
+#[derive(Clone, Debug)]
+pub struct FileDependency {
+    /// As written.
+    pub service: String,
+    /// How far it must be.
+    pub condition: Condition,
+    /// Restarted with it.
+    pub restart: bool,
+}
+
+/// One of `connect`.
+#[derive(Clone, Debug)]
+pub struct FileGrant {
+    /// As written.
+    pub service: String,
+    /// `None`: all ports.
+    pub port: Option<PortProto>,
+}
+
+/// `egress`.
+#[derive(Clone, Debug)]
+pub enum FileEgress {
+    /// Everything but metadata addresses.
+    All,
+    /// Nothing.
+    None,
+    /// Only these.
+    Only(Vec<Spanned<EgressRule>>),
+}
+
+/// A path of the user's file, made absolute without asking the file system.
+pub(crate) fn resolve(directory: &std::path::Path, home: Option<&str>, path: &str) -> PathBuf {
+    use std::path::Component;
+    let full = match (path.strip_prefix('~'), home) {
+        (Some(rest), Some(home)) if rest.is_empty() || rest.starts_with('/') => {
+            std::path::Path::new(home).join(rest.trim_start_matches('/'))
+        }
+        _ => directory.join(path),
+    };
+    let mut clean = PathBuf::new();
+    for component in full.components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                clean.pop();
+            }
+            other => clean.push(other),
+        }
+    }
+    clean
+}

@@ -1,0 +1,327 @@
+//! Reading typed values out of the tree: variables filled in, keys checked against the table, mistakes collected.
+//!
+//! A function that returns `None` has reported why. What the values mean together is checked in `validate`.
+
+use std::rc::Rc;
+use std::str::FromStr;
+
+use super::Variables;
+use super::interpolate::{self, ProblemKind};
+use super::keys::{Class, Section};
+use super::suggest::nearest;
+use super::yaml::{Data, Entry, Node};
+use crate::diagnostic::{Diagnostic, Sink, SourceMap, Span, Spanned, quoted};
+
+pub(crate) struct Reader<'a> {
+    pub(crate) variables: &'a Variables<'a>,
+    pub(crate) sources: &'a SourceMap,
+    pub(crate) sink: Sink,
+    /// Keys without effect: where each stands first, and how often.
+    idle: Vec<(&'static str, &'static str, Span, usize)>,
+    /// Values that no message may show.
+    pub(crate) masked: Vec<Span>,
+}
+
+/// A single value, variables filled in.
+#[derive(Clone, Debug)]
+pub(crate) struct Text {
+    pub(crate) value: String,
+    pub(crate) span: Span,
+    /// The value as written, when variables were filled in.
+    written: Option<String>,
+}
+
+impl Text {
+    /// For messages: as written, so that no variable's value is shown.
+    pub(crate) fn quoted(&self) -> String {
+        quoted(self.written.as_deref().unwrap_or(&self.value))
+    }
+    pub(crate) fn spanned(self) -> Spanned<String> {
+        Spanned::new(self.value, self.span)
+    }
+}
+
+/// The keys of one mapping that the table says are honoured.
+pub(crate) struct Fields<'n> {
+    section: &'static Section,
+    entries: Vec<Option<&'n Entry>>,
+    pub(crate) docker_only: Vec<&'n Entry>,
+}
+
+impl<'n> Fields<'n> {
+    /// Takes one key out; `None` when it isn't written or has no value.
+    pub(crate) fn take(&mut self, name: &str) -> Option<&'n Entry> {
+        self.written(name).filter(|entry| !entry.value.is_null())
+    }
+    /// Takes one key out, also without a value.
+    pub(crate) fn written(&mut self, name: &str) -> Option<&'n Entry> {
+        debug_assert!(
+            matches!(self.section.key(name).map(|key| key.class), Some(Class::Honoured(_))),
+            "`{name}` of {} is read, so the table must say that it is honoured",
+            self.section.path
+        );
+        self.entries.iter_mut().find(|entry| entry.is_some_and(|entry| entry.key == name)).and_then(Option::take)
+    }
+    pub(crate) fn value(&mut self, name: &str) -> Option<&'n Rc<Node>> {
+        self.take(name).map(|entry| &entry.value)
+    }
+    /// A key that the table promises and nobody reads would be ignored in silence.
+    pub(crate) fn finish(self) {
+        let unread = self.entries.iter().flatten().next().map(|entry| &entry.key);
+        debug_assert_eq!(unread, None, "the table says that this key of {} is honoured", self.section.path);
+    }
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(variables: &'a Variables<'a>, sources: &'a SourceMap, sink: Sink) -> Self {
+        Self { variables, sources, sink, idle: Vec::new(), masked: Vec::new() }
+    }
+
+    pub(crate) fn push(&mut self, diagnostic: Diagnostic) {
+        self.sink.push(diagnostic);
+    }
+
+    /// Ends reading: tells about the keys that have no effect, each once.
+    pub(crate) fn finish(mut self) -> (Sink, Vec<Span>) {
+        for (name, why, span, count) in std::mem::take(&mut self.idle) {
+            let times = match count {
+                1 => String::new(),
+                2 => ", here and in one more place".to_owned(),
+                _ => format!(", here and in {} more places", count - 1),
+            };
+            self.push(
+                Diagnostic::note("no-effect", format!("{} has no effect{times}: {why}", quoted(name))).at(span, ""),
+            );
+        }
+        (self.sink, self.masked)
+    }
+
+    /// The keys of a mapping, checked against the table.
+    pub(crate) fn fields<'n>(&mut self, node: &'n Node, section: &'static Section) -> Option<Fields<'n>> {
+        let Data::Map(entries) = &node.data else {
+            self.push(
+                Diagnostic::error("type", format!("{} is a mapping, but this is {}", section.what, node.kind()))
+                    .at(node.span, "expected `key: value` lines"),
+            );
+            return None;
+        };
+        let mut fields = Fields { section, entries: Vec::with_capacity(entries.len()), docker_only: Vec::new() };
+        for entry in entries {
+            match section.key(&entry.key).map(|key| (key.name, key.class)) {
+                Some((_, Class::Honoured(_))) => fields.entries.push(Some(entry)),
+                Some((_, Class::DockerOnly)) => fields.docker_only.push(entry),
+                Some((name, Class::NoEffect(why))) => self.note_idle(name, why, entry.key_span),
+                Some((name, Class::Refused { why, instead })) => self.push(
+                    Diagnostic::error("refused-key", format!("{} can't be honoured: {why}", quoted(name)))
+                        .at(entry.key_span, format!("in {}", section.what))
+                        .hint(instead),
+                ),
+                None => self.unknown_key(entry, section),
+            }
+        }
+        Some(fields)
+    }
+
+    fn note_idle(&mut self, name: &'static str, why: &'static str, span: Span) {
+        match self.idle.iter_mut().find(|(known, known_why, ..)| *known == name && *known_why == why) {
+            Some((.., count)) => *count += 1,
+            None => self.idle.push((name, why, span, 1)),
+        }
+    }
+
+    fn unknown_key(&mut self, entry: &Entry, section: &Section) {
+        if entry.key.starts_with("x-") && entry.key != "x-palisade" {
+            if nearest(&entry.key, ["x-palisade"]).is_some() {
+                self.push(
+                    Diagnostic::warning("extension", format!("the extension {} is ignored", quoted(&entry.key)))
+                        .at(entry.key_span, "")
+                        .hint("did you mean `x-palisade`?"),
+                );
+            }
+            return;
+        }
+        let diagnostic =
+            Diagnostic::error("unknown-key", format!("{} is not a key of {}", quoted(&entry.key), section.what))
+                .at(entry.key_span, "unknown key");
+        if self.sink.is_full() {
+            return self.push(diagnostic);
+        }
+        let hint = match nearest(&entry.key, section.keys.iter().map(|key| key.name)) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => {
+                let honoured = |key: &&super::keys::Key| !matches!(key.class, Class::Refused { .. });
+                let names: Vec<_> = section.keys.iter().filter(honoured).map(|key| key.name).collect();
+                if names.len() > 12 {
+                    "remove it, or begin its name with `x-` if it is for something else".to_owned()
+                } else {
+                    format!("its keys are `{}`", names.join("`, `"))
+                }
+            }
+        };
+        self.push(diagnostic.hint(hint));
+    }
+
+    /// A mapping with names of the user's own.
+    pub(crate) fn map<'n>(&mut self, node: &'n Node, what: &str) -> Option<&'n [Entry]> {
+        match &node.data {
+            Data::Map(entries) => Some(entries),
+            Data::Null => Some(&[]),
+            _ => self.mistyped(node, what, "a mapping"),
+        }
+    }
+
+    pub(crate) fn list<'n>(&mut self, node: &'n Node, what: &str) -> Option<&'n [Rc<Node>]> {
+        match &node.data {
+            Data::List(items) => Some(items),
+            Data::Null => Some(&[]),
+            _ => self.mistyped(node, what, "a list"),
+        }
+    }
+
+    /// A list, or a single value that stands for a list of one.
+    pub(crate) fn one_or_list<'n>(&mut self, node: &'n Rc<Node>, what: &str) -> Option<&'n [Rc<Node>]> {
+        match &node.data {
+            Data::Scalar(_) => Some(std::slice::from_ref(node)),
+            _ => self.list(node, what),
+        }
+    }
+
+    pub(crate) fn mistyped<T>(&mut self, node: &Node, what: &str, wanted: &str) -> Option<T> {
+        self.push(
+            Diagnostic::error("type", format!("{what} is {wanted}, but this is {}", node.kind()))
+                .at(node.span, format!("expected {wanted}")),
+        );
+        None
+    }
+
+    /// A single value, variables filled in.
+    pub(crate) fn text(&mut self, node: &Node, what: &str) -> Option<Text> {
+        match &node.data {
+            Data::Scalar(text) => self.expand(text, node.span),
+            _ => self.mistyped(node, what, "a single value"),
+        }
+    }
+
+    pub(crate) fn texts(&mut self, node: &Node, what: &str) -> Option<Vec<Text>> {
+        let items = self.list(node, what)?;
+        let texts: Vec<_> = items.iter().filter_map(|item| self.text(item, "an item of this list")).collect();
+        (texts.len() == items.len()).then_some(texts)
+    }
+
+    fn expand(&mut self, text: &str, span: Span) -> Option<Text> {
+        if !text.contains('$') {
+            return Some(Text { value: text.to_owned(), span, written: None });
+        }
+        match interpolate::expand(text, &|name| self.variables.get(name)) {
+            Ok(expanded) => {
+                for variable in expanded.unset {
+                    let at = self.find(text, span, &variable);
+                    self.push(
+                        Diagnostic::warning(
+                            "unset-variable",
+                            format!("the variable {} is not set, so it is empty here", quoted(&variable)),
+                        )
+                        .at(at, "")
+                        .hint(format!(
+                            "set it in the environment or in `.env`, or give a default: `${{{variable}:-…}}`"
+                        ))
+                        .hint(format!("if a dollar sign is meant, write `$${variable}`")),
+                    );
+                }
+                Some(Text { value: expanded.text, span, written: Some(text.to_owned()) })
+            }
+            Err(problem) => {
+                let at = self.part(text, span, problem.start, problem.end);
+                self.push(match problem.kind {
+                    ProblemKind::Required { variable, empty, says } => {
+                        let state = if empty { "empty" } else { "not set" };
+                        let says = if says.is_empty() { String::new() } else { format!(": {}", quoted(&says)) };
+                        Diagnostic::error("required-variable", format!("the variable {} is {state}{says}", quoted(&variable)))
+                            .at(at, "required here")
+                            .hint(format!("set {variable} in the environment or in `.env`"))
+                    }
+                    ProblemKind::LoneDollar => Diagnostic::error("interpolation", "no variable's name follows this `$`")
+                        .at(at, "")
+                        .hint("if a dollar sign is meant, write `$$`"),
+                    ProblemKind::Unclosed => Diagnostic::error("interpolation", "this `${` is never closed")
+                        .at(at, "")
+                        .hint("write `${NAME}`, or `$$` if a dollar sign is meant"),
+                    ProblemKind::NoName => Diagnostic::error("interpolation", "no variable's name follows this `${`")
+                        .at(at, "")
+                        .hint("names are letters, digits and `_`, and don't start with a digit"),
+                    ProblemKind::UnknownOperator => {
+                        Diagnostic::error("interpolation", "this is none of the forms of a variable")
+                            .at(at, "")
+                            .hint("the forms are `${V}`, `${V:-default}`, `${V-default}`, `${V:?error}`, `${V?error}`, `${V:+other}` and `${V+other}`")
+                    }
+                    ProblemKind::TooMuch => {
+                        Diagnostic::error("interpolation", "the variables in this value nest too deep or make it too long")
+                            .at(at, "")
+                            .hint("put the value together outside of the file")
+                    }
+                });
+                None
+            }
+        }
+    }
+
+    /// The span of a part of a value: exact when the value stands in the file as it is.
+    pub(crate) fn part(&self, value: &str, span: Span, start: usize, end: usize) -> Span {
+        match self.sources.text(span).find(value) {
+            Some(at) if !value.is_empty() => span.part(at + start, at + end),
+            _ => span,
+        }
+    }
+
+    /// The span of the first `part` in a value.
+    pub(crate) fn find(&self, value: &str, span: Span, part: &str) -> Span {
+        value.find(part).map_or(span, |at| self.part(value, span, at, at + part.len()))
+    }
+
+    /// An error about a value.
+    pub(crate) fn invalid<T>(&mut self, text: &Text, message: impl Into<String>, hint: &str) -> Option<T> {
+        self.push(Diagnostic::error("invalid-value", message).at(text.span, "").hint(hint));
+        None
+    }
+
+    pub(crate) fn bool(&mut self, node: &Node, what: &str) -> Option<bool> {
+        let text = self.text(node, what)?;
+        match text.value.to_ascii_lowercase().as_str() {
+            "true" | "yes" | "on" | "y" => Some(true),
+            "false" | "no" | "off" | "n" => Some(false),
+            _ => {
+                let message = format!("{what} is `true` or `false`, not {}", text.quoted());
+                self.invalid(&text, message, "write `true` or `false`")
+            }
+        }
+    }
+
+    pub(crate) fn number<T: FromStr>(&mut self, node: &Node, what: &str, hint: &str) -> Option<Spanned<T>> {
+        let text = self.text(node, what)?;
+        match text.value.trim().parse() {
+            Ok(value) => Some(Spanned::new(value, text.span)),
+            Err(_) => {
+                let message = format!("{} is not a number that {what} can be", text.quoted());
+                self.invalid(&text, message, hint)
+            }
+        }
+    }
+
+    /// A value that `parse` understands.
+    pub(crate) fn parsed<T>(
+        &mut self,
+        node: &Node,
+        what: &str,
+        hint: &str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Option<T> {
+        let text = self.text(node, what)?;
+        match parse(&text.value) {
+            Some(value) => Some(value),
+            None => {
+                let message = format!("{} is not {what}", text.quoted());
+                self.invalid(&text, message, hint)
+            }
+        }
+    }
+}

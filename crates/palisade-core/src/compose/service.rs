@@ -1,0 +1,597 @@
+//! One service of the file: its keys, one after the other.
+//!
+//! Ports, mounts, environment and `x-palisade` have modules of their own.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use super::LoadInputs;
+use super::file::{FileDependency, FileService, NetworkMode, NetworkUse};
+use super::keys;
+use super::read::{Fields, Reader};
+use super::units;
+use super::yaml::{Data, Entry, Node};
+use crate::diagnostic::{Diagnostic, Spanned, quoted};
+use crate::names::ServiceName;
+use crate::stack::{Condition, HealthTest, Healthcheck, LogRotation, Restart};
+
+const DURATION_HINT: &str = "write a number with a unit, like `30s`, `1m30s` or `500ms`";
+const SIZE_HINT: &str = "write bytes or a number with a unit, like `512m` or `2g`";
+const CPUS_HINT: &str = "write a decimal number, like `0.5` or `2`";
+const COUNT_HINT: &str = "write a whole number";
+
+const SIGNALS: [&str; 31] = [
+    "SIGHUP",
+    "SIGINT",
+    "SIGQUIT",
+    "SIGILL",
+    "SIGTRAP",
+    "SIGABRT",
+    "SIGBUS",
+    "SIGFPE",
+    "SIGKILL",
+    "SIGUSR1",
+    "SIGSEGV",
+    "SIGUSR2",
+    "SIGPIPE",
+    "SIGALRM",
+    "SIGTERM",
+    "SIGSTKFLT",
+    "SIGCHLD",
+    "SIGCONT",
+    "SIGSTOP",
+    "SIGTSTP",
+    "SIGTTIN",
+    "SIGTTOU",
+    "SIGURG",
+    "SIGXCPU",
+    "SIGXFSZ",
+    "SIGVTALRM",
+    "SIGPROF",
+    "SIGWINCH",
+    "SIGIO",
+    "SIGPWR",
+    "SIGSYS",
+];
+
+impl Reader<'_> {
+    /// A service; `None` when it is none at all.
+    pub(crate) fn service(&mut self, entry: &Entry, inputs: &LoadInputs<'_>) -> Option<FileService> {
+        let name = match ServiceName::parse(entry.key.as_str()) {
+            Ok(name) => Some(Spanned::new(name, entry.key_span)),
+            Err(error) => {
+                self.push(
+                    Diagnostic::error("invalid-name", format!("{} is not a valid service name", quoted(&entry.key)))
+                        .at(entry.key_span, "")
+                        .hint(format!("service names are {}", error.rule)),
+                );
+                None
+            }
+        };
+        if entry.value.is_null() {
+            self.push(
+                Diagnostic::error("type", format!("the service {} is empty", quoted(&entry.key)))
+                    .at(entry.key_span, "nothing is below this key")
+                    .hint("give it at least `x-palisade: {process: {command: […]}}`; check the indentation"),
+            );
+            return None;
+        }
+        let mut fields = self.fields(&entry.value, &keys::SERVICE)?;
+        // A service whose name is wrong is still read, so that all its mistakes are reported at once.
+        let name = name.unwrap_or_else(|| Spanned::new(placeholder_name(), entry.key_span));
+        let mut service = empty(name);
+        self.docker_only(&fields, &mut service);
+        self.palisade(&mut fields, &mut service, inputs);
+        self.networks_of(&mut fields, &mut service);
+        self.limits(&mut fields, &mut service);
+        self.environment(&mut fields, &mut service, inputs);
+        if let Some(node) = fields.value("expose") {
+            service.expose = self.expose(node);
+        }
+        if let Some(node) = fields.value("ports") {
+            service.ports = self.ports(node);
+        }
+        if let Some(node) = fields.value("depends_on") {
+            service.depends_on = self.depends_on(node);
+        }
+        if let Some(entry) = fields.take("healthcheck") {
+            service.healthcheck_span = Some(entry.key_span);
+            let healthcheck = self.healthcheck(&entry.value);
+            service.healthcheck_disabled = matches!(healthcheck, Some(None));
+            service.healthcheck = healthcheck.flatten();
+        }
+        if let Some(node) = fields.value("restart") {
+            service.restart = self.restart(node).unwrap_or(Restart::No);
+        }
+        if let Some(node) = fields.value("stop_signal") {
+            let hint = "write a name like `SIGTERM`, or its number";
+            service.stop_signal = self.parsed(node, "a signal", hint, signal).unwrap_or_default();
+        }
+        if let Some(node) = fields.value("stop_grace_period") {
+            service.stop_grace_ms = self.duration(node).unwrap_or_default();
+        }
+        if let Some(node) = fields.value("volumes") {
+            service.mounts = self.mounts(node, inputs.project_dir);
+        }
+        if let Some(node) = fields.value("tmpfs") {
+            service.mounts.extend(self.tmpfs(node));
+        }
+        if let Some(node) = fields.value("extra_hosts") {
+            service.extra_hosts = self.extra_hosts(node);
+        }
+        if let Some(node) = fields.value("logging") {
+            service.log = self.logging(node).unwrap_or_default();
+        }
+        if let Some(node) = fields.value("cap_add") {
+            service.cap_add = self.capabilities(node, "`cap_add`", true);
+        }
+        if let Some(node) = fields.value("cap_drop") {
+            service.cap_drop = self.capabilities(node, "`cap_drop`", false);
+        }
+        if let Some(node) = fields.value("read_only") {
+            service.read_only = self.bool(node, "`read_only`").unwrap_or_default();
+        }
+        if let Some(entry) = fields.take("privileged")
+            && self.bool(&entry.value, "`privileged`") == Some(true)
+        {
+            self.push(
+                Diagnostic::error("beyond-the-guard", "a privileged service can't be guarded")
+                    .at(entry.key_span, "")
+                    .hint("remove it, and add the capability that is needed with `cap_add`"),
+            );
+        }
+        if let Some(node) = fields.value("security_opt") {
+            for text in self.texts(node, "`security_opt`").unwrap_or_default() {
+                if !matches!(
+                    text.value.as_str(),
+                    "no-new-privileges" | "no-new-privileges:true" | "no-new-privileges=true"
+                ) {
+                    let message = format!(
+                        "{} can't be honoured: services run with the guard's own seccomp filter",
+                        text.quoted()
+                    );
+                    self.invalid::<()>(&text, message, "only `no-new-privileges:true` is accepted, and always so");
+                }
+            }
+        }
+        fields.finish();
+        Some(service)
+    }
+
+    fn docker_only(&mut self, fields: &Fields<'_>, service: &mut FileService) {
+        for entry in &fields.docker_only {
+            if entry.key == "image" {
+                service.image = self.text(&entry.value, "`image`").map(|text| text.spanned());
+            } else {
+                service.docker_only.push(Spanned::new(entry.key.clone(), entry.key_span));
+            }
+        }
+    }
+
+    fn networks_of(&mut self, fields: &mut Fields<'_>, service: &mut FileService) {
+        if let Some(node) = fields.value("container_name") {
+            service.container_name = self.host_name(node);
+        }
+        if let Some(node) = fields.value("network_mode") {
+            service.network_mode = self.network_mode(node);
+        }
+        let Some(entry) = fields.take("networks") else { return };
+        let mut uses = Vec::new();
+        match &entry.value.data {
+            Data::Map(entries) => {
+                for entry in entries {
+                    let name = Spanned::new(entry.key.clone(), entry.key_span);
+                    let aliases = if entry.value.is_null() { Vec::new() } else { self.aliases(&entry.value) };
+                    uses.push(NetworkUse { name, aliases });
+                }
+            }
+            _ => {
+                for text in self.texts(&entry.value, "`networks`").unwrap_or_default() {
+                    uses.push(NetworkUse { name: text.spanned(), aliases: Vec::new() });
+                }
+            }
+        }
+        if let Some(mode) = &service.network_mode {
+            self.push(
+                Diagnostic::error("conflict", "`networks` and `network_mode` exclude each other")
+                    .at(entry.key_span, "")
+                    .also(mode.span, "the mode is given here")
+                    .hint("remove `network_mode`: every service is on the host's network anyway"),
+            );
+        }
+        service.networks = Some(uses);
+    }
+
+    fn aliases(&mut self, node: &Node) -> Vec<Spanned<String>> {
+        let Some(mut fields) = self.fields(node, &keys::SERVICE_NETWORK) else { return Vec::new() };
+        let aliases = fields.value("aliases").and_then(|node| self.list(node, "`aliases`")).unwrap_or_default();
+        fields.finish();
+        aliases.iter().filter_map(|node| self.host_name(node)).collect()
+    }
+
+    /// A name for hosts files: it must not be able to add lines to them.
+    fn host_name(&mut self, node: &Node) -> Option<Spanned<String>> {
+        let text = self.text(node, "a name")?;
+        if is_host_name(&text.value) {
+            return Some(text.spanned());
+        }
+        let message = format!("{} is not a valid host name", text.quoted());
+        self.invalid(
+            &text,
+            message,
+            "host names are letters, digits, `.`, `_` and `-`, and begin with a letter or digit",
+        )
+    }
+
+    fn network_mode(&mut self, node: &Node) -> Option<Spanned<NetworkMode>> {
+        let text = self.text(node, "`network_mode`")?;
+        let mode = match text.value.as_str() {
+            "host" => NetworkMode::Host,
+            "none" => NetworkMode::None,
+            "bridge" | "default" => NetworkMode::Bridge,
+            other if other.starts_with("service:") || other.starts_with("container:") => {
+                let message =
+                    format!("{} can't be honoured: the guard gives each service addresses of its own", text.quoted());
+                return self.invalid(
+                    &text,
+                    message,
+                    "put both services into one network, and use the other one's name",
+                );
+            }
+            _ => {
+                let message = format!("{} is not a network mode", text.quoted());
+                return self.invalid(&text, message, "`host`, `bridge` and `none` are");
+            }
+        };
+        Some(Spanned::new(mode, text.span))
+    }
+
+    fn limits(&mut self, fields: &mut Fields<'_>, service: &mut FileService) {
+        if let Some(node) = fields.value("scale") {
+            service.replicas.extend(self.number(node, "`scale`", COUNT_HINT));
+        }
+        if let Some(node) = fields.value("mem_limit") {
+            service.memory_bytes.extend(self.memory(node));
+        }
+        if let Some(node) = fields.value("cpus") {
+            service.cpu_milli.extend(self.cpus(node));
+        }
+        if let Some(node) = fields.value("pids_limit") {
+            service.pids.extend(self.pids(node));
+        }
+        let Some(mut deploy) = fields.value("deploy").and_then(|node| self.fields(node, &keys::DEPLOY)) else { return };
+        if let Some(node) = deploy.value("replicas") {
+            service.replicas.extend(self.number(node, "`replicas`", COUNT_HINT));
+        }
+        if let Some(node) = deploy.value("mode") {
+            let hint = "one machine runs `replicas` instances: remove it";
+            self.parsed(node, "a mode that Palisade has", hint, |mode| (mode == "replicated").then_some(()));
+        }
+        if let Some(mut resources) = deploy.value("resources").and_then(|node| self.fields(node, &keys::RESOURCES)) {
+            let limits = resources.value("limits");
+            if let Some(mut limits) = limits.and_then(|node| self.fields(node, &keys::RESOURCE_LIMITS)) {
+                if let Some(node) = limits.value("memory") {
+                    service.memory_bytes.extend(self.memory(node));
+                }
+                if let Some(node) = limits.value("cpus") {
+                    service.cpu_milli.extend(self.cpus(node));
+                }
+                if let Some(node) = limits.value("pids") {
+                    service.pids.extend(self.pids(node));
+                }
+                limits.finish();
+            }
+            resources.finish();
+        }
+        deploy.finish();
+    }
+
+    fn memory(&mut self, node: &Node) -> Option<Spanned<u64>> {
+        let bytes = self.parsed(node, "a size", SIZE_HINT, |text| units::bytes(text, 1024))?;
+        Some(Spanned::new(bytes, node.span))
+    }
+
+    fn cpus(&mut self, node: &Node) -> Option<Spanned<u64>> {
+        let milli = self.parsed(node, "a number of processors", CPUS_HINT, |text| {
+            // What is too little to be a thousandth must not become "unlimited".
+            units::cpu_milli(text).filter(|milli| *milli > 0 || text.chars().all(|c| matches!(c, '0' | '.')))
+        })?;
+        Some(Spanned::new(milli, node.span))
+    }
+
+    fn pids(&mut self, node: &Node) -> Option<Spanned<u64>> {
+        let number = self.number::<i64>(node, "a limit of processes", "write a whole number; -1 is unlimited")?;
+        if number.value < -1 {
+            self.push(
+                Diagnostic::error("invalid-value", "a limit of processes can't be negative")
+                    .at(number.span, "")
+                    .hint("write a whole number; -1 is unlimited"),
+            );
+            return None;
+        }
+        Some(Spanned::new(u64::try_from(number.value).unwrap_or(0), number.span))
+    }
+
+    fn depends_on(&mut self, node: &Node) -> Vec<Spanned<FileDependency>> {
+        let mut dependencies = Vec::new();
+        if let Data::List(_) = node.data {
+            for text in self.texts(node, "`depends_on`").unwrap_or_default() {
+                let dependency =
+                    FileDependency { service: text.value, condition: Condition::ServiceStarted, restart: false };
+                dependencies.push(Spanned::new(dependency, text.span));
+            }
+            return dependencies;
+        }
+        for entry in self.map(node, "`depends_on`").unwrap_or_default() {
+            let mut dependency =
+                FileDependency { service: entry.key.clone(), condition: Condition::ServiceStarted, restart: false };
+            if !entry.value.is_null() {
+                let Some(mut fields) = self.fields(&entry.value, &keys::DEPENDENCY) else { continue };
+                if let Some(node) = fields.value("condition") {
+                    let hint = "`service_started`, `service_healthy` and `service_completed_successfully` are";
+                    let condition = self.parsed(node, "a condition", hint, |text| match text {
+                        "service_started" => Some(Condition::ServiceStarted),
+                        "service_healthy" => Some(Condition::ServiceHealthy),
+                        "service_completed_successfully" => Some(Condition::ServiceCompletedSuccessfully),
+                        _ => None,
+                    });
+                    dependency.condition = condition.unwrap_or(Condition::ServiceStarted);
+                }
+                if let Some(node) = fields.value("restart") {
+                    dependency.restart = self.bool(node, "`restart`").unwrap_or_default();
+                }
+                if let Some(required) = fields.take("required")
+                    && self.bool(&required.value, "`required`") == Some(false)
+                {
+                    self.push(
+                        Diagnostic::error(
+                            "refused-value",
+                            "`required: false` can't be honoured: a stack is started whole, so nothing is optional",
+                        )
+                        .at(required.key_span, "")
+                        .hint("remove it, or the whole dependency"),
+                    );
+                }
+                fields.finish();
+            }
+            dependencies.push(Spanned::new(dependency, entry.key_span));
+        }
+        dependencies
+    }
+
+    fn duration(&mut self, node: &Node) -> Option<u64> {
+        self.parsed(node, "a duration", DURATION_HINT, units::duration_ms)
+    }
+
+    /// `None`: a mistake, reported; `Some(None)`: disabled.
+    fn healthcheck(&mut self, node: &Node) -> Option<Option<Healthcheck>> {
+        let mut fields = self.fields(node, &keys::HEALTHCHECK)?;
+        let disabled = fields.value("disable").is_some_and(|n| self.bool(n, "`disable`").unwrap_or_default());
+        let mut time = |reader: &mut Self, name: &str, default: u64, positive: bool| -> u64 {
+            let Some(node) = fields.value(name) else { return default };
+            let what = if positive { "a duration above zero" } else { "a duration" };
+            let parse = |text: &str| units::duration_ms(text).filter(|ms| *ms > 0 || !positive);
+            reader.parsed(node, what, DURATION_HINT, parse).unwrap_or(default)
+        };
+        let interval_ms = time(self, "interval", 30_000, true);
+        let timeout_ms = time(self, "timeout", 30_000, true);
+        let start_period_ms = time(self, "start_period", 0, false);
+        let start_interval_ms = time(self, "start_interval", 5_000, true);
+        let retries = fields.value("retries").and_then(|node| {
+            let retries = self.number::<u32>(node, "`retries`", COUNT_HINT)?.value;
+            // Docker reads 0 as "not given".
+            (retries > 0).then_some(retries)
+        });
+        let test = fields.value("test");
+        fields.finish();
+        if disabled {
+            return Some(None);
+        }
+        let Some(test) = test else {
+            self.push(
+                Diagnostic::error("missing-key", "this health check has no `test`")
+                    .at(node.span, "")
+                    .hint("say what to run: `test: [\"CMD\", \"pg_isready\"]`"),
+            );
+            return None;
+        };
+        let retries = retries.unwrap_or(3);
+        let times = |test| Healthcheck { test, interval_ms, timeout_ms, retries, start_period_ms, start_interval_ms };
+        Some(self.health_test(test)?.map(times))
+    }
+
+    /// `None`: a mistake, reported; `Some(None)`: `["NONE"]`.
+    fn health_test(&mut self, node: &Node) -> Option<Option<HealthTest>> {
+        if let Data::Scalar(_) = node.data {
+            return Some(Some(HealthTest::Shell(self.text(node, "`test`")?.value)));
+        }
+        let words: Vec<String> = self.texts(node, "`test`")?.into_iter().map(|text| text.value).collect();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        match words[..] {
+            ["NONE"] => Some(None),
+            ["CMD", ref command @ ..] if !command.is_empty() => {
+                Some(Some(HealthTest::Command(command.iter().map(|word| (*word).to_owned()).collect())))
+            }
+            ["CMD-SHELL", line] => Some(Some(HealthTest::Shell(line.to_owned()))),
+            _ => {
+                self.push(
+                    Diagnostic::error("invalid-value", "this is none of the forms of a health check's test")
+                        .at(node.span, "")
+                        .hint("write `[\"CMD\", \"program\", \"argument\"]`, `[\"CMD-SHELL\", \"line\"]`, a string, or `[\"NONE\"]`"),
+                );
+                None
+            }
+        }
+    }
+
+    fn restart(&mut self, node: &Node) -> Option<Restart> {
+        let hint = "`no`, `always`, `on-failure`, `on-failure:3` and `unless-stopped` are";
+        self.parsed(node, "a restart policy", hint, |text| match text {
+            // `no` without quotes is a boolean for other readers of YAML.
+            "no" | "false" => Some(Restart::No),
+            "always" => Some(Restart::Always),
+            "unless-stopped" => Some(Restart::UnlessStopped),
+            "on-failure" => Some(Restart::OnFailure { attempts_max: None }),
+            _ => {
+                let attempts = text.strip_prefix("on-failure:")?.parse().ok()?;
+                Some(Restart::OnFailure { attempts_max: Some(attempts) })
+            }
+        })
+    }
+
+    fn extra_hosts(&mut self, node: &Node) -> Vec<(String, IpAddr)> {
+        let mut hosts = Vec::new();
+        let hint = "write `\"name=192.0.2.1\"`";
+        if let Data::Map(entries) = &node.data {
+            for entry in entries {
+                let Some(text) = self.text(&entry.value, "an address") else { continue };
+                hosts.extend(self.extra_host(&text, &entry.key, &text.value));
+            }
+            return hosts;
+        }
+        for text in self.texts(node, "`extra_hosts`").unwrap_or_default() {
+            match text.value.split_once(['=', ':']) {
+                Some((name, address)) => hosts.extend(self.extra_host(&text, name, address)),
+                None => {
+                    let message = format!("{} is not a name with an address", text.quoted());
+                    self.invalid::<()>(&text, message, hint);
+                }
+            }
+        }
+        hosts
+    }
+
+    fn extra_host(&mut self, text: &super::read::Text, name: &str, address: &str) -> Option<(String, IpAddr)> {
+        if !is_host_name(name) {
+            let message = format!("{} is not a valid host name", quoted(name));
+            return self.invalid(text, message, "host names are letters, digits, `.`, `_` and `-`");
+        }
+        if address == "host-gateway" {
+            let message = "`host-gateway` has no address: the service is on the host's network";
+            return self.invalid(
+                text,
+                message,
+                "list the host's ports in `x-palisade.host`, and connect to `localhost`",
+            );
+        }
+        let inner = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+        match inner.unwrap_or(address).parse() {
+            Ok(ip) => Some((name.to_owned(), ip)),
+            Err(_) => {
+                let message = format!("{} does not end in an IP address", text.quoted());
+                self.invalid(text, message, "write `\"name=192.0.2.1\"`")
+            }
+        }
+    }
+
+    fn logging(&mut self, node: &Node) -> Option<LogRotation> {
+        let mut fields = self.fields(node, &keys::LOGGING)?;
+        if let Some(node) = fields.value("driver") {
+            let hint = "output goes to files that `palisade logs` reads: write `json-file` or `local`, or remove it";
+            self.parsed(node, "a log driver that Palisade has", hint, |text| {
+                matches!(text, "json-file" | "local").then_some(())
+            });
+        }
+        let options = fields.value("options");
+        fields.finish();
+        let mut log = LogRotation::default();
+        let mut fields = self.fields(options?, &keys::LOGGING_OPTIONS)?;
+        if let Some(node) = fields.value("max-size") {
+            let hint = "write bytes or a number with a unit, like `10m`; at least `4k`";
+            // Docker counts log sizes in thousands.
+            let bytes =
+                self.parsed(node, "a log size", hint, |text| units::bytes(text, 1000).filter(|bytes| *bytes >= 4000));
+            log.max_bytes = bytes.unwrap_or(log.max_bytes);
+        }
+        if let Some(node) = fields.value("max-file") {
+            let files = self.parsed(node, "a number of logs", "write 1 to 1000", |text| {
+                text.parse::<u32>().ok().filter(|files| (1..=1000).contains(files))
+            });
+            log.max_files = files.unwrap_or(log.max_files);
+        }
+        fields.finish();
+        Some(log)
+    }
+
+    pub(crate) fn working_dir(&mut self, node: &Node) -> Option<PathBuf> {
+        self.parsed(node, "an absolute path", "write a path that begins with `/`", |text| {
+            let path = PathBuf::from(text);
+            path.is_absolute().then_some(path)
+        })
+    }
+}
+
+fn is_host_name(name: &str) -> bool {
+    name.len() <= 253
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+}
+
+fn signal(text: &str) -> Option<String> {
+    if let Ok(number) = text.parse::<usize>() {
+        return SIGNALS.get(number.checked_sub(1)?).map(|name| (*name).to_owned());
+    }
+    let upper = text.to_ascii_uppercase();
+    SIGNALS.into_iter().find(|name| *name == upper || name[3..] == upper).map(str::to_owned)
+}
+
+fn placeholder_name() -> ServiceName {
+    ServiceName::parse("invalid").unwrap_or_else(|_| unreachable!("the word keeps the rules"))
+}
+
+fn empty(name: Spanned<ServiceName>) -> FileService {
+    FileService {
+        name,
+        image: None,
+        docker_only: Vec::new(),
+        process: None,
+        process_written: false,
+        environment: std::collections::BTreeMap::new(),
+        container_name: None,
+        networks: None,
+        network_mode: None,
+        expose: Vec::new(),
+        ports: Vec::new(),
+        depends_on: Vec::new(),
+        healthcheck: None,
+        healthcheck_span: None,
+        healthcheck_disabled: false,
+        restart: Restart::No,
+        replicas: Vec::new(),
+        memory_bytes: Vec::new(),
+        cpu_milli: Vec::new(),
+        pids: Vec::new(),
+        stop_signal: "SIGTERM".into(),
+        stop_grace_ms: 10_000,
+        mounts: Vec::new(),
+        extra_hosts: Vec::new(),
+        log: LogRotation::default(),
+        cap_add: Vec::new(),
+        cap_drop: Vec::new(),
+        read_only: false,
+        connect: None,
+        strict: false,
+        egress: None,
+        host_ports: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_by_name_and_number() {
+        assert_eq!(signal("term").as_deref(), Some("SIGTERM"));
+        assert_eq!(signal("SIGINT").as_deref(), Some("SIGINT"));
+        assert_eq!(signal("15").as_deref(), Some("SIGTERM"));
+        assert_eq!(signal("31").as_deref(), Some("SIGSYS"));
+        assert_eq!((signal("0"), signal("99"), signal("SIGNONE")), (None, None, None));
+    }
+
+    #[test]
+    fn hosts_files_can_not_be_broken_into() {
+        assert!(is_host_name("db-1.example_x"));
+        assert!(!is_host_name("a b") && !is_host_name("a\n127.0.0.1 b") && !is_host_name("") && !is_host_name("-a"));
+    }
+}

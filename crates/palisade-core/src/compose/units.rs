@@ -1,0 +1,94 @@
+//! Durations, byte sizes and processor shares as Compose writes them.
+//!
+//! Text in, numbers out; messages are made by the callers.
+
+/// `1m30s`, `1.5h`, `250ms` as milliseconds; less than one is rounded up.
+pub(crate) fn duration_ms(text: &str) -> Option<u64> {
+    if text == "0" {
+        return Some(0);
+    }
+    let mut rest = text;
+    let mut micros = 0.0_f64;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = rest[..digits].parse().ok()?;
+        rest = &rest[digits..];
+        let unit = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        micros += number
+            * match &rest[..unit] {
+                "us" | "µs" => 1.0,
+                "ms" => 1e3,
+                "s" => 1e6,
+                "m" => 60e6,
+                "h" => 3600e6,
+                _ => return None,
+            };
+        rest = &rest[unit..];
+    }
+    // A hundred years: what is more is a slip, and would overflow clocks.
+    (!text.is_empty() && micros <= 3.2e15).then(|| (micros / 1e3).ceil() as u64)
+}
+
+/// `512m`, `1.5g`, `64KiB` or plain bytes; each letter is a factor of `base` (1024 for memory, 1000 for logs).
+pub(crate) fn bytes(text: &str, base: u64) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let number: f64 = text[..digits].parse().ok()?;
+    let power = match text[digits..].trim_start().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 1,
+        "m" | "mb" | "mib" => 2,
+        "g" | "gb" | "gib" => 3,
+        "t" | "tb" | "tib" => 4,
+        _ => return None,
+    };
+    let bytes = number * (base as f64).powi(power);
+    (bytes < 9e18).then_some(bytes as u64)
+}
+
+/// `0.5` processors as thousandths.
+pub(crate) fn cpu_milli(text: &str) -> Option<u64> {
+    let valid = !text.is_empty() && text.chars().all(|c| c.is_ascii_digit() || c == '.');
+    let number: f64 = valid.then(|| text.parse().ok())??;
+    (number <= 1e6).then(|| (number * 1000.0).round() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        for (text, ms) in [
+            ("1m30s", Some(90_000)),
+            ("1.5s", Some(1500)),
+            ("250ms", Some(250)),
+            ("1us", Some(1)),
+            ("2h", Some(7_200_000)),
+            ("0s", Some(0)),
+            ("0", Some(0)),
+            ("10", None),
+            ("", None),
+            ("10 s", None),
+            ("-1s", None),
+            ("ms", None),
+            ("1d", None),
+            ("99999999999h", None),
+        ] {
+            assert_eq!(duration_ms(text), ms, "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_and_shares() {
+        assert_eq!(bytes("512m", 1024), Some(512 << 20));
+        assert_eq!(bytes("1.5g", 1024), Some(3 << 29));
+        assert_eq!(bytes("64KiB", 1024), Some(64 << 10));
+        assert_eq!(bytes("10m", 1000), Some(10_000_000));
+        assert_eq!(bytes("1024", 1024), Some(1024));
+        assert_eq!((bytes("m", 1024), bytes("1x", 1024), bytes("-1", 1024)), (None, None, None));
+        assert_eq!(
+            (cpu_milli("0.5"), cpu_milli("2"), cpu_milli("-1"), cpu_milli("x")),
+            (Some(500), Some(2000), None, None)
+        );
+    }
+}

@@ -1,0 +1,444 @@
+//! YAML text as a tree that knows where each of its nodes stands.
+//!
+//! What the keys mean is none of its business. Aliases share their target, so a file that doubles itself a hundred
+//! times costs no memory; how big it would be when written out is counted, and too much of it is refused.
+
+use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Tag};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use crate::diagnostic::{Diagnostic, FileId, Span, quoted};
+
+/// Nesting deeper than this is refused.
+pub(crate) const DEPTH_MAX: usize = 64;
+/// More nodes than this, aliases written out, are refused.
+pub(crate) const NODES_MAX: u64 = 2_000_000;
+/// So many nodes may come from aliases at most, whatever the size of the rest.
+pub(crate) const ALIASED_NODES_MAX: u64 = 200_000;
+
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) span: Span,
+    pub(crate) data: Data,
+    /// How many nodes it is when aliases are written out, itself included.
+    weight: u64,
+}
+
+#[derive(Debug)]
+pub(crate) enum Data {
+    Null,
+    Scalar(String),
+    List(Vec<Rc<Node>>),
+    Map(Vec<Entry>),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) key: String,
+    pub(crate) key_span: Span,
+    pub(crate) value: Rc<Node>,
+}
+
+impl Node {
+    pub(crate) fn is_null(&self) -> bool {
+        matches!(self.data, Data::Null)
+    }
+    /// "a list", for messages.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self.data {
+            Data::Null => "nothing",
+            Data::Scalar(_) => "a single value",
+            Data::List(_) => "a list",
+            Data::Map(_) => "a mapping",
+        }
+    }
+}
+
+/// A list or mapping that isn't complete yet.
+struct Open {
+    start: usize,
+    anchor: usize,
+    weight: u64,
+    parts: Parts,
+}
+
+enum Parts {
+    List(Vec<Rc<Node>>),
+    Map { entries: Vec<Entry>, key: Option<(String, Span, bool)>, merges: Vec<(Span, Rc<Node>)> },
+}
+
+struct Builder<'t> {
+    text: &'t str,
+    file: FileId,
+    /// Byte of each character; `None` when each character is one byte.
+    byte_of_char: Option<Vec<u32>>,
+    open: Vec<Open>,
+    anchors: HashMap<usize, Rc<Node>>,
+    aliased: u64,
+    root: Option<Rc<Node>>,
+    problems: Vec<Diagnostic>,
+}
+
+/// Parses one document. `None`: the parser had to stop. Problems that don't stop it (a key given twice) come with
+/// the tree.
+pub(crate) fn parse(text: &str, file: FileId) -> (Option<Rc<Node>>, Vec<Diagnostic>) {
+    let byte_of_char = (!text.is_ascii())
+        .then(|| text.char_indices().map(|(at, _)| at as u32).chain(std::iter::once(text.len() as u32)).collect());
+    let mut builder = Builder {
+        text,
+        file,
+        byte_of_char,
+        open: Vec::new(),
+        anchors: HashMap::new(),
+        aliased: 0,
+        root: None,
+        problems: Vec::new(),
+    };
+    let mut documents = 0;
+    for event in Parser::new_from_str(text) {
+        let fatal = match event {
+            Err(error) => Some(builder.scan_error(&error)),
+            Ok((Event::DocumentStart(_), _)) if documents == 0 => {
+                documents = 1;
+                None
+            }
+            Ok((Event::DocumentStart(_), span)) => Some(
+                Diagnostic::error("second-document", "a second YAML document starts here")
+                    .at(builder.span(span), "")
+                    .hint("a Compose file is one document: remove the `---`, or put the rest into a file of its own"),
+            ),
+            Ok((event, span)) => builder.event(event, builder.span(span)),
+        };
+        if let Some(fatal) = fatal {
+            builder.problems.push(fatal);
+            return (None, builder.problems);
+        }
+    }
+    let nothing = || Rc::new(Node { span: Span { file, start: 0, end: 0 }, data: Data::Null, weight: 1 });
+    (Some(builder.root.unwrap_or_else(nothing)), builder.problems)
+}
+
+impl Builder<'_> {
+    fn byte(&self, index: usize) -> u32 {
+        match &self.byte_of_char {
+            None => index.min(self.text.len()) as u32,
+            Some(bytes) => bytes.get(index).copied().unwrap_or(self.text.len() as u32),
+        }
+    }
+
+    fn span(&self, span: saphyr_parser::Span) -> Span {
+        let start = self.byte(span.start.index());
+        Span { file: self.file, start, end: self.byte(span.end.index()).max(start) }
+    }
+
+    fn scan_error(&self, error: &ScanError) -> Diagnostic {
+        let start = self.byte(error.marker().index()) as usize;
+        let rest = &self.text[start..];
+        if error.info().contains("recursion") {
+            return too_deep(Span { file: self.file, start: start as u32, end: start as u32 });
+        }
+        // The parser notices a tab late or early; the tab itself is what must be looked at.
+        let line_start = self.text[..start].rfind('\n').map_or(0, |at| at + 1);
+        let mut at = line_start;
+        for line in self.text[line_start..].split_inclusive('\n').take(3) {
+            let indentation = &line[..line.len() - line.trim_start().len()];
+            if let Some(tab) = indentation.find('\t').filter(|_| !line.trim().is_empty()) {
+                let start = (at + tab) as u32;
+                return Diagnostic::error("yaml", "this is not valid YAML: a tab is in the indentation")
+                    .at(Span { file: self.file, start, end: start + 1 }, "a tab")
+                    .hint("YAML is indented with spaces: replace the tab");
+            }
+            at += line.len();
+        }
+        let end = start + rest.chars().next().filter(|c| *c != '\n').map_or(0, char::len_utf8);
+        let span = Span { file: self.file, start: start as u32, end: end as u32 };
+        let diagnostic = Diagnostic::error("yaml", "this is not valid YAML").at(span, error.info());
+        if rest.trim().is_empty() {
+            return diagnostic.hint("the file ends too early: is a quote or a bracket left open?");
+        }
+        if error.info().contains("mapping values") || error.info().contains("simple key") {
+            return diagnostic
+                .hint("look at the indentation here and one line above, and quote values that contain `: `");
+        }
+        diagnostic.hint("look at the indentation, quotes and brackets here and one line above")
+    }
+
+    /// Takes one event; `Some` stops the parser.
+    fn event(&mut self, event: Event<'_>, span: Span) -> Option<Diagnostic> {
+        match event {
+            Event::Alias(anchor) => {
+                let Some(target) = self.anchors.get(&anchor).cloned() else {
+                    return Some(
+                        Diagnostic::error("alias", "this alias stands inside what it refers to")
+                            .at(span, "")
+                            .hint("an alias repeats something that is complete: write its content out instead"),
+                    );
+                };
+                self.aliased = self.aliased.saturating_add(target.weight);
+                if self.aliased > ALIASED_NODES_MAX {
+                    return Some(
+                        Diagnostic::error(
+                            "alias-bomb",
+                            format!("written out, the aliases of this file are more than {ALIASED_NODES_MAX} values"),
+                        )
+                        .at(span, "this one goes past the limit")
+                        .hint("aliases of aliases multiply: repeat smaller parts, or write them out"),
+                    );
+                }
+                self.add(target, span)
+            }
+            Event::Scalar(value, style, anchor, tag) => {
+                if let Some(problem) = self.refuse_tag(tag.as_deref(), span) {
+                    return Some(problem);
+                }
+                let plain = style == ScalarStyle::Plain && tag.is_none();
+                let data = if plain && matches!(&*value, "" | "~" | "null" | "Null" | "NULL") {
+                    Data::Null
+                } else {
+                    Data::Scalar(value.into_owned())
+                };
+                // `<<` is the merge key only when it isn't quoted.
+                let merge = plain && matches!(&data, Data::Scalar(text) if text == "<<");
+                if let Some(Open { parts: Parts::Map { key: key @ None, .. }, .. }) = self.open.last_mut() {
+                    let text = match data {
+                        Data::Scalar(text) => text,
+                        _ if span.start == span.end => {
+                            return Some(
+                                Diagnostic::error("yaml", "a key is missing before this `:`")
+                                    .at(span, "")
+                                    .hint("write `key: value`"),
+                            );
+                        }
+                        _ => "null".to_owned(),
+                    };
+                    *key = Some((text, span, merge));
+                    return None;
+                }
+                self.finish(Node { span, data, weight: 1 }, anchor)
+            }
+            Event::SequenceStart(anchor, tag) => self.open(anchor, tag.as_deref(), span, Parts::List(Vec::new())),
+            Event::MappingStart(anchor, tag) => {
+                let parts = Parts::Map { entries: Vec::new(), key: None, merges: Vec::new() };
+                self.open(anchor, tag.as_deref(), span, parts)
+            }
+            Event::SequenceEnd | Event::MappingEnd => {
+                let open = self.open.pop()?;
+                let data = match open.parts {
+                    Parts::List(items) => Data::List(items),
+                    Parts::Map { entries, merges, .. } => Data::Map(self.merge(entries, merges)),
+                };
+                let span = self.collection_span(open.start, span, &data);
+                self.finish(Node { span, data, weight: open.weight }, open.anchor)
+            }
+            Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentStart(_) | Event::DocumentEnd => {
+                None
+            }
+        }
+    }
+
+    fn open(&mut self, anchor: usize, tag: Option<&Tag>, span: Span, parts: Parts) -> Option<Diagnostic> {
+        if let Some(problem) = self.refuse_tag(tag, span) {
+            return Some(problem);
+        }
+        if let Some(Open { parts: Parts::Map { key: None, .. }, .. }) = self.open.last() {
+            return Some(
+                Diagnostic::error("yaml", "a list or mapping can't be a key")
+                    .at(span, "")
+                    .hint("keys are plain words; quote a value that starts with `[` or `{`"),
+            );
+        }
+        if self.open.len() >= DEPTH_MAX {
+            return Some(too_deep(span));
+        }
+        self.open.push(Open { start: span.start as usize, anchor, weight: 1, parts });
+        None
+    }
+
+    /// A list or mapping in brackets is pointed at whole when it is on one line, everything else at its first part:
+    /// carets below fifty lines help nobody.
+    fn collection_span(&self, start: usize, end: Span, data: &Data) -> Span {
+        let end = end.end as usize;
+        let whole = self.text.get(start..end).unwrap_or_default();
+        if whole.starts_with(['[', '{']) {
+            let length = if whole.contains('\n') { 1 } else { whole.len() };
+            return Span { file: self.file, start: start as u32, end: (start + length) as u32 };
+        }
+        match data {
+            Data::Map(entries) if !entries.is_empty() => entries[0].key_span,
+            Data::List(items) if !items.is_empty() => items[0].span,
+            _ => Span { file: self.file, start: start as u32, end: start as u32 },
+        }
+    }
+
+    fn finish(&mut self, node: Node, anchor: usize) -> Option<Diagnostic> {
+        let span = node.span;
+        let node = Rc::new(node);
+        if anchor != 0 {
+            self.anchors.insert(anchor, Rc::clone(&node));
+        }
+        self.add(node, span)
+    }
+
+    /// Puts a complete node into what is open.
+    fn add(&mut self, node: Rc<Node>, span: Span) -> Option<Diagnostic> {
+        let Some(open) = self.open.last_mut() else {
+            self.root = Some(node);
+            return None;
+        };
+        open.weight = open.weight.saturating_add(node.weight);
+        if open.weight > NODES_MAX {
+            return Some(
+                Diagnostic::error("too-large", format!("this file holds more than {NODES_MAX} values"))
+                    .at(span, "")
+                    .hint("split it into several stacks"),
+            );
+        }
+        match &mut open.parts {
+            Parts::List(items) => items.push(node),
+            Parts::Map { entries, key, merges } => match key.take() {
+                Some((_, _, true)) => merges.push((span, node)),
+                Some((key, key_span, false)) => entries.push(Entry { key, key_span, value: node }),
+                // An alias stands where the key should be.
+                None => match &node.data {
+                    Data::Scalar(text) => *key = Some((text.clone(), span, false)),
+                    _ => {
+                        return Some(
+                            Diagnostic::error("yaml", "a list or mapping can't be a key").at(span, "an alias to one"),
+                        );
+                    }
+                },
+            },
+        }
+        None
+    }
+
+    /// Refuses keys that are given twice, and adds what `<<` brings where the mapping itself says nothing.
+    fn merge(&mut self, mut entries: Vec<Entry>, merges: Vec<(Span, Rc<Node>)>) -> Vec<Entry> {
+        let mut first: HashMap<String, Span> = HashMap::with_capacity(entries.len());
+        let mut twice = Vec::new();
+        for entry in &entries {
+            if let Some(earlier) = first.insert(entry.key.clone(), entry.key_span) {
+                twice.push(
+                    Diagnostic::error("duplicate-key", format!("the key {} is given twice", quoted(&entry.key)))
+                        .at(entry.key_span, "given again here")
+                        .also(earlier, "first given here")
+                        .hint("keep one of them; YAML parsers differ in which one they take"),
+                );
+            }
+        }
+        self.problems.append(&mut twice);
+        for (span, merged) in merges {
+            let maps: Vec<&Rc<Node>> = match &merged.data {
+                Data::List(items) => items.iter().collect(),
+                _ => vec![&merged],
+            };
+            for map in maps {
+                let Data::Map(brought) = &map.data else {
+                    self.problems.push(
+                        Diagnostic::error("merge", format!("`<<` takes a mapping, but this is {}", map.kind()))
+                            .at(span, "")
+                            .hint("write `<<: *name`, where `&name` stands at a mapping"),
+                    );
+                    continue;
+                };
+                for entry in brought {
+                    if !first.contains_key(&entry.key) {
+                        first.insert(entry.key.clone(), entry.key_span);
+                        entries.push(entry.clone());
+                    }
+                }
+            }
+        }
+        entries
+    }
+
+    fn refuse_tag(&self, tag: Option<&Tag>, span: Span) -> Option<Diagnostic> {
+        let tag = tag?;
+        if tag.is_yaml_core_schema() {
+            return None;
+        }
+        let diagnostic = Diagnostic::error("tag", format!("the tag {} is not known", quoted(&tag.to_string())))
+            .at(span, "on this value");
+        Some(match tag.suffix.as_str() {
+            "reset" | "override" => diagnostic.hint("it only matters when several files are merged: remove it"),
+            _ => diagnostic.hint("remove it; a value that starts with `!` must be quoted"),
+        })
+    }
+}
+
+fn too_deep(span: Span) -> Diagnostic {
+    Diagnostic::error("too-deep", format!("values are nested more than {DEPTH_MAX} deep"))
+        .at(span, "")
+        .hint("no Compose file needs that: is a bracket left open?")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diagnostic::SourceMap;
+
+    fn tree(text: &str) -> Result<Rc<Node>, Vec<Diagnostic>> {
+        let mut sources = SourceMap::default();
+        let file = sources.add("t.yaml", text);
+        match parse(text, file) {
+            (Some(root), problems) if problems.is_empty() => Ok(root),
+            (_, problems) => Err(problems),
+        }
+    }
+
+    fn ids(text: &str) -> Vec<&'static str> {
+        tree(text).unwrap_err().iter().map(|d| d.id).collect()
+    }
+
+    fn write(node: &Node) -> String {
+        match &node.data {
+            Data::Null => "~".into(),
+            Data::Scalar(text) => text.clone(),
+            Data::List(items) => format!("[{}]", items.iter().map(|i| write(i)).collect::<Vec<_>>().join(" ")),
+            Data::Map(entries) => {
+                let parts: Vec<_> = entries.iter().map(|e| format!("{}:{}", e.key, write(&e.value))).collect();
+                format!("{{{}}}", parts.join(" "))
+            }
+        }
+    }
+
+    #[test]
+    fn aliases_and_merge_keys_are_resolved() {
+        let text = "a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: {<<: [{y: 4}, *a]}\nd: *a\n\"<<\": plain\n";
+        assert_eq!(write(&tree(text).unwrap()), "{a:{x:1 y:2} b:{y:3 x:1} c:{y:4 x:1} d:{x:1 y:2} <<:plain}");
+        assert_eq!(ids("a: &a [*a]\n"), ["alias"]);
+        assert_eq!(ids("a: &a 5\nb: {<<: *a}\n"), ["merge"]);
+    }
+
+    #[test]
+    fn spans_are_bytes_also_behind_other_scripts() {
+        let text = "é: ü\nkey: 'wört'\n";
+        let root = tree(text).unwrap();
+        let Data::Map(entries) = &root.data else { panic!("{root:?}") };
+        let (key, value) = (entries[1].key_span, entries[1].value.span);
+        assert_eq!(&text[key.start as usize..key.end as usize], "key");
+        assert_eq!(&text[value.start as usize..value.end as usize], "'wört'");
+    }
+
+    #[test]
+    fn limits_hold() {
+        assert_eq!(ids(&format!("a: {}", "[".repeat(200))), ["too-deep"]);
+        let mut bomb = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
+        for n in 1..40 {
+            let previous = format!("*a{}", n - 1);
+            bomb += &format!("a{n}: &a{n} [{}]\n", vec![previous; 10].join(", "));
+        }
+        assert_eq!(ids(&bomb), ["alias-bomb"]);
+    }
+
+    #[test]
+    fn what_is_not_one_plain_document_is_refused() {
+        assert_eq!(ids("a: 1\na: 2\na: 3\nb: 1\n"), ["duplicate-key", "duplicate-key"]);
+        assert_eq!(ids("a: 1\n---\nb: 1\n"), ["second-document"]);
+        assert_eq!(ids("a: 'open\n"), ["yaml"]);
+        assert_eq!(ids("a:\n\t- b\n"), ["yaml"]);
+        assert_eq!(ids("? [a]\n: b\n"), ["yaml"]);
+        assert_eq!(ids("a: !reset null\n"), ["tag"]);
+        assert!(tree("").unwrap().is_null());
+    }
+}

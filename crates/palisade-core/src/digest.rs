@@ -1,0 +1,91 @@
+//! Digests that tell whether something is as it was when it was applied.
+//!
+//! They are compared, never trusted: nothing here authenticates anything.
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::fmt::Write as _;
+use std::io;
+
+/// SHA-256 of the value's JSON, in hexadecimal, shortened to 128 bits.
+pub fn digest_of(value: &impl Serialize) -> String {
+    let mut hasher = Hasher(Sha256::new());
+    // Only a map with keys that aren't strings can fail here, and no type of ours has one. A failure would still
+    // give a digest that differs from the full one, which means a needless restart and not a missed change.
+    let _ = serde_json::to_writer(io::BufWriter::new(&mut hasher), value);
+    hex(&hasher.0.finalize()[..16])
+}
+
+/// The digest of something together with the digests of its named parts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// Of the whole.
+    pub digest: String,
+    /// Name and digest of each part.
+    pub parts: Vec<(String, String)>,
+}
+
+impl Fingerprint {
+    /// From the digests of the parts.
+    pub fn new(mut parts: Vec<(String, String)>) -> Self {
+        parts.sort_unstable();
+        Self { digest: digest_of(&parts), parts }
+    }
+    /// Names of the parts that only one of the two has or that differ.
+    pub fn differences(&self, other: &Fingerprint) -> Vec<String> {
+        let mut names: Vec<String> = Vec::new();
+        for (from, to) in [(self, other), (other, self)] {
+            for part in &from.parts {
+                if to.parts.binary_search(part).is_err() {
+                    names.push(part.0.clone());
+                }
+            }
+        }
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+}
+
+struct Hasher(Sha256);
+
+impl io::Write for &mut Hasher {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_name_changed_added_and_removed_parts() {
+        let fingerprint = |parts: &[(&str, u8)]| {
+            Fingerprint::new(parts.iter().map(|(name, value)| ((*name).to_owned(), digest_of(value))).collect())
+        };
+        let before = fingerprint(&[("a", 1), ("b", 2), ("c", 3)]);
+        let after = fingerprint(&[("a", 1), ("b", 7), ("d", 3)]);
+        assert_eq!(before.differences(&after), ["b", "c", "d"]);
+        assert_ne!(before.digest, after.digest);
+        assert!(before.differences(&before).is_empty());
+    }
+
+    #[test]
+    fn a_digest_is_the_start_of_sha256_of_the_json() {
+        // printf '"abc"' | sha256sum
+        assert_eq!(digest_of(&"abc"), "6cc43f858fbb763301637b5af970e2a4");
+    }
+}

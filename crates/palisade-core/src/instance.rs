@@ -1,0 +1,215 @@
+//! What a runtime needs to know to run one instance, and what it tells about one.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::address::InstanceAddress;
+use crate::digest::{Fingerprint, digest_of};
+use crate::environment::Environment;
+use crate::names::{InstanceId, ProjectName};
+use crate::stack::{Healthcheck, Limits, LogRotation, Process, Restart};
+
+/// Everything that a runtime needs to run one instance. Holds secrets (the environment): stored with mode 0600.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceSpec {
+    /// The stack it belongs to.
+    pub project: ProjectName,
+    /// Which instance.
+    pub id: InstanceId,
+    /// Its private address.
+    pub address: InstanceAddress,
+    /// What runs.
+    pub process: Process,
+    /// Environment, complete but for PATH and HOME defaults.
+    pub environment: Environment,
+    /// Lines of its `/etc/hosts` beyond `localhost`: names of its peers and extra hosts.
+    pub hosts: Hosts,
+    /// Mounts; named volumes are already paths.
+    pub mounts: Vec<InstanceMount>,
+    /// Limits.
+    pub limits: Limits,
+    /// With SIG: `SIGTERM`.
+    pub stop_signal: String,
+    /// Between the stop signal and SIGKILL.
+    pub stop_grace_ms: u64,
+    /// When to run it again.
+    pub restart: Restart,
+    /// How to know that it works.
+    pub healthcheck: Option<Healthcheck>,
+    /// Rotation of its log.
+    pub log: LogRotation,
+    /// Capabilities added to the default set, without `CAP_`.
+    pub cap_add: BTreeSet<String>,
+    /// Capabilities dropped from it; may hold `ALL`.
+    pub cap_drop: BTreeSet<String>,
+    /// The root file system is not writable (it is host's, read-only, anyway): also no writable `/tmp`.
+    pub read_only: bool,
+}
+
+impl InstanceSpec {
+    /// What it was made of, so that a later run can say which part changed without keeping the secrets in it.
+    /// Its hosts file is no part of it: that can be replaced while the instance runs.
+    pub fn fingerprint(&self) -> Fingerprint {
+        let mut parts = vec![
+            ("address".to_owned(), digest_of(&self.address)),
+            ("command".to_owned(), digest_of(&self.process.command)),
+            ("user".to_owned(), digest_of(&self.process.user)),
+            ("working_dir".to_owned(), digest_of(&self.process.working_dir)),
+            ("mounts".to_owned(), digest_of(&(&self.mounts, self.read_only))),
+            ("limits".to_owned(), digest_of(&self.limits)),
+            ("stop".to_owned(), digest_of(&(&self.stop_signal, self.stop_grace_ms))),
+            ("restart".to_owned(), digest_of(&self.restart)),
+            ("healthcheck".to_owned(), digest_of(&self.healthcheck)),
+            ("log".to_owned(), digest_of(&self.log)),
+            ("capabilities".to_owned(), digest_of(&(&self.cap_add, &self.cap_drop))),
+        ];
+        parts.extend(self.environment.iter().map(|(key, value)| (format!("environment.{key}"), digest_of(value))));
+        Fingerprint::new(parts)
+    }
+}
+
+/// Values of the environment and arguments may be secrets: their names and number are all that is shown.
+impl fmt::Debug for InstanceSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InstanceSpec")
+            .field("id", &format_args!("{}/{}", self.project, self.id))
+            .field("address", &self.address)
+            .field("program", &self.process.command.first())
+            .field("environment", &self.environment)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Lines of a hosts file. A flat network of n services gives each of them the same n lines, so they are shared.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Vec<(String, IpAddr)>", into = "Vec<(String, IpAddr)>")]
+pub struct Hosts(Arc<(String, Vec<(String, IpAddr)>)>);
+
+impl Hosts {
+    /// Stands for the content.
+    pub fn digest(&self) -> &str {
+        &self.0.0
+    }
+}
+
+impl From<Vec<(String, IpAddr)>> for Hosts {
+    fn from(lines: Vec<(String, IpAddr)>) -> Self {
+        Self(Arc::new((digest_of(&lines), lines)))
+    }
+}
+
+impl From<Hosts> for Vec<(String, IpAddr)> {
+    fn from(hosts: Hosts) -> Self {
+        hosts.0.1.clone()
+    }
+}
+
+impl Default for Hosts {
+    fn default() -> Self {
+        Vec::new().into()
+    }
+}
+
+impl std::ops::Deref for Hosts {
+    type Target = [(String, IpAddr)];
+    fn deref(&self) -> &Self::Target {
+        &self.0.1
+    }
+}
+
+impl<'a> IntoIterator for &'a Hosts {
+    type Item = &'a (String, IpAddr);
+    type IntoIter = std::slice::Iter<'a, (String, IpAddr)>;
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl fmt::Debug for Hosts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} lines", self.len())
+    }
+}
+
+/// A mount with its source settled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceMount {
+    /// Where it comes from.
+    pub source: InstanceMountSource,
+    /// Absolute path inside.
+    pub target: PathBuf,
+    /// Not writable.
+    pub read_only: bool,
+}
+
+/// Where a settled mount comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum InstanceMountSource {
+    /// A path of the host that exists when the instance starts.
+    Path(PathBuf),
+    /// A volume's directory: made (mode 0755, owned by the instance's user) when it is missing.
+    Volume(PathBuf),
+    /// Memory.
+    Tmpfs {
+        /// Bytes at most, if given.
+        size_bytes: Option<u64>,
+    },
+}
+
+/// What is known about an instance's process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunState {
+    /// Being set up.
+    Starting,
+    /// Its process runs.
+    Running,
+    /// It exited and will be started again after a pause.
+    BackingOff,
+    /// It exited and stays so.
+    Exited {
+        /// Exit code, or 128 + signal.
+        code: i32,
+    },
+}
+
+/// What is known about an instance's health.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    /// It has no health check.
+    None,
+    /// Not passed yet.
+    Starting,
+    /// The last check passed.
+    Healthy,
+    /// `retries` checks in a row failed.
+    Unhealthy,
+}
+
+/// What the agent tells about one instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceStatus {
+    /// Which.
+    pub id: InstanceId,
+    /// Its private address.
+    pub address: InstanceAddress,
+    /// Digest of the [`InstanceSpec`] that it was started with.
+    pub spec_digest: String,
+    /// Process.
+    pub state: RunState,
+    /// Health check.
+    pub health: Health,
+    /// Process id (in the host's namespace) of the instance's init, while it runs.
+    pub pid: Option<i32>,
+    /// How often it was started again since it was created.
+    pub restarts: u32,
+    /// Seconds since the Unix epoch of the last start.
+    pub started_at_s: u64,
+    /// What the last failed health check printed, shortened.
+    pub health_output: Option<String>,
+}

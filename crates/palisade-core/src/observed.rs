@@ -1,0 +1,140 @@
+//! What a host looks like, as far as the planner and the checks need to know it.
+//!
+//! Who reads it from the kernel and from files is the host crate's and the binary's business. What could not be
+//! read is `None` or listed in [`Observed::unknown`]; nothing is assumed.
+
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use crate::address::{AddressBook, InstanceAddress, ServiceIndex};
+use crate::digest::Fingerprint;
+use crate::instance::InstanceStatus;
+use crate::names::InstanceId;
+use crate::stack::Proto;
+
+/// A host and what one stack has on it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// The stack's agent, if it answers.
+    pub agent: Option<AgentSeen>,
+    /// Instances that the agent knows.
+    pub instances: Vec<InstanceSeen>,
+    /// The stack's guard, if it is in the kernel.
+    pub guard: Option<GuardSeen>,
+    /// Digest of the rules that Palisade's table of the firewall was made from, if the table is there.
+    pub firewall: Option<FirewallSeen>,
+    /// Addresses that the stack's services have.
+    pub addresses: AddressBook,
+    /// Indexes that other stacks have.
+    pub taken: BTreeSet<ServiceIndex>,
+    /// Listening TCP sockets and bound UDP sockets.
+    pub sockets: Vec<SocketSeen>,
+    /// TCP ports where sshd listens.
+    pub ssh_ports: BTreeSet<u16>,
+    /// The host's name servers.
+    pub resolvers: Vec<IpAddr>,
+    /// Addresses of the host's interfaces.
+    pub host_addresses: Vec<IpAddr>,
+    /// Named volumes of the stack that exist.
+    pub volumes: BTreeSet<String>,
+    /// What the kernel can do.
+    pub kernel: KernelFacts,
+    /// What could not be read, and why.
+    pub unknown: Vec<String>,
+}
+
+/// An agent that answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentSeen {
+    /// Its process.
+    pub pid: i32,
+}
+
+/// An instance that the agent knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstanceSeen {
+    /// What the agent tells.
+    pub status: InstanceStatus,
+    /// What its spec was made of, if that was kept.
+    pub fingerprint: Option<Fingerprint>,
+    /// Digest of its hosts file, if that was kept.
+    pub hosts_digest: Option<String>,
+}
+
+/// A guard in the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GuardSeen {
+    /// Instances whose cgroups have every program of the guard attached.
+    pub attached: BTreeMap<InstanceId, InstanceAddress>,
+    /// Digest of the policy in force, if there is one.
+    pub policy_digest: Option<String>,
+}
+
+/// Palisade's table of the firewall.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirewallSeen {
+    /// Digest of the rules that it was made from; `None` when it isn't as Palisade left it.
+    pub digest: Option<String>,
+}
+
+/// A socket that takes connections or datagrams.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketSeen {
+    /// Protocol.
+    pub proto: Proto,
+    /// Where it is bound.
+    pub local: SocketAddr,
+    /// An IPv6 socket that takes no IPv4.
+    pub v6_only: bool,
+    /// User that made it.
+    pub uid: u32,
+    /// Its inode in `/proc/PID/fd`.
+    pub inode: u64,
+    /// Whose it is.
+    pub owner: SocketOwner,
+}
+
+/// Whose a socket is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SocketOwner {
+    /// An instance of this stack, by its cgroup.
+    Instance(InstanceId),
+    /// Another stack of Palisade, by its cgroup; holds `project/instance`.
+    OtherStack(String),
+    /// A process of the host.
+    Process {
+        /// Process id.
+        pid: i32,
+        /// `comm` of the process.
+        command: String,
+    },
+    /// It could not be found out.
+    Unknown,
+}
+
+impl fmt::Display for SocketSeen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} held by ", self.proto, self.local)?;
+        match &self.owner {
+            SocketOwner::Instance(id) => write!(f, "instance {id}"),
+            SocketOwner::OtherStack(id) => write!(f, "instance {id} of another stack"),
+            SocketOwner::Process { pid, command } => write!(f, "process {pid} ({command})"),
+            SocketOwner::Unknown => write!(f, "a process of user {}", self.uid),
+        }
+    }
+}
+
+/// What the kernel can do. `None`: not known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelFacts {
+    /// `6.18.0`, as the kernel tells it.
+    pub release: String,
+    /// Where cgroup v2 is mounted.
+    pub cgroup2: Option<String>,
+    /// Hooks for unix sockets exist (6.7).
+    pub unix_hooks: Option<bool>,
+    /// Interfaces with `route_localnet` on: 127/8 is reachable through them.
+    pub route_localnet: Vec<String>,
+}

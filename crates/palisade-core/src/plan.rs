@@ -1,0 +1,531 @@
+//! What must be done so that the host is as the stack says: an ordered list of steps, each with its cause.
+//!
+//! Pure: the host is a parameter, and nothing is done here. A plan for a host that is as it should be is empty.
+
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt;
+use std::path::PathBuf;
+
+use crate::action::{Action, Cause, Step, counted};
+use crate::address::AddressBook;
+use crate::compile::{Compiled, CompiledInstance, Surroundings, compile};
+use crate::finding::Finding;
+use crate::firewall::FirewallRules;
+use crate::instance::{Health, InstanceStatus, RunState};
+use crate::names::{InstanceId, ProjectName, ServiceName};
+use crate::observed::{InstanceSeen, Observed, SocketOwner};
+use crate::policy::Mode;
+use crate::ports;
+use crate::stack::{Condition, MountSource, Restart, Service, Stack};
+
+/// What is to be planned, besides the stack and the host.
+#[derive(Clone, Copy)]
+pub struct Wishes<'a> {
+    /// What the guard does about a breach.
+    pub mode: Mode,
+    /// Wait for the health of everything that was started, not only of what others depend on.
+    pub wait_for_health: bool,
+    /// Where a named volume's data is.
+    pub volume_path: &'a dyn Fn(&str) -> PathBuf,
+}
+
+/// What is done, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The stack.
+    pub project: ProjectName,
+    /// The steps.
+    pub steps: Vec<Step>,
+    /// Addresses of the services once it is done.
+    pub addresses: AddressBook,
+}
+
+/// Longest time for a process to be there after it was started.
+const STARTED_TIMEOUT_MS: u64 = 10_000;
+/// What a health check gets beyond the time that its own settings add up to.
+const HEALTH_MARGIN_MS: u64 = 10_000;
+
+impl Plan {
+    /// There is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// For programs. Holds no value of an environment variable and no argument of a command.
+    pub fn to_json(&self) -> serde_json::Value {
+        #[derive(Serialize)]
+        struct StepView<'a> {
+            action: &'static str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            instance: Option<String>,
+            text: String,
+            cause: &'a Cause,
+            destroys_data: bool,
+        }
+        let steps = self.steps.iter().map(|Step { action, cause }| StepView {
+            action: action.kind(),
+            instance: action.instance().map(ToString::to_string),
+            text: action.to_string(),
+            cause,
+            destroys_data: action.destroys_data(),
+        });
+        serde_json::json!({ "version": 1, "project": self.project, "steps": steps.collect::<Vec<_>>() })
+    }
+}
+
+/// One line for each step; no secrets.
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_empty() {
+            return writeln!(f, "{}: nothing to change", self.project);
+        }
+        writeln!(f, "{}: {}", self.project, counted(self.steps.len(), "step"))?;
+        for Step { action, cause } in &self.steps {
+            writeln!(f, "  {action} ({cause})")?;
+        }
+        Ok(())
+    }
+}
+
+/// Plans `up`, or says everything that stands against it.
+pub fn plan(stack: &Stack, observed: &Observed, wishes: Wishes<'_>) -> Result<Plan, Vec<Finding>> {
+    let names = stack.services.iter().map(|service| &service.name);
+    let known_names: HashSet<_> = names.clone().collect();
+    // What leaves keeps its address until it is gone: a newcomer at that address would share its policy with it.
+    let attached = observed.guard.iter().flat_map(|guard| guard.attached.values());
+    let known = observed.instances.iter().map(|instance| &instance.status.address);
+    let held: HashSet<_> = attached.chain(known).map(|address| address.service()).collect();
+    let held = observed.addresses.iter().filter(|(_, index)| index.address().is_some_and(|a| held.contains(&a)));
+    let taken = held.filter(|(name, _)| !known_names.contains(name)).map(|(_, index)| index);
+    let taken = taken.chain(observed.taken.iter().copied()).collect();
+    let addresses = observed
+        .addresses
+        .assign(names, &taken)
+        .map_err(|error| vec![Finding::error("no-address-left", &error.0, error.to_string())])?;
+    let surroundings = Surroundings {
+        addresses: &addresses,
+        resolvers: &observed.resolvers,
+        mode: wishes.mode,
+        volume_path: wishes.volume_path,
+    };
+    let compiled = compile(stack, surroundings);
+    let order = start_order(stack);
+    let conflicts = ports::conflicts(stack, observed);
+    match (compiled, order, conflicts.is_empty()) {
+        (Ok(compiled), Ok(order), true) => {
+            let steps = Planner::new(stack, observed, &compiled, order).steps(wishes);
+            Ok(Plan { project: stack.project.clone(), steps, addresses })
+        }
+        (compiled, order, _) => {
+            let findings =
+                compiled.err().into_iter().flatten().chain(order.err().map(|finding| *finding)).chain(conflicts);
+            Err(findings.collect())
+        }
+    }
+}
+
+/// Plans `down`: everything of the stack that is on the host goes, volumes only if that is wished. What depends on
+/// others is stopped before them, as far as the stack that was applied last is known.
+pub fn plan_down(project: &ProjectName, applied: Option<&Stack>, observed: &Observed, volumes: bool) -> Plan {
+    let mut actions = Vec::new();
+    let known: BTreeSet<&InstanceId> = observed.instances.iter().map(|instance| &instance.status.id).collect();
+    let attached = observed.guard.iter().flat_map(|guard| guard.attached.keys());
+    let all: BTreeSet<&InstanceId> = known.iter().copied().chain(attached).collect();
+    let orphans = observed.agent.is_none() && observed.instances.iter().any(|seen| is_alive(seen.status.state));
+    if orphans {
+        // What runs is stopped in order by an agent that takes it over.
+        actions.push(Action::StartAgent);
+    }
+    let order = applied.and_then(|stack| Some((stack, start_order(stack).ok()?)));
+    let ranks: HashMap<&ServiceName, usize> = order
+        .iter()
+        .flat_map(|(stack, order)| {
+            order.iter().enumerate().map(|(rank, &service)| (&stack.services[service].name, rank))
+        })
+        .collect();
+    let mut running: Vec<_> = observed.instances.iter().filter(|instance| is_alive(instance.status.state)).collect();
+    // What no file has any more depends on nothing that is known: it goes first.
+    running.sort_by_key(|instance| {
+        std::cmp::Reverse(ranks.get(&instance.status.id.service).copied().unwrap_or(usize::MAX))
+    });
+    let running = running.into_iter();
+    actions.extend(running.map(|instance| Action::StopInstance { id: instance.status.id.clone() }));
+    if observed.firewall.is_some() {
+        actions.push(Action::RemoveFirewall);
+    }
+    actions.extend(all.into_iter().map(|id| Action::RemoveInstance { id: id.clone() }));
+    if observed.guard.is_some() {
+        actions.push(Action::UnloadGuard);
+    }
+    if observed.agent.is_some() || orphans {
+        actions.push(Action::StopAgent);
+    }
+    if volumes {
+        actions.extend(observed.volumes.iter().map(|name| Action::RemoveVolume { name: name.clone() }));
+    }
+    let steps = actions.into_iter().map(|action| Step { action, cause: Cause::Down }).collect();
+    Plan { project: project.clone(), steps, addresses: AddressBook::default() }
+}
+
+/// Services in the order in which they can be started: what depends on nothing first, otherwise as in the file.
+fn start_order(stack: &Stack) -> Result<Vec<usize>, Box<Finding>> {
+    let index: HashMap<&ServiceName, usize> =
+        stack.services.iter().enumerate().map(|(index, service)| (&service.name, index)).collect();
+    let mut dependents = vec![Vec::new(); stack.services.len()];
+    let mut missing = vec![0_usize; stack.services.len()];
+    for (client, service) in stack.services.iter().enumerate() {
+        for dependency in &service.depends_on {
+            if let Some(&server) = index.get(&dependency.value.service) {
+                dependents[server].push(client);
+                missing[client] += 1;
+            }
+        }
+    }
+    let mut order = Vec::with_capacity(stack.services.len());
+    let mut ready: Vec<usize> = (0..missing.len()).filter(|&service| missing[service] == 0).collect();
+    // Level by level, so that everything of one level is started before anything waits for it.
+    while !ready.is_empty() {
+        let mut next = Vec::new();
+        for service in ready {
+            order.push(service);
+            for &dependent in &dependents[service] {
+                missing[dependent] -= 1;
+                if missing[dependent] == 0 {
+                    next.push(dependent);
+                }
+            }
+        }
+        next.sort_unstable();
+        ready = next;
+    }
+    match (0..missing.len()).find(|&service| missing[service] > 0) {
+        None => Ok(order),
+        Some(service) => {
+            let service = &stack.services[service];
+            let finding = Finding::error("dependency-cycle", &service.name, "it waits, directly or not, for itself");
+            Err(Box::new(finding.remedy("take one depends_on of the circle away").at(&service.place)))
+        }
+    }
+}
+
+/// What becomes of an instance that the file has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Fate {
+    start: Option<Cause>,
+    stop: Option<Cause>,
+    guard: Option<Cause>,
+    /// The guard has it at another address: that must go first.
+    remove: bool,
+}
+
+struct Planner<'a> {
+    stack: &'a Stack,
+    observed: &'a Observed,
+    compiled: &'a Compiled,
+    order: Vec<usize>,
+    index: HashMap<&'a ServiceName, usize>,
+    seen: HashMap<&'a InstanceId, &'a InstanceSeen>,
+    wanted: HashSet<&'a InstanceId>,
+    /// Instances of each service, in the order of the stack.
+    instances: Vec<Vec<&'a CompiledInstance>>,
+    steps: Vec<Step>,
+}
+
+impl<'a> Planner<'a> {
+    fn new(stack: &'a Stack, observed: &'a Observed, compiled: &'a Compiled, order: Vec<usize>) -> Self {
+        let index: HashMap<&ServiceName, usize> =
+            stack.services.iter().enumerate().map(|(index, service)| (&service.name, index)).collect();
+        let mut instances = vec![Vec::new(); stack.services.len()];
+        for instance in &compiled.instances {
+            instances[index[&instance.spec.id.service]].push(instance);
+        }
+        Self {
+            stack,
+            observed,
+            compiled,
+            order,
+            index,
+            seen: observed.instances.iter().map(|instance| (&instance.status.id, instance)).collect(),
+            wanted: compiled.instances.iter().map(|instance| &instance.spec.id).collect(),
+            instances,
+            steps: Vec::new(),
+        }
+    }
+
+    fn push(&mut self, action: Action, cause: Cause) {
+        self.steps.push(Step { action, cause });
+    }
+
+    fn steps(mut self, wishes: Wishes<'_>) -> Vec<Step> {
+        let fates = self.fates();
+        for name in self.stack.volumes.difference(&self.observed.volumes) {
+            let owner = volume_owner(self.stack, name);
+            self.push(Action::CreateVolume { name: name.clone(), owner }, Cause::Missing);
+        }
+        if self.observed.agent.is_none() {
+            self.push(Action::StartAgent, Cause::Missing);
+        }
+        if self.observed.guard.is_none() {
+            self.push(Action::LoadGuard, Cause::Missing);
+        }
+        let early = self.stop_early(&fates);
+        for instance in &self.compiled.instances {
+            let id = &instance.spec.id;
+            if let Some(cause) = &fates[id].guard {
+                self.push(Action::GuardInstance { id: id.clone(), address: instance.spec.address }, cause.clone());
+            }
+        }
+        self.set_policy();
+        self.set_firewall();
+        self.start(&fates, &early, wishes);
+        self.retire(&early);
+        self.steps
+    }
+
+    fn fates(&self) -> HashMap<&'a InstanceId, Fate> {
+        let mut fates: HashMap<&InstanceId, Fate> = HashMap::with_capacity(self.compiled.instances.len());
+        let mut restarted: HashSet<&ServiceName> = HashSet::new();
+        for &service in &self.order {
+            for instance in &self.instances[service] {
+                let mut fate = self.fate(instance);
+                let with = self.stack.services[service]
+                    .depends_on
+                    .iter()
+                    .find(|dependency| dependency.value.restart && restarted.contains(&dependency.value.service));
+                if let (None, Some(dependency)) = (&fate.start, with) {
+                    let cause = Cause::RestartsWith { service: dependency.value.service.clone() };
+                    fate.start = Some(cause.clone());
+                    fate.stop = Some(cause);
+                }
+                if fate.stop.is_some() {
+                    restarted.insert(&self.stack.services[service].name);
+                }
+                fates.insert(&instance.spec.id, fate);
+            }
+        }
+        fates
+    }
+
+    fn fate(&self, instance: &CompiledInstance) -> Fate {
+        let id = &instance.spec.id;
+        let attached = self.observed.guard.as_ref().and_then(|guard| guard.attached.get(id));
+        let moved = attached.is_some_and(|address| *address != instance.spec.address);
+        let guard = match attached {
+            None => Some(Cause::Missing),
+            Some(_) if moved => Some(Cause::Changed { keys: vec!["address".into()] }),
+            Some(_) => None,
+        };
+        let Some(seen) = self.seen.get(id) else {
+            return Fate { start: Some(Cause::Missing), stop: None, guard, remove: moved };
+        };
+        let cause = if seen.status.spec_digest != instance.fingerprint.digest {
+            let keys = seen.fingerprint.as_ref().map(|seen| seen.differences(&instance.fingerprint));
+            Some(Cause::Changed { keys: keys.unwrap_or_default() })
+        } else if moved || (attached.is_none() && is_alive(seen.status.state)) {
+            Some(Cause::NotGuarded)
+        } else if !is_settled(&seen.status, instance) {
+            Some(Cause::NotRunning)
+        } else {
+            None
+        };
+        let stop = cause.clone().filter(|_| is_alive(seen.status.state));
+        Fate { start: cause, stop, guard, remove: moved }
+    }
+
+    /// Stops what must be gone before anything else happens: instances whose address changed, and those whose
+    /// published port goes to another service. Returns who was stopped.
+    fn stop_early(&mut self, fates: &HashMap<&'a InstanceId, Fate>) -> HashSet<&'a InstanceId> {
+        let mut early = HashSet::new();
+        let mut steps = Vec::new();
+        for instance in &self.compiled.instances {
+            let id = &instance.spec.id;
+            let fate = &fates[id];
+            if fate.remove {
+                if let Some(cause) = &fate.stop {
+                    steps.push((Action::StopInstance { id: id.clone() }, cause.clone()));
+                }
+                let cause = Cause::Changed { keys: vec!["address".into()] };
+                steps.push((Action::RemoveInstance { id: id.clone() }, cause));
+                early.insert(id);
+            }
+        }
+        for handover in ports::handovers(self.stack, self.observed) {
+            let Some((&id, _)) = self.seen.get_key_value(&handover.holder) else { continue };
+            let leaves = !self.wanted.contains(id) || fates[id].stop.is_some();
+            if leaves && early.insert(id) {
+                let cause = Cause::PortGoesTo { service: handover.to.clone(), port: handover.port };
+                steps.push((Action::StopInstance { id: id.clone() }, cause));
+            }
+        }
+        for (action, cause) in steps {
+            self.push(action, cause);
+        }
+        early
+    }
+
+    fn set_policy(&mut self) {
+        let digest = &self.compiled.policy_digest;
+        let current = self.observed.guard.as_ref().and_then(|guard| guard.policy_digest.as_ref());
+        let cause = match current {
+            Some(current) if current == digest => return,
+            Some(_) => Cause::Changed { keys: Vec::new() },
+            None => Cause::Missing,
+        };
+        self.push(Action::SetPolicy { policy: self.compiled.policy.clone(), digest: digest.clone() }, cause);
+    }
+
+    fn set_firewall(&mut self) {
+        match (FirewallRules::of(self.stack, &self.observed.ssh_ports), &self.observed.firewall) {
+            (Some(rules), None) => self.push(Action::SetFirewall { rules }, Cause::Missing),
+            (Some(rules), Some(seen)) if seen.digest.as_deref() != Some(&rules.digest()) => {
+                self.push(Action::SetFirewall { rules }, Cause::Changed { keys: Vec::new() });
+            }
+            (None, Some(_)) => self.push(Action::RemoveFirewall, Cause::NotInFile),
+            (Some(_), Some(_)) | (None, None) => {}
+        }
+    }
+
+    fn start(&mut self, fates: &HashMap<&'a InstanceId, Fate>, early: &HashSet<&'a InstanceId>, wishes: Wishes<'_>) {
+        let stack = self.stack;
+        let mut awaited: HashSet<(&InstanceId, Condition)> = HashSet::new();
+        for position in 0..self.order.len() {
+            let service = self.order[position];
+            let starts = self.instances[service].iter().any(|instance| fates[&instance.spec.id].start.is_some());
+            if starts {
+                self.await_dependencies(&stack.services[service], fates, &mut awaited);
+            }
+            for instance in self.instances[service].clone() {
+                let id = &instance.spec.id;
+                let fate = &fates[id];
+                if let Some(cause) = fate.stop.as_ref().filter(|_| !early.contains(id)) {
+                    self.push(Action::StopInstance { id: id.clone() }, cause.clone());
+                }
+                let hosts = &instance.spec.hosts;
+                let kept = self.seen.get(id).filter(|_| fate.start.is_none());
+                if kept.is_some_and(|seen| seen.hosts_digest.as_deref() != Some(hosts.digest())) {
+                    let cause = Cause::Changed { keys: Vec::new() };
+                    self.push(Action::SetHosts { id: id.clone(), hosts: hosts.clone() }, cause);
+                }
+                if let Some(cause) = &fate.start {
+                    self.push(Action::StartInstance { spec: Box::new(instance.spec.clone()) }, cause.clone());
+                }
+            }
+        }
+        // Everything is started; now tell whether it came up. A dependency was waited for already.
+        for position in 0..self.order.len() {
+            let service = self.order[position];
+            let condition = match &stack.services[service].healthcheck {
+                Some(_) if wishes.wait_for_health => Condition::ServiceHealthy,
+                _ => Condition::ServiceStarted,
+            };
+            for instance in self.instances[service].clone() {
+                let id = &instance.spec.id;
+                let known = |condition| awaited.contains(&(id, condition));
+                let enough = known(condition)
+                    || known(Condition::ServiceHealthy)
+                    || known(Condition::ServiceCompletedSuccessfully);
+                if fates[id].start.is_some() && !enough {
+                    let timeout_ms = timeout_ms(condition, &stack.services[service]);
+                    self.push(Action::Await { id: id.clone(), condition, timeout_ms }, Cause::JustStarted);
+                }
+            }
+        }
+    }
+
+    fn await_dependencies(
+        &mut self,
+        client: &Service,
+        fates: &HashMap<&'a InstanceId, Fate>,
+        awaited: &mut HashSet<(&'a InstanceId, Condition)>,
+    ) {
+        for dependency in &client.depends_on {
+            let condition = dependency.value.condition;
+            let Some(&server) = self.index.get(&dependency.value.service) else { continue };
+            for instance in self.instances[server].clone() {
+                let id = &instance.spec.id;
+                // What runs and isn't touched counts as it was seen; anything else is waited for, once.
+                let seen = self.seen.get(id).filter(|_| fates[id].start.is_none());
+                if seen.is_some_and(|seen| satisfies(&seen.status, condition)) || !awaited.insert((id, condition)) {
+                    continue;
+                }
+                let timeout_ms = timeout_ms(condition, &self.stack.services[server]);
+                let cause = Cause::NeededBy { service: client.name.clone() };
+                self.push(Action::Await { id: id.clone(), condition, timeout_ms }, cause);
+            }
+        }
+    }
+
+    /// Stops and removes what the file no longer has.
+    fn retire(&mut self, early: &HashSet<&'a InstanceId>) {
+        let known =
+            self.observed.instances.iter().map(|instance| (&instance.status.id, is_alive(instance.status.state)));
+        let attached = self.observed.guard.iter().flat_map(|guard| guard.attached.keys()).map(|id| (id, false));
+        let mut gone: BTreeMap<&InstanceId, bool> = BTreeMap::new();
+        for (id, alive) in known.chain(attached).filter(|(id, _)| !self.wanted.contains(id)) {
+            *gone.entry(id).or_default() |= alive && !early.contains(id);
+        }
+        for (id, alive) in gone {
+            if alive {
+                self.push(Action::StopInstance { id: id.clone() }, Cause::NotInFile);
+            }
+            self.push(Action::RemoveInstance { id: id.clone() }, Cause::NotInFile);
+        }
+    }
+}
+
+/// The user of the first service that writes to the volume.
+fn volume_owner(stack: &Stack, volume: &str) -> Option<String> {
+    let writes = |service: &&Service| {
+        service.mounts.iter().any(|mount| {
+            !mount.value.read_only && matches!(&mount.value.source, MountSource::Volume(name) if name == volume)
+        })
+    };
+    stack.services.iter().find(writes)?.run.process.as_ref()?.user.clone()
+}
+
+fn is_alive(state: RunState) -> bool {
+    !matches!(state, RunState::Exited { .. })
+}
+
+/// The instance needs nothing: it runs, is about to, or has done what it was there for.
+fn is_settled(status: &InstanceStatus, instance: &CompiledInstance) -> bool {
+    match status.state {
+        RunState::Starting | RunState::Running | RunState::BackingOff => true,
+        RunState::Exited { code: 0 } => matches!(instance.spec.restart, Restart::No | Restart::OnFailure { .. }),
+        RunState::Exited { .. } => false,
+    }
+}
+
+fn satisfies(status: &InstanceStatus, condition: Condition) -> bool {
+    match condition {
+        Condition::ServiceStarted => matches!(status.state, RunState::Running | RunState::Exited { code: 0 }),
+        Condition::ServiceHealthy => status.state == RunState::Running && status.health == Health::Healthy,
+        Condition::ServiceCompletedSuccessfully => status.state == RunState::Exited { code: 0 },
+    }
+}
+
+/// Longest time after which waiting makes no sense any more.
+fn timeout_ms(condition: Condition, service: &Service) -> Option<u64> {
+    match condition {
+        Condition::ServiceStarted => Some(STARTED_TIMEOUT_MS),
+        Condition::ServiceHealthy => {
+            let check = service.healthcheck.as_ref();
+            let needed = check.map_or(0, |check| {
+                let once = check.interval_ms.saturating_add(check.timeout_ms);
+                check.start_period_ms.saturating_add(once.saturating_mul(u64::from(check.retries).max(1)))
+            });
+            Some(needed.saturating_add(HEALTH_MARGIN_MS))
+        }
+        // A migration takes as long as it takes.
+        Condition::ServiceCompletedSuccessfully => None,
+    }
+}
+
+/// Whether a socket belongs to this stack.
+pub(crate) fn is_own(owner: &SocketOwner) -> bool {
+    matches!(owner, SocketOwner::Instance(_))
+}
+
+#[cfg(test)]
+mod tests;

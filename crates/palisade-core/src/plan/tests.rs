@@ -1,0 +1,445 @@
+use super::*;
+use crate::address::ServiceIndex;
+use crate::lint::lint;
+use crate::observed::{AgentSeen, FirewallSeen, GuardSeen, SocketSeen};
+use crate::stack::{Healthcheck, Mount, Proto};
+use crate::testing::{at, depends, healthcheck, name, publish, service, stack, tcp};
+
+fn wishes() -> Wishes<'static> {
+    Wishes {
+        mode: Mode::Enforce,
+        wait_for_health: false,
+        volume_path: &|name| PathBuf::from("/var/lib/palisade/shop/volumes").join(name),
+    }
+}
+
+/// A database, a migration and an application that waits for both.
+fn shop() -> Stack {
+    let mut db = service("db");
+    db.expose = vec![at(tcp(5432))];
+    db.healthcheck = Some(healthcheck());
+    db.run.process.as_mut().unwrap().user = Some("postgres".into());
+    db.mounts =
+        vec![at(Mount { source: MountSource::Volume("data".into()), target: "/data".into(), read_only: false })];
+    db.environment.insert("POSTGRES_PASSWORD".into(), "hunter2-secret".into());
+    let mut migrate = service("migrate");
+    migrate.depends_on = vec![depends("db", Condition::ServiceHealthy)];
+    let mut app = service("app");
+    app.replicas = 2;
+    app.depends_on =
+        vec![depends("migrate", Condition::ServiceCompletedSuccessfully), depends("db", Condition::ServiceHealthy)];
+    let mut web = service("web");
+    web.publish = vec![publish(None, 80, 8080)];
+    let mut stack = stack([app, db, migrate, web]);
+    stack.volumes.insert("data".into());
+    stack
+}
+
+fn empty_host() -> Observed {
+    Observed { ssh_ports: BTreeSet::from([22]), ..Observed::default() }
+}
+
+/// The host after `plan` was done on it.
+fn after(plan: &Plan, before: &Observed) -> Observed {
+    let mut host = before.clone();
+    host.addresses = plan.addresses.clone();
+    for Step { action, .. } in &plan.steps {
+        let guard = |host: &mut Observed| host.guard.take().unwrap_or_default();
+        match action {
+            Action::CreateVolume { name, .. } => drop(host.volumes.insert(name.clone())),
+            Action::RemoveVolume { name } => drop(host.volumes.remove(name)),
+            Action::StartAgent => host.agent = Some(AgentSeen { pid: 1 }),
+            Action::StopAgent => host.agent = None,
+            Action::LoadGuard => host.guard = Some(GuardSeen::default()),
+            Action::UnloadGuard => host.guard = None,
+            Action::GuardInstance { id, address } => {
+                let mut guard = guard(&mut host);
+                assert_eq!(guard.attached.insert(id.clone(), *address), None, "{id} was guarded already");
+                host.guard = Some(guard);
+            }
+            Action::SetPolicy { digest, .. } => {
+                let mut guard = guard(&mut host);
+                guard.policy_digest = Some(digest.clone());
+                host.guard = Some(guard);
+            }
+            Action::SetFirewall { rules } => host.firewall = Some(FirewallSeen { digest: Some(rules.digest()) }),
+            Action::RemoveFirewall => host.firewall = None,
+            Action::StartInstance { spec } => {
+                let alive = host.instances.iter().any(|i| i.status.id == spec.id && is_alive(i.status.state));
+                assert!(!alive, "{} was started while it ran", spec.id);
+                host.instances.retain(|i| i.status.id != spec.id);
+                let fingerprint = spec.fingerprint();
+                let health = if spec.healthcheck.is_some() { Health::Healthy } else { Health::None };
+                let state =
+                    if spec.id.service == name("migrate") { RunState::Exited { code: 0 } } else { RunState::Running };
+                host.instances.push(InstanceSeen {
+                    status: InstanceStatus {
+                        id: spec.id.clone(),
+                        address: spec.address,
+                        spec_digest: fingerprint.digest.clone(),
+                        state,
+                        health,
+                        pid: Some(100),
+                        restarts: 0,
+                        started_at_s: 0,
+                        health_output: None,
+                    },
+                    fingerprint: Some(fingerprint),
+                    hosts_digest: Some(spec.hosts.digest().to_owned()),
+                });
+            }
+            Action::SetHosts { id, hosts } => {
+                let seen = host.instances.iter_mut().find(|i| i.status.id == *id).unwrap();
+                seen.hosts_digest = Some(hosts.digest().to_owned());
+            }
+            Action::StopInstance { id } => {
+                let seen = host.instances.iter_mut().find(|i| i.status.id == *id).unwrap();
+                assert!(is_alive(seen.status.state), "{id} was stopped twice");
+                seen.status.state = RunState::Exited { code: 143 };
+            }
+            Action::RemoveInstance { id } => {
+                assert!(!host.instances.iter().any(|i| i.status.id == *id && is_alive(i.status.state)));
+                host.instances.retain(|i| i.status.id != *id);
+                if let Some(guard) = &mut host.guard {
+                    guard.attached.remove(id);
+                }
+            }
+            Action::Await { id, .. } => assert!(host.instances.iter().any(|i| i.status.id == *id)),
+        }
+    }
+    host
+}
+
+/// The plan, after it was found safe and after doing it twice was found to be doing it once.
+fn planned(stack: &Stack, host: &Observed) -> Plan {
+    let plan = plan(stack, host, wishes()).unwrap();
+    assert_eq!(lint(&plan, host), []);
+    let again = super::plan(stack, &after(&plan, host), wishes()).unwrap();
+    assert!(again.is_empty(), "a second up would change something: {again}");
+    plan
+}
+
+fn running(stack: &Stack) -> Observed {
+    after(&planned(stack, &empty_host()), &empty_host())
+}
+
+#[test]
+fn first_up() {
+    insta::assert_snapshot!(planned(&shop(), &empty_host()), @r"
+    shop: 20 steps
+      create volume data for postgres (it isn't there)
+      start the agent (it isn't there)
+      load the guard (it isn't there)
+      guard app.1 at 127.77.1.1 (it isn't there)
+      guard app.2 at 127.77.1.2 (it isn't there)
+      guard db.1 at 127.77.2.1 (it isn't there)
+      guard migrate.1 at 127.77.3.1 (it isn't there)
+      guard web.1 at 127.77.4.1 (it isn't there)
+      set the policy of 4 services (enforced) (it isn't there)
+      set the firewall: let in 22/tcp (ssh), 80/tcp (it isn't there)
+      start db.1 (it isn't there)
+      start web.1 (it isn't there)
+      wait until db.1 is healthy, at most 24 s (migrate depends on it)
+      start migrate.1 (it isn't there)
+      wait until migrate.1 has exited with 0 (app depends on it)
+      start app.1 (it isn't there)
+      start app.2 (it isn't there)
+      wait until web.1 runs, at most 10 s (it was just started)
+      wait until app.1 runs, at most 10 s (it was just started)
+      wait until app.2 runs, at most 10 s (it was just started)
+    ");
+}
+
+#[test]
+fn a_changed_service_is_replaced_and_the_cause_names_the_keys() {
+    let host = running(&shop());
+    let mut stack = shop();
+    let db = stack.services.iter_mut().find(|s| s.name == name("db")).unwrap();
+    db.environment.insert("POSTGRES_PASSWORD".into(), "another-secret".into());
+    db.environment.insert("TZ".into(), "UTC".into());
+    db.stop_grace_ms = 1;
+    let plan = planned(&stack, &host);
+    insta::assert_snapshot!(plan, @r"
+    shop: 3 steps
+      stop db.1 (changed: environment.POSTGRES_PASSWORD, environment.TZ, stop)
+      start db.1 (changed: environment.POSTGRES_PASSWORD, environment.TZ, stop)
+      wait until db.1 runs, at most 10 s (it was just started)
+    ");
+    insta::assert_snapshot!(serde_json::to_string_pretty(&plan.to_json()).unwrap(), @r#"
+    {
+      "project": "shop",
+      "steps": [
+        {
+          "action": "stop_instance",
+          "cause": {
+            "keys": [
+              "environment.POSTGRES_PASSWORD",
+              "environment.TZ",
+              "stop"
+            ],
+            "kind": "changed"
+          },
+          "destroys_data": false,
+          "instance": "db.1",
+          "text": "stop db.1"
+        },
+        {
+          "action": "start_instance",
+          "cause": {
+            "keys": [
+              "environment.POSTGRES_PASSWORD",
+              "environment.TZ",
+              "stop"
+            ],
+            "kind": "changed"
+          },
+          "destroys_data": false,
+          "instance": "db.1",
+          "text": "start db.1"
+        },
+        {
+          "action": "await",
+          "cause": {
+            "kind": "just_started"
+          },
+          "destroys_data": false,
+          "instance": "db.1",
+          "text": "wait until db.1 runs, at most 10 s"
+        }
+      ],
+      "version": 1
+    }
+    "#);
+}
+
+#[test]
+fn a_dependent_restarts_when_it_says_so() {
+    let mut stack = shop();
+    stack.services[0].depends_on[1].value.restart = true;
+    let host = running(&stack);
+    stack.services[1].environment.clear();
+    insta::assert_snapshot!(planned(&stack, &host), @r"
+    shop: 9 steps
+      stop db.1 (changed: environment.POSTGRES_PASSWORD)
+      start db.1 (changed: environment.POSTGRES_PASSWORD)
+      wait until db.1 is healthy, at most 24 s (app depends on it)
+      stop app.1 (it restarts with db)
+      start app.1 (it restarts with db)
+      stop app.2 (it restarts with db)
+      start app.2 (it restarts with db)
+      wait until app.1 runs, at most 10 s (it was just started)
+      wait until app.2 runs, at most 10 s (it was just started)
+    ");
+}
+
+#[test]
+fn what_the_file_no_longer_has_goes_last() {
+    let host = running(&shop());
+    let mut stack = shop();
+    stack.services[0].replicas = 1;
+    stack.services.pop();
+    insta::assert_snapshot!(planned(&stack, &host), @r"
+    shop: 9 steps
+      set the policy of 3 services (enforced) (it changed)
+      set the firewall: let in 22/tcp (ssh) (it changed)
+      tell db.1 the addresses of 3 names (it changed)
+      tell migrate.1 the addresses of 3 names (it changed)
+      tell app.1 the addresses of 3 names (it changed)
+      stop app.2 (the file doesn't have it)
+      remove app.2 (the file doesn't have it)
+      stop web.1 (the file doesn't have it)
+      remove web.1 (the file doesn't have it)
+    ");
+}
+
+#[test]
+fn a_port_is_given_up_before_it_is_taken() {
+    let mut host = running(&shop());
+    host.sockets.push(SocketSeen {
+        proto: Proto::Tcp,
+        local: "0.0.0.0:80".parse().unwrap(),
+        v6_only: false,
+        uid: 0,
+        inode: 1,
+        owner: SocketOwner::Instance(InstanceId { service: name("web"), number: 1 }),
+    });
+    let mut stack = shop();
+    stack.services[3].name = name("www");
+    insta::assert_snapshot!(planned(&stack, &host), @r"
+    shop: 10 steps
+      stop web.1 (its port 80 goes to www)
+      guard www.1 at 127.77.5.1 (it isn't there)
+      set the policy of 4 services (enforced) (it changed)
+      tell db.1 the addresses of 4 names (it changed)
+      start www.1 (it isn't there)
+      tell migrate.1 the addresses of 4 names (it changed)
+      tell app.1 the addresses of 4 names (it changed)
+      tell app.2 the addresses of 4 names (it changed)
+      wait until www.1 runs, at most 10 s (it was just started)
+      remove web.1 (the file doesn't have it)
+    ");
+}
+
+#[test]
+fn an_instance_without_guard_is_guarded_and_restarted() {
+    let mut host = running(&shop());
+    let web = InstanceId { service: name("web"), number: 1 };
+    host.guard.as_mut().unwrap().attached.remove(&web);
+    insta::assert_snapshot!(planned(&shop(), &host), @r"
+    shop: 4 steps
+      guard web.1 at 127.77.4.1 (it isn't there)
+      stop web.1 (it ran without the guard)
+      start web.1 (it ran without the guard)
+      wait until web.1 runs, at most 10 s (it was just started)
+    ");
+}
+
+#[test]
+fn an_instance_at_another_address_is_removed_before_it_is_guarded_anew() {
+    let mut host = running(&shop());
+    host.addresses = AddressBook::default();
+    host.taken = (0..10).map(ServiceIndex).collect();
+    let plan = planned(&shop(), &host);
+    let text = plan.to_string();
+    let at = |line: &str| text.find(line).unwrap_or_else(|| panic!("{line} is missing in {text}"));
+    assert!(at("stop web.1") < at("remove web.1") && at("remove web.1") < at("guard web.1 at 127.77.14.1"));
+}
+
+#[test]
+fn a_crashed_instance_is_started_and_a_finished_job_is_not() {
+    let mut host = running(&shop());
+    for seen in &mut host.instances {
+        if seen.status.id.service == name("web") {
+            seen.status.state = RunState::Exited { code: 1 };
+        }
+    }
+    insta::assert_snapshot!(planned(&shop(), &host), @r"
+    shop: 2 steps
+      start web.1 (it doesn't run)
+      wait until web.1 runs, at most 10 s (it was just started)
+    ");
+}
+
+#[test]
+fn a_lost_agent_is_the_only_step() {
+    let mut host = running(&shop());
+    host.agent = None;
+    insta::assert_snapshot!(planned(&shop(), &host), @r"
+    shop: 1 step
+      start the agent (it isn't there)
+    ");
+}
+
+#[test]
+fn down_takes_everything_away() {
+    let host = running(&shop());
+    let plan = plan_down(&shop().project, Some(&shop()), &host, false);
+    insta::assert_snapshot!(plan, @r"
+    shop: 12 steps
+      stop app.1 (the stack is taken down)
+      stop app.2 (the stack is taken down)
+      stop web.1 (the stack is taken down)
+      stop db.1 (the stack is taken down)
+      remove the firewall's table (the stack is taken down)
+      remove app.1 (the stack is taken down)
+      remove app.2 (the stack is taken down)
+      remove db.1 (the stack is taken down)
+      remove migrate.1 (the stack is taken down)
+      remove web.1 (the stack is taken down)
+      unload the guard (the stack is taken down)
+      stop the agent (the stack is taken down)
+    ");
+    let left = after(&plan, &host);
+    assert!(left.agent.is_none() && left.guard.is_none() && left.instances.is_empty() && left.firewall.is_none());
+    assert_eq!(left.volumes.len(), 1);
+    assert!(plan_down(&shop().project, Some(&shop()), &left, false).is_empty());
+    let with_volumes = plan_down(&shop().project, Some(&shop()), &left, true);
+    assert_eq!(after(&with_volumes, &left).volumes.len(), 0);
+}
+
+#[test]
+fn down_without_an_agent_gets_one_to_stop_what_runs() {
+    let mut host = running(&shop());
+    host.agent = None;
+    let plan = plan_down(&shop().project, Some(&shop()), &host, false);
+    assert_eq!(lint(&plan, &host), []);
+    let kinds: Vec<_> = plan.steps.iter().map(|step| step.action.kind()).collect();
+    assert_eq!((kinds[0], kinds[kinds.len() - 1]), ("start_agent", "stop_agent"));
+    assert!(after(&plan, &host).agent.is_none());
+}
+
+#[test]
+fn a_cycle_and_a_taken_port_are_reported_together() {
+    let mut stack = shop();
+    stack.services[1].depends_on = vec![depends("app", Condition::ServiceStarted)];
+    let mut host = empty_host();
+    host.sockets.push(SocketSeen {
+        proto: Proto::Tcp,
+        local: "[::]:80".parse().unwrap(),
+        v6_only: false,
+        uid: 33,
+        inode: 1,
+        owner: SocketOwner::Process { pid: 41, command: "nginx".into() },
+    });
+    let ids: Vec<_> = plan(&stack, &host, wishes()).unwrap_err().iter().map(|f| f.id).collect();
+    assert_eq!(ids, ["dependency-cycle", "port-taken"]);
+}
+
+#[test]
+fn no_secret_is_shown() {
+    let mut stack = shop();
+    let secret = "hunter2-secret";
+    let process = stack.services[0].run.process.as_mut().unwrap();
+    process.command.push(format!("--password={secret}"));
+    stack.services[0].healthcheck = Some(Healthcheck {
+        test: crate::stack::HealthTest::Shell(format!("curl -u {secret} localhost")),
+        ..healthcheck()
+    });
+    let first = planned(&stack, &empty_host());
+    let host = after(&first, &empty_host());
+    let mut changed = stack.clone();
+    for service in &mut changed.services {
+        service.environment.insert("POSTGRES_PASSWORD".into(), format!("new {secret}"));
+    }
+    for plan in [first, planned(&changed, &host), plan_down(&stack.project, None, &host, true)] {
+        for shown in [plan.to_string(), plan.to_json().to_string(), format!("{plan:?}"), format!("{:?}", host)] {
+            assert!(!shown.contains(secret), "{shown}");
+        }
+    }
+}
+
+#[test]
+fn waiting_for_health_waits_for_everything_that_has_a_check() {
+    let mut stack = shop();
+    stack.services[3].healthcheck = Some(healthcheck());
+    let wishes = Wishes { wait_for_health: true, ..wishes() };
+    let text = plan(&stack, &empty_host(), wishes).unwrap().to_string();
+    assert!(text.contains("wait until web.1 is healthy, at most 24 s (it was just started)"), "{text}");
+}
+
+#[test]
+fn a_thousand_services_are_planned_in_time() {
+    let services = (0..1_000).map(|n| {
+        let mut service = service(&format!("service-{n}"));
+        service.expose = vec![at(tcp(1_000 + n))];
+        service.environment = (0..8).map(|key| (format!("KEY_{key}"), format!("value {key} of {n}"))).collect();
+        if n > 10 {
+            service.depends_on = vec![depends(&format!("service-{}", n - 7), Condition::ServiceHealthy)];
+        }
+        service.healthcheck = Some(healthcheck());
+        service
+    });
+    let stack = stack(services);
+    let host = running(&stack);
+    let took_ms = (0..5).map(|_| {
+        let start = std::time::Instant::now();
+        assert!(plan(&stack, &host, wishes()).unwrap().is_empty());
+        let steps = plan(&stack, &empty_host(), wishes()).unwrap().steps.len();
+        assert_eq!(steps, 2 + 1_000 + 2 + 1_000 + 1_000);
+        start.elapsed().as_millis() / 2
+    });
+    let took_ms = took_ms.min().unwrap();
+    eprintln!("a plan for 1,000 services takes {took_ms} ms");
+    // Unoptimized hashing is what takes the time in a debug build.
+    assert!(took_ms < if cfg!(debug_assertions) { 400 } else { 20 }, "{took_ms} ms");
+}

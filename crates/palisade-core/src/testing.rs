@@ -1,0 +1,90 @@
+//! Stacks built by hand for the tests of this crate. Compiled for tests only.
+
+use std::collections::BTreeSet;
+
+use crate::environment::Environment;
+use crate::names::{ProjectName, ServiceName};
+use crate::place::{Place, Placed};
+use crate::stack::*;
+
+pub(crate) fn name(text: &str) -> ServiceName {
+    ServiceName::parse(text).unwrap()
+}
+
+pub(crate) fn at<T>(value: T) -> Placed<T> {
+    Placed { value, place: place() }
+}
+
+pub(crate) fn place() -> Place {
+    Place { file: "compose.yaml".into(), line: 12, column: 5 }
+}
+
+pub(crate) fn tcp(port: u16) -> PortProto {
+    PortProto { port, proto: Proto::Tcp }
+}
+
+pub(crate) fn publish(host_ip: Option<&str>, host_port: u16, container: u16) -> Placed<Publish> {
+    at(Publish { host_ip: host_ip.map(|ip| ip.parse().unwrap()), host_port, container: tcp(container) })
+}
+
+pub(crate) fn grant(service: &str, port: Option<u16>) -> Placed<Grant> {
+    at(Grant { service: name(service), port: port.map(tcp) })
+}
+
+pub(crate) fn depends(service: &str, condition: Condition) -> Placed<Dependency> {
+    at(Dependency { service: name(service), condition, restart: false })
+}
+
+pub(crate) fn healthcheck() -> Healthcheck {
+    Healthcheck {
+        test: HealthTest::Command(vec!["true".into()]),
+        interval_ms: 1_000,
+        timeout_ms: 2_000,
+        retries: 3,
+        start_period_ms: 5_000,
+        start_interval_ms: 500,
+    }
+}
+
+pub(crate) fn service(text: &str) -> Service {
+    Service {
+        name: name(text),
+        place: place(),
+        replicas: 1,
+        run: Run {
+            image: None,
+            process: Some(Process { command: vec![format!("/usr/bin/{text}")], user: None, working_dir: None }),
+        },
+        environment: Environment::default(),
+        networks: BTreeSet::from(["default".to_owned()]),
+        aliases: BTreeSet::new(),
+        host_mode: false,
+        expose: Vec::new(),
+        publish: Vec::new(),
+        connect: None,
+        strict: false,
+        egress: Egress::All,
+        host_ports: Vec::new(),
+        depends_on: Vec::new(),
+        healthcheck: None,
+        restart: Restart::No,
+        limits: Limits::default(),
+        stop_signal: "SIGTERM".into(),
+        stop_grace_ms: 10_000,
+        mounts: Vec::new(),
+        extra_hosts: Vec::new(),
+        log: LogRotation::default(),
+        cap_add: BTreeSet::new(),
+        cap_drop: BTreeSet::new(),
+        read_only: false,
+    }
+}
+
+pub(crate) fn stack(services: impl IntoIterator<Item = Service>) -> Stack {
+    Stack {
+        project: ProjectName::parse("shop").unwrap(),
+        services: services.into_iter().collect(),
+        volumes: BTreeSet::new(),
+        firewall: Firewall::default(),
+    }
+}

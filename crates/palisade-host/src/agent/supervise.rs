@@ -1,0 +1,553 @@
+//! One thread for each instance: starts it, waits for its end, checks its health, starts it again, stops it.
+//!
+//! The thread is the only one that changes the instance. Others put orders into its queue and read its status; no lock
+//! is held while something takes time. The rules that it follows are in [`super::rules`].
+
+use std::collections::VecDeque;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use palisade_core::instance::{Health, Hosts, InstanceSpec, InstanceStatus, RunState};
+use palisade_core::names::InstanceId;
+use palisade_core::stack::HealthTest;
+
+use super::events::EventSink;
+use super::rules::{HealthState, Restarts};
+use super::server::chain;
+use crate::cgroup::Cgroup;
+use crate::hosts_file;
+use crate::layout::Layout;
+use crate::runtime::{self, EnterOptions, Exit, Found, Inside, Running};
+
+/// What a health check printed is kept up to this.
+const HEALTH_OUTPUT_BYTES_MAX: usize = 4096;
+/// After SIGKILL, what is left must be gone within this time.
+const KILL_WAIT: Duration = Duration::from_secs(10);
+
+/// The answer to an order.
+type Reply = Sender<Result<(), String>>;
+
+enum Order {
+    Start(Box<InstanceSpec>, Reply),
+    Stop(Reply),
+    SetHosts(Hosts, Reply),
+    Forget,
+    Checked { run: u64, passed: bool, output: String },
+}
+
+/// What outlives an agent: kept as `status.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Saved {
+    status: InstanceStatus,
+    stopped_by_user: bool,
+}
+
+/// The handle that other threads have.
+#[derive(Clone)]
+pub(super) struct Supervised(Arc<Shared>);
+
+struct Shared {
+    queue: Mutex<VecDeque<Order>>,
+    wake: EventFd,
+    status: Mutex<InstanceStatus>,
+    spec: Mutex<InstanceSpec>,
+}
+
+/// What stays the same for all instances.
+#[derive(Clone)]
+pub(super) struct Surroundings {
+    pub(super) layout: Layout,
+    pub(super) exe: PathBuf,
+    pub(super) events: EventSink,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A thread that panicked left a whole value: statuses and queues are replaced or pushed to in one step.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn now_s() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+impl Supervised {
+    /// Begins to supervise an instance that doesn't run; it is started by an order.
+    pub(super) fn begin(surroundings: Surroundings, spec: InstanceSpec) -> Result<Self, String> {
+        Self::spawn(surroundings, spec, None)
+    }
+
+    /// Takes over an instance that an earlier agent started, whether it still runs or has ended since.
+    pub(super) fn adopt(surroundings: Surroundings, spec: InstanceSpec) -> Result<Self, String> {
+        let path = surroundings.layout.instance(&spec.id).join("status.json");
+        let saved = runtime::read_json::<Saved>(&path).map_err(|error| chain(&error))?;
+        let found = runtime::find(&surroundings.layout, &spec.id).map_err(|error| chain(&error))?;
+        Self::spawn(surroundings, spec, Some((saved, found)))
+    }
+
+    fn spawn(
+        surroundings: Surroundings,
+        spec: InstanceSpec,
+        before: Option<(Option<Saved>, Option<Found>)>,
+    ) -> Result<Self, String> {
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
+        let wake = wake.map_err(|error| format!("cannot make an eventfd: {error}"))?;
+        let status = InstanceStatus {
+            id: spec.id.clone(),
+            address: spec.address,
+            spec_digest: spec.fingerprint().digest,
+            state: RunState::Starting,
+            health: Health::None,
+            pid: None,
+            restarts: 0,
+            started_at_s: now_s(),
+            health_output: None,
+        };
+        let shared = Arc::new(Shared {
+            queue: Mutex::default(),
+            wake,
+            status: Mutex::new(status),
+            spec: Mutex::new(spec.clone()),
+        });
+        let handle = Self(shared.clone());
+        let name = spec.id.to_string();
+        let mut worker = Worker {
+            surroundings,
+            shared,
+            spec,
+            running: None,
+            run: 0,
+            started: Instant::now(),
+            restarts: Restarts::default(),
+            restart_at: None,
+            stopping: None,
+            stopped_by_user: false,
+            health: HealthState::new(Health::None),
+            check_at: None,
+            last_code: 0,
+        };
+        let work = move || {
+            if let Some((saved, found)) = before {
+                worker.adopt(saved, found);
+            }
+            worker.work();
+        };
+        std::thread::Builder::new()
+            .name(name)
+            .spawn(work)
+            .map_err(|error| format!("cannot start a thread: {error}"))?;
+        Ok(handle)
+    }
+
+    fn order(&self, order: Order) {
+        lock(&self.0.queue).push_back(order);
+        // It can only fail when 2^64 wakes are pending.
+        let _ = self.0.wake.write(1);
+    }
+
+    fn order_and_wait(&self, order: impl FnOnce(Reply) -> Order) -> Result<(), String> {
+        let (reply, answer) = mpsc::channel();
+        self.order(order(reply));
+        answer.recv().unwrap_or_else(|_| Err("the instance was removed meanwhile".into()))
+    }
+
+    pub(super) fn status(&self) -> InstanceStatus {
+        lock(&self.0.status).clone()
+    }
+    pub(super) fn spec(&self) -> InstanceSpec {
+        lock(&self.0.spec).clone()
+    }
+    pub(super) fn start(&self, spec: InstanceSpec) -> Result<(), String> {
+        self.order_and_wait(|reply| Order::Start(Box::new(spec), reply))
+    }
+    pub(super) fn stop(&self) -> Result<(), String> {
+        self.order_and_wait(Order::Stop)
+    }
+    pub(super) fn set_hosts(&self, hosts: Hosts) -> Result<Hosts, String> {
+        let old = self.spec().hosts;
+        self.order_and_wait(|reply| Order::SetHosts(hosts, reply)).map(|()| old)
+    }
+    /// Ends the thread; the instance should be stopped by then.
+    pub(super) fn forget(&self) {
+        self.order(Order::Forget);
+    }
+}
+
+struct Stopping {
+    deadline: Instant,
+    killed: bool,
+    replies: Vec<Reply>,
+}
+
+struct Worker {
+    surroundings: Surroundings,
+    shared: Arc<Shared>,
+    spec: InstanceSpec,
+    running: Option<Running>,
+    /// Counts starts, so that the result of a check of an earlier run is told apart.
+    run: u64,
+    started: Instant,
+    restarts: Restarts,
+    restart_at: Option<Instant>,
+    stopping: Option<Stopping>,
+    stopped_by_user: bool,
+    health: HealthState,
+    check_at: Option<Instant>,
+    last_code: i32,
+}
+
+impl Worker {
+    fn id(&self) -> &InstanceId {
+        &self.spec.id
+    }
+    fn layout(&self) -> &Layout {
+        &self.surroundings.layout
+    }
+    fn exe(&self) -> &Path {
+        &self.surroundings.exe
+    }
+    fn event(&self, kind: &str, details: serde_json::Value) {
+        self.surroundings.events.append(kind, Some(self.id()), details);
+    }
+
+    /// Changes the status, for those who ask and for the next agent.
+    fn publish(&self, change: impl FnOnce(&mut InstanceStatus)) {
+        let status = {
+            let mut status = lock(&self.shared.status);
+            change(&mut status);
+            status.health = self.health.health;
+            status.restarts = self.restarts.count;
+            status.pid = self.running.as_ref().map(|running| running.process().pid);
+            status.clone()
+        };
+        let path = self.layout().instance(self.id()).join("status.json");
+        let saved = Saved { status, stopped_by_user: self.stopped_by_user };
+        if let Err(error) = runtime::write_private(&path, &saved) {
+            eprintln!("{}: {}", self.id(), chain(&error));
+        }
+    }
+
+    fn work(mut self) {
+        loop {
+            let deadlines = [self.restart_at, self.check_at, self.stopping.as_ref().map(|stopping| stopping.deadline)];
+            let timeout = match deadlines.into_iter().flatten().min() {
+                // Rounded up, or the last millisecond would be spent spinning.
+                Some(at) => {
+                    let left_ms = at.saturating_duration_since(Instant::now()).as_micros().div_ceil(1000);
+                    PollTimeout::try_from(left_ms).unwrap_or(PollTimeout::MAX)
+                }
+                None => PollTimeout::NONE,
+            };
+            let ended = {
+                let mut polled = vec![PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN)];
+                if let Some(running) = &self.running {
+                    polled.push(PollFd::new(running.pidfd(), PollFlags::POLLIN));
+                }
+                let _ = poll(&mut polled, timeout);
+                polled.get(1).is_some_and(|process| process.any().unwrap_or(false))
+            };
+            let _ = self.shared.wake.read();
+            if ended {
+                self.ended();
+            }
+            loop {
+                let order = lock(&self.shared.queue).pop_front();
+                match order {
+                    Some(Order::Forget) => return,
+                    Some(order) => self.obey(order),
+                    None => break,
+                }
+            }
+            self.look_at_the_clock();
+        }
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Start(spec, reply) => {
+                let answer = self.start_by_user(*spec);
+                let _ = reply.send(answer);
+            }
+            Order::Stop(reply) => self.stop_by_user(reply),
+            Order::SetHosts(hosts, reply) => {
+                let answer = self.set_hosts(hosts);
+                let _ = reply.send(answer);
+            }
+            Order::Checked { run, passed, output } => self.checked(run, passed, output),
+            Order::Forget => {}
+        }
+    }
+
+    fn look_at_the_clock(&mut self) {
+        let now = Instant::now();
+        if self.restart_at.is_some_and(|at| at <= now) {
+            self.restart_at = None;
+            if let Err(message) = self.start() {
+                self.event("start_failed", json!({ "error": message }));
+                self.exited(Exit { code: 127, ended_at_s: now_s() });
+            }
+        }
+        if self.check_at.is_some_and(|at| at <= now) {
+            self.check_at = None;
+            self.check();
+        }
+        if let Some(stopping) = &mut self.stopping
+            && stopping.deadline <= now
+        {
+            if stopping.killed {
+                let message = format!("{} is still there {} s after SIGKILL", self.spec.id, KILL_WAIT.as_secs());
+                for reply in self.stopping.take().into_iter().flat_map(|stopping| stopping.replies) {
+                    let _ = reply.send(Err(message.clone()));
+                }
+            } else {
+                stopping.killed = true;
+                stopping.deadline = now + KILL_WAIT;
+                if let Some(running) = &self.running {
+                    let _ = running.signal(libc::SIGKILL);
+                }
+            }
+        }
+    }
+
+    fn start_by_user(&mut self, spec: InstanceSpec) -> Result<(), String> {
+        if self.running.is_some() {
+            return if spec.fingerprint() == self.spec.fingerprint() && self.stopping.is_none() {
+                Ok(())
+            } else {
+                Err(format!("{} runs with another specification: stop it first", spec.id))
+            };
+        }
+        self.spec = spec;
+        *lock(&self.shared.spec) = self.spec.clone();
+        self.stopped_by_user = false;
+        self.restart_at = None;
+        self.restarts = Restarts::default();
+        let (digest, address) = (self.spec.fingerprint().digest, self.spec.address);
+        self.publish(|status| {
+            status.spec_digest = digest;
+            status.address = address;
+        });
+        self.start().inspect_err(|message| {
+            // What can't even be executed is a mistake to be told, not one to be tried again.
+            self.event("start_failed", json!({ "error": message }));
+            self.publish(|status| status.state = RunState::Exited { code: 127 });
+        })
+    }
+
+    fn start(&mut self) -> Result<(), String> {
+        self.run += 1;
+        self.started = Instant::now();
+        self.health = HealthState::new(if self.spec.healthcheck.is_some() { Health::Starting } else { Health::None });
+        self.check_at = None;
+        self.publish(|status| {
+            status.state = RunState::Starting;
+            status.started_at_s = now_s();
+            status.health_output = None;
+        });
+        match runtime::start(self.layout(), &self.spec, self.exe()) {
+            Ok(Found::Running(running)) => {
+                self.event("started", json!({ "pid": running.process().pid }));
+                self.runs(running);
+                self.check_at =
+                    self.spec.healthcheck.as_ref().map(|check| self.started + HealthState::first_check(check));
+                Ok(())
+            }
+            Ok(Found::Ended(exit)) => {
+                self.exited(exit.unwrap_or(Exit { code: 128 + libc::SIGKILL, ended_at_s: now_s() }));
+                Ok(())
+            }
+            Err(error) => Err(chain(&error)),
+        }
+    }
+
+    fn runs(&mut self, running: Running) {
+        self.running = Some(running);
+        self.publish(|status| status.state = RunState::Running);
+    }
+
+    fn adopt(&mut self, saved: Option<Saved>, found: Option<Found>) {
+        if let Some(saved) = &saved {
+            self.restarts = Restarts::continued(saved.status.restarts);
+            self.stopped_by_user = saved.stopped_by_user;
+            let ran_s = now_s().saturating_sub(saved.status.started_at_s);
+            self.started = Instant::now().checked_sub(Duration::from_secs(ran_s)).unwrap_or_else(Instant::now);
+            *lock(&self.shared.status) = saved.status.clone();
+            if let RunState::Exited { code } = saved.status.state {
+                self.last_code = code;
+            }
+        }
+        match found {
+            Some(Found::Running(running)) => {
+                let known = saved.as_ref().map(|saved| saved.status.health);
+                self.health = match (&self.spec.healthcheck, known) {
+                    (None, _) => HealthState::new(Health::None),
+                    (Some(_), Some(health @ (Health::Healthy | Health::Unhealthy))) => HealthState::new(health),
+                    (Some(_), _) => HealthState::new(Health::Starting),
+                };
+                self.check_at = self.spec.healthcheck.as_ref().map(|_| Instant::now());
+                self.runs(running);
+                if self.stopped_by_user {
+                    // The agent that was told to stop it died before it was done.
+                    self.begin_to_stop(None);
+                }
+            }
+            Some(Found::Ended(exit)) => {
+                let stays =
+                    matches!(saved, Some(Saved { status: InstanceStatus { state: RunState::Exited { .. }, .. }, .. }));
+                if !stays {
+                    self.exited(exit.unwrap_or(Exit { code: 128 + libc::SIGKILL, ended_at_s: now_s() }));
+                }
+            }
+            None => self.publish(|status| status.state = RunState::Exited { code: 0 }),
+        }
+    }
+
+    /// The init process is gone.
+    fn ended(&mut self) {
+        let exit = match runtime::find(self.layout(), self.id()) {
+            Ok(Some(Found::Ended(Some(exit)))) => exit,
+            // Killed as a whole, by us or for want of memory.
+            _ => Exit { code: 128 + libc::SIGKILL, ended_at_s: now_s() },
+        };
+        self.exited(exit);
+    }
+
+    fn exited(&mut self, exit: Exit) {
+        self.running = None;
+        self.check_at = None;
+        self.last_code = exit.code;
+        // A health check may be on its way inside.
+        if let Err(error) = Cgroup::of_instance(self.layout(), self.id()).and_then(|cgroup| cgroup.kill()) {
+            eprintln!("{}: {}", self.id(), chain(&error));
+        }
+        self.event("exited", json!({ "code": exit.code }));
+        let next = if self.stopping.is_some() || self.stopped_by_user {
+            None
+        } else {
+            self.restarts.next(self.spec.restart, exit.code, self.started.elapsed())
+        };
+        self.health = HealthState::new(if self.spec.healthcheck.is_some() { Health::Starting } else { Health::None });
+        match next {
+            Some(pause) => {
+                self.event("restarting", json!({ "in_ms": pause.as_millis() as u64 }));
+                self.restart_at = Some(Instant::now() + pause);
+                self.publish(|status| status.state = RunState::BackingOff);
+            }
+            None => self.publish(|status| status.state = RunState::Exited { code: exit.code }),
+        }
+        for reply in self.stopping.take().into_iter().flat_map(|stopping| stopping.replies) {
+            let _ = reply.send(Ok(()));
+        }
+    }
+
+    fn stop_by_user(&mut self, reply: Reply) {
+        self.stopped_by_user = true;
+        if let Some(stopping) = &mut self.stopping {
+            stopping.replies.push(reply);
+            return;
+        }
+        if self.running.is_some() {
+            // Noted before the signal: an agent that comes after us must know that it shall end.
+            self.publish(|_| {});
+            return self.begin_to_stop(Some(reply));
+        }
+        if self.restart_at.take().is_some() {
+            let code = self.last_code;
+            self.publish(|status| status.state = RunState::Exited { code });
+        } else {
+            self.publish(|_| {});
+        }
+        let _ = reply.send(Ok(()));
+    }
+
+    fn begin_to_stop(&mut self, reply: Option<Reply>) {
+        self.event("stopping", json!({ "signal": self.spec.stop_signal }));
+        let signal = runtime::signal_number(&self.spec.stop_signal).unwrap_or(libc::SIGTERM);
+        if let Some(running) = &self.running {
+            let _ = running.signal(signal);
+        }
+        let deadline = Instant::now() + Duration::from_millis(self.spec.stop_grace_ms);
+        self.stopping = Some(Stopping { deadline, killed: false, replies: reply.into_iter().collect() });
+    }
+
+    fn set_hosts(&mut self, hosts: Hosts) -> Result<(), String> {
+        self.spec.hosts = hosts;
+        *lock(&self.shared.spec) = self.spec.clone();
+        let path = self.layout().instance(self.id()).join("spec.json");
+        runtime::write_private(&path, &self.spec).map_err(|error| chain(&error))?;
+        let digest = self.spec.fingerprint().digest;
+        self.publish(|status| status.spec_digest = digest);
+        match &self.running {
+            Some(running) => {
+                let pid = running.process().pid;
+                hosts_file::replace(self.layout(), self.id(), pid, &self.spec.hosts).map_err(|error| chain(&error))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Runs the health check on a thread of its own; its result comes back as an order.
+    fn check(&self) {
+        let (Some(check), Some(running)) = (&self.spec.healthcheck, &self.running) else { return };
+        let command = match &check.test {
+            HealthTest::Command(line) => line.clone(),
+            HealthTest::Shell(script) => vec!["/bin/sh".into(), "-c".into(), script.clone()],
+        };
+        let timeout = Duration::from_millis(check.timeout_ms);
+        let options = EnterOptions { timeout, output_bytes_max: HEALTH_OUTPUT_BYTES_MAX, as_root: false };
+        let (surroundings, spec, run) = (self.surroundings.clone(), self.spec.clone(), self.run);
+        let supervised = Supervised(self.shared.clone());
+        let Ok(running) = running.try_clone() else { return };
+        let work = move || {
+            let Surroundings { layout, exe, .. } = &surroundings;
+            let result = runtime::enter(layout, &spec, &running, exe, Inside::Command(command), options);
+            let (passed, output) = match result {
+                Ok(result) => {
+                    let text = String::from_utf8_lossy(&result.output).into_owned();
+                    match result.code {
+                        Some(0) => (true, text),
+                        Some(code) => {
+                            (false, if text.is_empty() { format!("it exited with code {code}") } else { text })
+                        }
+                        None => (false, format!("it took longer than {} ms\n{text}", timeout.as_millis())),
+                    }
+                }
+                Err(error) => (false, chain(&error)),
+            };
+            supervised.order(Order::Checked { run, passed, output });
+        };
+        let failed = std::thread::Builder::new().name("health check".into()).spawn(work).err();
+        if let Some(error) = failed {
+            let output = format!("cannot start a thread: {error}");
+            Supervised(self.shared.clone()).order(Order::Checked { run, passed: false, output });
+        }
+    }
+
+    fn checked(&mut self, run: u64, passed: bool, output: String) {
+        if run != self.run || self.running.is_none() {
+            return;
+        }
+        let Some(check) = self.spec.healthcheck.clone() else { return };
+        let (before, since_start) = (self.health.health, self.started.elapsed());
+        self.health.took(&check, passed, since_start);
+        self.check_at = Some(Instant::now() + self.health.pause(&check, since_start));
+        let now = self.health.health;
+        if now != before {
+            self.event("health", json!({ "from": before, "to": now, "output": if passed { "" } else { &output } }));
+        }
+        self.publish(|status| {
+            if !passed {
+                status.health_output = Some(output);
+            } else {
+                status.health_output = None;
+            }
+        });
+    }
+}

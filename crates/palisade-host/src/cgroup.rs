@@ -1,0 +1,443 @@
+//! Control groups: where they are mounted, and those of a stack's instances: made, limited, read, emptied, removed.
+//!
+//! Nothing in here starts a process or attaches a program. The cgroup2 directory is the identity that the guard attaches
+//! to; where controllers are still on version 1 (hybrid mode), the same path is mirrored below each of their mounts.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use palisade_core::names::InstanceId;
+use palisade_core::stack::Limits;
+
+use crate::layout::Layout;
+
+/// How long leftover processes get to disappear after SIGKILL.
+const KILL_WAIT: Duration = Duration::from_secs(10);
+/// The period that CPU quotas refer to: the kernel's default, and Docker's.
+const CPU_PERIOD_US: u64 = 100_000;
+
+/// What went wrong with a cgroup.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No cgroup2 anywhere.
+    #[error("this machine has no cgroup2 file system mounted (looked in /proc/self/mountinfo)")]
+    NoCgroup2,
+    /// Reading, writing, making or removing a file of a cgroup failed.
+    #[error("cannot {operation} {path}")]
+    Io {
+        /// "write 1000 to", "remove" …
+        operation: String,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A limit was asked for that nothing enforces.
+    #[error(
+        "cannot limit {what} of {cgroup}: the `{controller}` controller is neither in cgroup2 nor mounted as version 1"
+    )]
+    NoController {
+        /// "memory" …
+        what: &'static str,
+        /// Path below the mount.
+        cgroup: PathBuf,
+        /// The kernel's name of it.
+        controller: &'static str,
+    },
+    /// Processes survived SIGKILL (they sit in an uninterruptible system call).
+    #[error("{count} processes in cgroup {cgroup} are still there {waited_s} s after SIGKILL")]
+    Unkillable {
+        /// Path.
+        cgroup: PathBuf,
+        /// How many.
+        count: usize,
+        /// How long was waited.
+        waited_s: u64,
+    },
+}
+
+type Result<T> = std::result::Result<T, Error>;
+
+fn at<T>(result: io::Result<T>, operation: impl Into<String>, path: &Path) -> Result<T> {
+    result.map_err(|source| Error::Io { operation: operation.into(), path: path.to_owned(), source })
+}
+
+/// A mount of version 1 controllers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct V1Mount {
+    /// Where it is mounted.
+    pub path: PathBuf,
+    /// Its controllers, as they must be named to mount the same hierarchy again.
+    pub controllers: Vec<String>,
+}
+
+/// Where this machine's cgroups are mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mounts {
+    /// The cgroup2 mount.
+    pub v2: PathBuf,
+    /// Version 1 mounts that have one of `memory`, `cpu`, `cpuacct`, `pids`.
+    pub v1: Vec<V1Mount>,
+}
+
+/// What an instance uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Bytes of memory in use, with the page cache that is charged to it.
+    pub memory_bytes: Option<u64>,
+    /// Processor time since it was made.
+    pub cpu_usage_us: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+}
+
+impl Mounts {
+    /// Looks them up.
+    pub fn find() -> Result<Self> {
+        let path = Path::new("/proc/self/mountinfo");
+        Self::parse(&at(fs::read_to_string(path), "read", path)?)
+    }
+
+    fn parse(mountinfo: &str) -> Result<Self> {
+        let mut v2 = None;
+        let mut v1: Vec<V1Mount> = Vec::new();
+        for line in mountinfo.lines() {
+            let Some((mount, filesystem)) = line.split_once(" - ") else { continue };
+            let Some(path) = mount.split(' ').nth(4) else { continue };
+            let path = PathBuf::from(unescape(path));
+            let mut filesystem = filesystem.split(' ');
+            match filesystem.next() {
+                // The first one mounted is the system's own; a later one is somebody's extra view.
+                Some("cgroup2") => v2 = v2.or(Some(path)),
+                Some("cgroup") => {
+                    let options = filesystem.nth(1).unwrap_or_default();
+                    let controllers: Vec<String> = options
+                        .split(',')
+                        .filter(|option| !matches!(*option, "rw" | "ro" | "xattr" | "clone_children" | "noprefix"))
+                        .filter(|option| !option.contains('='))
+                        .map(str::to_owned)
+                        .collect();
+                    let ours = ["memory", "cpu", "cpuacct", "pids"];
+                    let known = v1.iter().any(|mount| mount.controllers == controllers);
+                    if !known && controllers.iter().any(|controller| ours.contains(&controller.as_str())) {
+                        v1.push(V1Mount { path, controllers });
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(Self { v2: v2.ok_or(Error::NoCgroup2)?, v1 })
+    }
+
+    fn v1(&self, controller: &str) -> Option<&Path> {
+        self.v1.iter().find(|mount| mount.controllers.iter().any(|c| c == controller)).map(|mount| mount.path.as_path())
+    }
+}
+
+/// mountinfo writes space, tab, newline and backslash as three octal digits.
+fn unescape(text: &str) -> String {
+    let mut result = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(position) = rest.find('\\') {
+        result.push_str(&rest[..position]);
+        match rest.get(position + 1..position + 4).and_then(|octal| u8::from_str_radix(octal, 8).ok()) {
+            Some(byte) => {
+                result.push(byte as char);
+                rest = &rest[position + 4..];
+            }
+            None => {
+                result.push('\\');
+                rest = &rest[position + 1..];
+            }
+        }
+    }
+    result + rest
+}
+
+/// One cgroup of ours: a path below cgroup2 and, in hybrid mode, the same below each version 1 mount.
+#[derive(Clone, Debug)]
+pub struct Cgroup {
+    mounts: Mounts,
+    path: PathBuf,
+}
+
+impl Cgroup {
+    /// The cgroup of an instance. Nothing is made.
+    pub fn of_instance(layout: &Layout, id: &InstanceId) -> Result<Self> {
+        Ok(Self { mounts: Mounts::find()?, path: layout.instance_cgroup(id) })
+    }
+    /// The cgroup that a stack's agent runs in. Nothing is made.
+    pub fn of_agent(layout: &Layout) -> Result<Self> {
+        Ok(Self { mounts: Mounts::find()?, path: layout.cgroup().join("agent") })
+    }
+    /// The cgroup of a whole stack, to be removed with everything below it. Nothing is made.
+    pub fn of_stack(layout: &Layout) -> Result<Self> {
+        Ok(Self { mounts: Mounts::find()?, path: layout.cgroup() })
+    }
+    /// The cgroup of a whole realm. Nothing is made.
+    pub fn of_realm(layout: &Layout) -> Result<Self> {
+        Ok(Self { mounts: Mounts::find()?, path: PathBuf::from(&layout.realm) })
+    }
+    /// The mounts that it is below.
+    pub fn mounts(&self) -> &Mounts {
+        &self.mounts
+    }
+    /// Its cgroup2 directory: what the guard attaches to.
+    pub fn v2_path(&self) -> PathBuf {
+        self.mounts.v2.join(&self.path)
+    }
+    /// Whether the cgroup2 directory is there.
+    pub fn exists(&self) -> bool {
+        self.v2_path().is_dir()
+    }
+
+    fn v1_paths(&self) -> impl Iterator<Item = PathBuf> + '_ {
+        self.mounts.v1.iter().map(|mount| mount.path.join(&self.path))
+    }
+
+    /// Makes the cgroup2 directory and those above it.
+    pub fn create(&self) -> Result<()> {
+        let path = self.v2_path();
+        at(fs::create_dir_all(&path), "make cgroup", &path)
+    }
+
+    /// Makes the mirrored directories of version 1 controllers.
+    pub fn create_v1(&self) -> Result<()> {
+        self.v1_paths().try_for_each(|path| at(fs::create_dir_all(&path), "make cgroup", &path))
+    }
+
+    /// Moves the calling process into it, below every mount.
+    pub fn join(&self) -> Result<()> {
+        for path in self.v1_paths().chain([self.v2_path()]) {
+            let procs = path.join("cgroup.procs");
+            at(fs::write(&procs, "0"), "join cgroup through", &procs)?;
+        }
+        Ok(())
+    }
+
+    /// Sets the limits; those that are `None` are lifted.
+    pub fn limit(&self, limits: &Limits) -> Result<()> {
+        let max = |value: Option<u64>| value.map_or_else(|| "max".to_owned(), |value| value.to_string());
+        let minus_one = |value: Option<u64>| value.map_or_else(|| "-1".to_owned(), |value| value.to_string());
+        let quota_us = limits.cpu_milli.map(|milli| (milli * CPU_PERIOD_US / 1000).max(1000));
+
+        if let Some(path) = self.writable("memory", "memory", limits.memory_bytes.is_some(), "memory.max")? {
+            write(&path.join("memory.max"), &max(limits.memory_bytes))?;
+            // Swap at most as much again, as Docker does. A kernel without swap accounting lacks the file.
+            write_if_there(&path.join("memory.swap.max"), &max(limits.memory_bytes))?;
+        } else if let Some(path) = self.mounts.v1("memory").map(|mount| mount.join(&self.path)) {
+            let limit = minus_one(limits.memory_bytes);
+            let with_swap = minus_one(limits.memory_bytes.map(|bytes| bytes.saturating_mul(2)));
+            // Memory may never be above memory plus swap: which goes first depends on the direction.
+            let lifted = path.join("memory.memsw.limit_in_bytes");
+            write_if_there(&lifted, "-1")?;
+            write(&path.join("memory.limit_in_bytes"), &limit)?;
+            write_if_there(&lifted, &with_swap)?;
+        }
+        if let Some(path) = self.writable("cpu", "processor time", quota_us.is_some(), "cpu.max")? {
+            write(&path.join("cpu.max"), &format!("{} {CPU_PERIOD_US}", max(quota_us)))?;
+        } else if let Some(path) = self.mounts.v1("cpu").map(|mount| mount.join(&self.path)) {
+            write(&path.join("cpu.cfs_period_us"), &CPU_PERIOD_US.to_string())?;
+            write(&path.join("cpu.cfs_quota_us"), &minus_one(quota_us))?;
+        }
+        if let Some(path) = self.writable("pids", "processes", limits.pids.is_some(), "pids.max")? {
+            write(&path.join("pids.max"), &max(limits.pids))?;
+        } else if let Some(path) = self.mounts.v1("pids").map(|mount| mount.join(&self.path)) {
+            write(&path.join("pids.max"), &max(limits.pids))?;
+        }
+        Ok(())
+    }
+
+    /// The cgroup2 directory if that version has the controller, enabled down to it when a limit needs it (or when it
+    /// happens to be enabled, so that an old limit can be lifted).
+    fn writable(
+        &self,
+        controller: &'static str,
+        what: &'static str,
+        needed: bool,
+        file: &str,
+    ) -> Result<Option<PathBuf>> {
+        let path = self.v2_path();
+        if path.join(file).exists() {
+            return Ok(Some(path));
+        }
+        let controllers = self.mounts.v2.join("cgroup.controllers");
+        let available = at(fs::read_to_string(&controllers), "read", &controllers)?;
+        let in_v2 = available.split_ascii_whitespace().any(|name| name == controller);
+        if !needed || !in_v2 {
+            if needed && self.mounts.v1(controller).is_none() {
+                return Err(Error::NoController { what, cgroup: self.path.clone(), controller });
+            }
+            return Ok(None);
+        }
+        let mut above = self.mounts.v2.clone();
+        let parents = self.path.parent().into_iter().flat_map(Path::components);
+        let mut levels = vec![above.clone()];
+        for component in parents {
+            above.push(component);
+            levels.push(above.clone());
+        }
+        for level in levels {
+            let control = level.join("cgroup.subtree_control");
+            let enabled = at(fs::read_to_string(&control), "read", &control)?;
+            if !enabled.split_ascii_whitespace().any(|name| name == controller) {
+                write(&control, &format!("+{controller}"))?;
+            }
+        }
+        Ok(Some(path))
+    }
+
+    /// Process ids in it and below it, in every mount.
+    pub fn pids(&self) -> Result<BTreeSet<i32>> {
+        let mut pids = BTreeSet::new();
+        for path in self.v1_paths().chain([self.v2_path()]) {
+            collect_pids(&path, &mut pids)?;
+        }
+        Ok(pids)
+    }
+
+    /// What it uses now. Figures that no controller keeps are `None`.
+    pub fn stats(&self) -> Stats {
+        let v2 = self.v2_path();
+        let v1 = |controller: &str, file: &str| {
+            self.mounts.v1(controller).and_then(|mount| read_number(&mount.join(&self.path).join(file)))
+        };
+        let cpu_v2 = || {
+            let text = fs::read_to_string(v2.join("cpu.stat")).ok()?;
+            text.lines().find_map(|line| line.strip_prefix("usage_usec ")).and_then(|value| value.parse().ok())
+        };
+        Stats {
+            memory_bytes: read_number(&v2.join("memory.current")).or_else(|| v1("memory", "memory.usage_in_bytes")),
+            cpu_usage_us: cpu_v2().or_else(|| v1("cpuacct", "cpuacct.usage").map(|ns| ns / 1000)),
+            pids: read_number(&v2.join("pids.current")).or_else(|| v1("pids", "pids.current")),
+        }
+    }
+
+    /// Whether the kernel killed something in it for want of memory since it was made.
+    pub fn oom_kills(&self) -> u64 {
+        let v1 = self.mounts.v1("memory").map(|mount| mount.join(&self.path).join("memory.oom_control"));
+        [Some(self.v2_path().join("memory.events")), v1]
+            .into_iter()
+            .flatten()
+            .filter_map(|path| fs::read_to_string(path).ok())
+            .filter_map(|text| text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse::<u64>().ok()))
+            .sum()
+    }
+
+    /// Kills everything in it and below it, and waits until it is gone.
+    pub fn kill(&self) -> Result<()> {
+        let deadline = Instant::now() + KILL_WAIT;
+        let whole = self.v2_path().join("cgroup.kill");
+        loop {
+            let pids = self.pids()?;
+            if pids.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let waited_s = KILL_WAIT.as_secs();
+                return Err(Error::Unkillable { cgroup: self.path.clone(), count: pids.len(), waited_s });
+            }
+            // Linux 5.14 kills the tree at once, forks included; before, and in version 1, one goes round until none is left.
+            if !whole.exists() || fs::write(&whole, "1").is_err() {
+                for pid in &pids {
+                    // A process that is gone already is what was wanted.
+                    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGKILL);
+                }
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Kills what is left in it, then removes it with everything below it, in every mount. What isn't there is fine.
+    pub fn remove(&self) -> Result<()> {
+        self.kill()?;
+        self.v1_paths().chain([self.v2_path()]).try_for_each(|path| remove_tree(&path))
+    }
+
+    /// Removes the stack's and the realm's directories if nothing else is left in them.
+    pub fn remove_empty_parents(&self) {
+        for path in self.v1_paths().chain([self.v2_path()]) {
+            let mut parent = path.parent();
+            for _ in self.path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()) {
+                let Some(directory) = parent else { break };
+                // Not empty means that something else lives there, which is the reason to keep it.
+                if fs::remove_dir(directory).is_err() {
+                    break;
+                }
+                parent = directory.parent();
+            }
+        }
+    }
+}
+
+fn write(path: &Path, value: &str) -> Result<()> {
+    at(fs::write(path, value), format!("write {value} to"), path)
+}
+
+fn write_if_there(path: &Path, value: &str) -> Result<()> {
+    if path.exists() { write(path, value) } else { Ok(()) }
+}
+
+fn read_number(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+fn child_directories(path: &Path) -> Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return at(Err(error), "list", path),
+    };
+    Ok(entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path()).collect())
+}
+
+fn collect_pids(path: &Path, pids: &mut BTreeSet<i32>) -> Result<()> {
+    match fs::read_to_string(path.join("cgroup.procs")) {
+        Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok())),
+        // ENODEV: removed while it was read. EOPNOTSUPP: a threaded child, whose processes the parent lists.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::EOPNOTSUPP)) => {}
+        Err(error) => return at(Err(error), "read", &path.join("cgroup.procs")),
+    }
+    child_directories(path)?.iter().try_for_each(|child| collect_pids(child, pids))
+}
+
+fn remove_tree(path: &Path) -> Result<()> {
+    for child in child_directories(path)? {
+        remove_tree(&child)?;
+    }
+    let deadline = Instant::now() + KILL_WAIT;
+    loop {
+        match fs::remove_dir(path) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            // Zombies that nobody has reaped yet keep a cgroup busy without being listed.
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(error) => return at(Err(error), "remove cgroup", path),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hybrid_and_pure_mounts_are_told_apart() {
+        let hybrid = "32 31 0:29 / /sys/fs/cgroup/cpu\\040x rw - cgroup cgroup rw,cpu,cpuacct\n\
+                      40 31 0:37 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd\n\
+                      41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate\n";
+        let mounts = Mounts::parse(hybrid).unwrap();
+        assert_eq!(mounts.v2, Path::new("/sys/fs/cgroup/unified"));
+        assert_eq!(mounts.v1("cpuacct"), Some(Path::new("/sys/fs/cgroup/cpu x")));
+        assert_eq!(mounts.v1("memory"), None);
+        let pure = Mounts::parse("1 2 0:3 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n").unwrap();
+        assert_eq!((pure.v2.as_path(), pure.v1.len()), (Path::new("/sys/fs/cgroup"), 0));
+        assert!(matches!(Mounts::parse("1 2 0:3 / /proc rw - proc proc rw\n"), Err(Error::NoCgroup2)));
+    }
+}

@@ -1,0 +1,153 @@
+//! The host's firewall: one nftables table of ours, replaced whole, read back, and compared.
+//!
+//! Which ports should be open is decided in `palisade_core::firewall`. Other tables are never changed: what they
+//! drop stays dropped, and [`foreign_chains`] names them so that somebody can be told.
+//!
+//! One table serves all stacks of a host, because a second table with the policy `drop` would drop what the first
+//! lets in. Each stack owns its sets in it; they are also the only place where it is written what a stack opened.
+
+mod read;
+mod render;
+
+use nix::fcntl::{Flock, FlockArg};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+
+use palisade_core::firewall::FirewallRules;
+
+use crate::nft::{self, ToolError};
+pub(crate) use read::walk;
+pub use read::{Current, ForeignChain};
+
+/// The mark that the guard puts on every socket of a service; what carries no such mark is not one of ours.
+/// `SOCKET_MARK` of `palisade-guard/bpf/guard.h`.
+pub const SERVICE_MARK: u32 = 0x5041_4c49;
+
+/// How often a table that isn't as written is written again: somebody else's tool may have come between.
+const ATTEMPTS: u32 = 3;
+
+/// Why the firewall couldn't be changed or read.
+#[derive(Debug, thiserror::Error)]
+pub enum FirewallError {
+    /// `nft` failed.
+    #[error("cannot {operation} table `inet {table}`")]
+    Tool {
+        /// "replace", "read" …
+        operation: &'static str,
+        /// The table.
+        table: String,
+        /// What `nft` said.
+        #[source]
+        source: ToolError,
+    },
+    /// The table in the kernel is not what was written.
+    #[error("table `inet {table}` is not as written: {}", differences.join("; "))]
+    Differs {
+        /// The table.
+        table: String,
+        /// In words.
+        differences: Vec<String>,
+    },
+    /// Another change was under way and the lock couldn't be had.
+    #[error("cannot lock the firewall with {path}")]
+    Lock {
+        /// The lock file.
+        path: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The table `inet <name>` in the calling thread's network namespace.
+#[derive(Clone, Debug)]
+pub struct Firewall {
+    table: String,
+}
+
+/// What a table held; for undoing a change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot(Option<BTreeMap<String, FirewallRules>>);
+
+impl Firewall {
+    /// The table of a realm (`palisade` on a host).
+    pub fn new(realm: &str) -> Self {
+        Self { table: realm.to_owned() }
+    }
+    /// The table's name.
+    pub fn table(&self) -> &str {
+        &self.table
+    }
+    /// Lets in what `stack` needs, besides what other stacks have in the table already.
+    pub fn apply(&self, stack: &str, rules: &FirewallRules) -> Result<(), FirewallError> {
+        let _lock = self.lock()?;
+        let mut stacks = self.current()?.map(|current| current.stacks).unwrap_or_default();
+        stacks.insert(stack.to_owned(), rules.clone());
+        self.replace(&stacks)
+    }
+    /// Takes away what `stack` opened. The last stack takes the table with it.
+    pub fn remove(&self, stack: &str) -> Result<(), FirewallError> {
+        let _lock = self.lock()?;
+        let Some(current) = self.current()? else { return Ok(()) };
+        let mut stacks = current.stacks;
+        if stacks.remove(stack).is_none() && !stacks.is_empty() {
+            return Ok(());
+        }
+        self.replace(&stacks)
+    }
+    /// What the table in the kernel holds; `None` when there is no such table.
+    pub fn current(&self) -> Result<Option<Current>, FirewallError> {
+        let tables = nft::json(&["list", "tables"]).map_err(self.failed("look for"))?;
+        if !tables.iter().any(|object| read::is_table(object, &self.table)) {
+            return Ok(None);
+        }
+        let objects = nft::json(&["list", "table", "inet", &self.table]).map_err(self.failed("read"))?;
+        Ok(Some(read::current(&objects)))
+    }
+    /// What the table holds now.
+    pub fn snapshot(&self) -> Result<Snapshot, FirewallError> {
+        Ok(Snapshot(self.current()?.map(|current| current.stacks)))
+    }
+    /// Puts the table back to what a snapshot holds.
+    pub fn restore(&self, snapshot: &Snapshot) -> Result<(), FirewallError> {
+        let _lock = self.lock()?;
+        self.replace(snapshot.0.as_ref().unwrap_or(&BTreeMap::new()))
+    }
+
+    fn replace(&self, stacks: &BTreeMap<String, FirewallRules>) -> Result<(), FirewallError> {
+        let text = render::transaction(&self.table, stacks);
+        let mut differences = Vec::new();
+        for _ in 0..ATTEMPTS {
+            nft::run("nft", &["-f", "-"], &text).map_err(self.failed("replace"))?;
+            let current = self.current()?;
+            differences = match current {
+                None if stacks.is_empty() => return Ok(()),
+                None => vec!["it is not there".into()],
+                Some(current) => current.differences(stacks),
+            };
+            if differences.is_empty() {
+                return Ok(());
+            }
+        }
+        Err(FirewallError::Differs { table: self.table.clone(), differences })
+    }
+    fn failed(&self, operation: &'static str) -> impl FnOnce(ToolError) -> FirewallError + use<> {
+        let table = self.table.clone();
+        move |source| FirewallError::Tool { operation, table, source }
+    }
+    /// One writer at a time, as a stack's new table is made from what the others have in the old one.
+    fn lock(&self) -> Result<Flock<File>, FirewallError> {
+        let path = format!("/run/{}-firewall.lock", self.table);
+        let failed = |source| FirewallError::Lock { path: path.clone(), source };
+        let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+        Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| failed(e.into()))
+    }
+}
+
+/// Base chains of other tables that a packet from outside passes on its way to a local process, and that drop or
+/// reject something: beside them, our table can only subtract.
+pub fn foreign_chains(firewall: &Firewall) -> Result<Vec<ForeignChain>, FirewallError> {
+    let objects = nft::json(&["list", "ruleset"]).map_err(firewall.failed("look beside"))?;
+    Ok(read::foreign(&objects, &firewall.table))
+}

@@ -1,0 +1,180 @@
+//! The table as text for `nft -f`.
+//!
+//! Nothing is run in here, and nothing is read back.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::net::IpAddr;
+
+use palisade_core::firewall::FirewallRules;
+
+use super::SERVICE_MARK;
+
+/// A chain: its name, its hook if it is a base chain, and its rules, each with the sentence that names it.
+pub(super) struct Chain {
+    pub(super) name: &'static str,
+    pub(super) base: Option<Base>,
+    pub(super) rules: Vec<(String, String)>,
+}
+
+/// Where a base chain hangs.
+pub(super) struct Base {
+    pub(super) hook: &'static str,
+    pub(super) priority: i64,
+    pub(super) policy: &'static str,
+}
+
+/// Sets that each stack has: prefix of the name, and type.
+const SETS: [(&str, &str); 5] = [
+    ("ssh", "inet_service"),
+    ("published", "inet_proto . inet_service"),
+    ("published4", "ipv4_addr . inet_proto . inet_service"),
+    ("published6", "ipv6_addr . inet_proto . inet_service"),
+    ("allow", "inet_proto . inet_service"),
+];
+
+/// 127.64.0.0/10 and 127.192.0.0/10 in one comparison; see `palisade_core::address`.
+const PRIVATE4: &str = "& 255.64.0.0 == 127.64.0.0";
+const PRIVATE6: &str = "fd70:616c:6973:6164::/96";
+
+/// The batch that replaces the table, or removes it when no stack is left.
+pub(super) fn transaction(table: &str, stacks: &BTreeMap<String, FirewallRules>) -> String {
+    // Adding it first makes the deletion valid whether or not it is there; all of it is one transaction.
+    let mut text = format!("table inet {table}\ndelete table inet {table}\n");
+    if stacks.is_empty() {
+        return text;
+    }
+    let _ = writeln!(text, "table inet {table} {{");
+    for (stack, rules) in stacks {
+        for (kind, set_type) in SETS {
+            let elements = elements(kind, rules).join(", ");
+            let elements = if elements.is_empty() { elements } else { format!(" elements = {{ {elements} }}") };
+            let _ = writeln!(text, "  set {kind}.{stack} {{ type {set_type};{elements} }}");
+        }
+    }
+    // A chain must stand before those that jump to it.
+    for chain in chains(stacks.keys().map(String::as_str)).iter().rev() {
+        let _ = writeln!(text, "  chain {} {{", chain.name);
+        if let Some(Base { hook, priority, policy }) = chain.base {
+            let _ = writeln!(text, "    type filter hook {hook} priority {priority}; policy {policy};");
+        }
+        for (rule, comment) in &chain.rules {
+            let _ = writeln!(text, "    {rule} comment \"{comment}\"");
+        }
+        text.push_str("  }\n");
+    }
+    text.push_str("}\n");
+    text
+}
+
+fn elements(kind: &str, rules: &FirewallRules) -> Vec<String> {
+    let published = |wanted: fn(&Option<IpAddr>) -> bool| {
+        rules.published.iter().filter(move |open| wanted(&open.host_ip)).map(|open| {
+            let address = open.host_ip.map(|ip| format!("{} . ", ip.to_canonical())).unwrap_or_default();
+            format!("{address}{} . {}", open.proto, open.port)
+        })
+    };
+    match kind {
+        "ssh" => rules.ssh_ports.iter().map(u16::to_string).collect(),
+        "published" => published(Option::is_none).collect(),
+        "published4" => published(|ip| ip.is_some_and(|ip| ip.to_canonical().is_ipv4())).collect(),
+        "published6" => published(|ip| ip.is_some_and(|ip| ip.to_canonical().is_ipv6())).collect(),
+        _ => rules.allow.iter().map(|allow| format!("{} . {}", allow.proto, allow.port)).collect(),
+    }
+}
+
+/// The chains, those that are jumped to last.
+///
+/// Loopback comes first and is cheap: a segment of an established connection passes one comparison of flags on its
+/// way in and one of addresses on its way out, and private addresses are never tracked.
+pub(super) fn chains<'a>(stacks: impl Iterator<Item = &'a str>) -> Vec<Chain> {
+    let rule = |rule: &str, comment: &str| (rule.to_owned(), comment.to_owned());
+    let chain = |name, rules: Vec<_>| Chain { name, base: None, rules };
+    let later_segment = "tcp flags & (syn|ack) != syn";
+    let mut input = vec![
+        rule("iif lo goto loopback", "the host with itself"),
+        rule(&format!("ip daddr {PRIVATE4} drop"), "private addresses are not for the wire"),
+        rule(&format!("ip6 daddr {PRIVATE6} drop"), "private IPv6 addresses are not for the wire"),
+        rule("ip saddr 127.0.0.0/8 drop", "nobody out there is localhost"),
+        rule(&format!("ip6 saddr {{ ::1, {PRIVATE6} }} drop"), "nobody out there is localhost by IPv6"),
+        rule("ip daddr 127.0.0.0/8 ct status & dnat == 0 drop", "localhost is not for the wire, unless sent there"),
+        rule("ip6 daddr ::1 ct status & dnat == 0 drop", "localhost is not for the wire by IPv6, unless sent there"),
+        rule("ct state vmap { established : accept, related : accept, invalid : drop }", "answers"),
+        rule("icmp type { destination-unreachable, time-exceeded, parameter-problem } accept", "errors of IPv4"),
+        rule("icmp type echo-request limit rate 50/second burst 100 packets accept", "ping"),
+        rule(
+            "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept",
+            "errors of IPv6",
+        ),
+        rule("icmpv6 type echo-request limit rate 50/second burst 100 packets accept", "ping by IPv6"),
+        rule(
+            "icmpv6 type { nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert } ip6 hoplimit 255 accept",
+            "neighbours of IPv6",
+        ),
+        rule(
+            "icmpv6 type { mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report } accept",
+            "multicast groups of IPv6",
+        ),
+        rule("udp sport 67 udp dport 68 accept", "answers of DHCP"),
+        rule("ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept", "answers of DHCPv6"),
+    ];
+    for stack in stacks {
+        input.push((format!("tcp dport @ssh.{stack} accept"), format!("SSH, {stack}")));
+        for (kind, key) in [
+            ("published", "meta l4proto . th dport"),
+            ("published4", "ip daddr . meta l4proto . th dport"),
+            ("published6", "ip6 daddr . meta l4proto . th dport"),
+            ("allow", "meta l4proto . th dport"),
+        ] {
+            input.push((format!("{key} @{kind}.{stack} accept"), format!("{kind}, {stack}")));
+        }
+    }
+    vec![
+        Chain { name: "input", base: Some(Base { hook: "input", priority: 0, policy: "drop" }), rules: input },
+        Chain {
+            name: "output",
+            // Before connection tracking, so that what passes between services is never tracked.
+            base: Some(Base { hook: "output", priority: -300, policy: "accept" }),
+            rules: vec![
+                rule("oif != lo accept", "outside is not our business"),
+                rule(&format!("ip daddr {PRIVATE4} goto private_out"), "to a private address"),
+                rule(&format!("ip saddr {PRIVATE4} goto private_out"), "from a private address"),
+                rule(&format!("ip6 daddr {PRIVATE6} goto private_out"), "to a private IPv6 address"),
+                rule(&format!("ip6 saddr {PRIVATE6} goto private_out"), "from a private IPv6 address"),
+            ],
+        },
+        chain(
+            "loopback",
+            vec![
+                rule(&format!("{later_segment} accept"), "segments of connections that were let in"),
+                rule(&format!("ip daddr {PRIVATE4} goto private_in"), "new to a private address"),
+                rule(&format!("ip6 daddr {PRIVATE6} goto private_in"), "new to a private IPv6 address"),
+                rule("accept", "everything else on loopback"),
+            ],
+        ),
+        chain(
+            "private_out",
+            vec![
+                rule(&format!("{later_segment} notrack accept"), "segments of connections that were let out"),
+                rule(&format!("meta mark {SERVICE_MARK:#x} notrack accept"), "services"),
+                rule("meta skuid != 0 goto refused", "users of the host who are not root"),
+                rule("notrack", "root, and the kernel's own answers"),
+            ],
+        ),
+        chain(
+            "private_in",
+            vec![
+                // Without a socket `socket mark` doesn't match, and the kernel answers that the port is closed.
+                rule(&format!("socket mark & 0xfffffffd != {SERVICE_MARK:#x} counter drop"), "squatters get nothing"),
+                rule("accept", "services"),
+            ],
+        ),
+        chain(
+            "refused",
+            vec![
+                rule("meta l4proto tcp counter reject with tcp reset", "TCP"),
+                rule("counter reject with icmpx admin-prohibited", "anything else"),
+            ],
+        ),
+    ]
+}

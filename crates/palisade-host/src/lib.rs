@@ -1,0 +1,18 @@
+//! The effects of Palisade that need root: processes, cgroups, namespaces, the firewall, sockets.
+//!
+//! Nothing in here decides what should be: it does what a plan says, or reads what is.
+
+pub mod agent;
+pub mod cgroup;
+pub mod firewall;
+pub mod hosts_file;
+pub mod layout;
+pub mod link;
+mod netlink;
+pub mod netns;
+pub mod nft;
+mod packets;
+pub mod probe;
+pub mod runtime;
+pub mod sockets;
+pub mod twin;

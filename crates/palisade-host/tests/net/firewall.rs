@@ -1,0 +1,283 @@
+//! The host's firewall keeps what is private from everybody whom it isn't for.
+
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, connect, listen, setsockopt, socket, sockopt,
+};
+use std::collections::BTreeMap;
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use palisade_core::firewall::{FirewallRules, OpenPort};
+use palisade_core::stack::{PortProto, Proto};
+use palisade_host::firewall::{self, Firewall, SERVICE_MARK};
+use palisade_host::link;
+use palisade_host::probe::Response;
+
+use crate::{HOST4, HOST6, ask, ask_briefly, ask_within, at, nft, scratch};
+
+const PRIVATE6: &str = "fd70:616c:6973:6164::7f4d:101";
+
+fn rules() -> FirewallRules {
+    let open =
+        |proto, port, host_ip: Option<&str>| OpenPort { proto, port, host_ip: host_ip.map(|ip| ip.parse().unwrap()) };
+    FirewallRules {
+        ssh_ports: [22].into(),
+        published: [
+            open(Proto::Tcp, 8084, None),
+            open(Proto::Udp, 8085, None),
+            open(Proto::Tcp, 8086, Some(HOST4)),
+            open(Proto::Tcp, 8086, Some("203.0.113.77")),
+            open(Proto::Tcp, 8087, Some(HOST6)),
+        ]
+        .into(),
+        allow: [PortProto { port: 443, proto: Proto::Tcp }].into(),
+    }
+}
+
+/// Runs `work` as nobody, on a thread of its own. The raw call changes this thread alone.
+fn as_nobody<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            // SAFETY: setresuid() takes plain numbers.
+            let result = unsafe { nix::libc::syscall(nix::libc::SYS_setresuid, 65534, 65534, 65534) };
+            assert_eq!(result, 0);
+            work()
+        });
+        thread.join().unwrap()
+    })
+}
+
+/// A TCP socket as the guard would make it: with the mark of a service.
+fn marked(family: AddressFamily) -> OwnedFd {
+    let fd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    setsockopt(&fd, sockopt::Mark, &SERVICE_MARK).unwrap();
+    fd
+}
+
+fn marked_listener(address: SocketAddr) -> OwnedFd {
+    let fd = marked(if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 });
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(address)).unwrap();
+    listen(&fd, Backlog::new(16).unwrap()).unwrap();
+    fd
+}
+
+/// Connects as a service would, from its own address.
+fn marked_connect(from: &str, to: &str) -> nix::Result<()> {
+    let (from, to) = (at(from), at(to));
+    let fd = marked(if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 });
+    setsockopt(&fd, sockopt::SendTimeout, &nix::sys::time::TimeVal::new(0, 400_000)).unwrap();
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(from)).unwrap();
+    connect(fd.as_raw_fd(), &SockaddrStorage::from(to))
+}
+
+#[test]
+fn private_ports_are_for_services_and_root() {
+    let Some(scratch) = scratch("private_ports_are_for_services_and_root") else { return };
+    let work = || {
+        let ip: Ipv6Addr = PRIVATE6.parse().unwrap();
+        link::add_private_ipv6(ip).unwrap();
+        let service6 = format!("[{PRIVATE6}]:5432");
+        let _services = [marked_listener(at("127.77.1.1:5432")), marked_listener(at(&service6))];
+        // Bound by somebody who isn't a service: at a private address, and everywhere.
+        let _squatters =
+            as_nobody(|| [TcpListener::bind("127.77.1.2:7000").unwrap(), TcpListener::bind("[::]:7001").unwrap()]);
+        let udp = UdpSocket::bind("127.77.1.1:53").unwrap();
+        udp.set_read_timeout(Some(std::time::Duration::from_millis(200))).unwrap();
+
+        // Without the firewall, everything is reached: otherwise this would prove nothing.
+        assert_eq!(as_nobody(|| ask(Proto::Tcp, "127.77.1.1:5432")), Response::Open);
+        assert_eq!(as_nobody(|| ask(Proto::Tcp, &service6)), Response::Open);
+        assert_eq!(marked_connect("127.77.2.1:0", "127.77.1.2:7000"), Ok(()));
+        assert_eq!(marked_connect("127.77.2.1:0", "127.77.1.1:7001"), Ok(()));
+
+        let table = Firewall::new("palisade");
+        table.apply("shop", &rules()).unwrap();
+        assert_eq!(as_nobody(|| ask(Proto::Tcp, "127.77.1.1:5432")), Response::Refused);
+        assert_eq!(as_nobody(|| ask(Proto::Tcp, &service6)), Response::Refused);
+        assert!(matches!(as_nobody(|| ask(Proto::Udp, "127.77.1.1:53")), Response::Error(_) | Response::Refused));
+        assert!(udp.recv(&mut [0; 8]).is_err(), "a datagram of nobody's got through");
+        assert_eq!(ask(Proto::Tcp, "127.77.1.1:5432"), Response::Open);
+        assert_eq!(ask(Proto::Tcp, &service6), Response::Open);
+        assert_eq!(marked_connect("127.77.2.1:0", "127.77.1.1:5432"), Ok(()));
+        assert_eq!(marked_connect(&format!("[{PRIVATE6}]:0"), &service6), Ok(()));
+
+        // Nobody pretends to be a service that isn't there, and nobody's own address gets out from a private one.
+        assert_ne!(marked_connect("127.77.2.1:0", "127.77.1.2:7000"), Ok(()));
+        assert_ne!(marked_connect("127.77.2.1:0", "127.77.1.1:7001"), Ok(()));
+        assert_ne!(marked_connect(&format!("[{PRIVATE6}]:0"), &format!("[{PRIVATE6}]:7001")), Ok(()));
+        let from_private = as_nobody(|| {
+            let socket = UdpSocket::bind("127.77.9.9:0").unwrap();
+            socket.send_to(b"x", "127.0.0.1:9")
+        });
+        assert!(from_private.is_err(), "{from_private:?}");
+
+        // Ports that are closed say so, at once; and the host's own loopback is as it was.
+        assert_eq!(marked_connect("127.77.2.1:0", "127.77.1.1:9"), Err(nix::Error::ECONNREFUSED));
+        assert_eq!(ask(Proto::Udp, "127.77.1.1:9"), Response::Refused);
+        assert_eq!(as_nobody(|| ask(Proto::Tcp, "127.0.0.1:7001")), Response::Open);
+        assert_eq!(as_nobody(|| ask(Proto::Tcp, "[::1]:7001")), Response::Open);
+
+        // A service's UDP works with its mark, in both directions.
+        setsockopt(&udp, sockopt::Mark, &SERVICE_MARK).unwrap();
+        let client = UdpSocket::bind("127.77.2.1:0").unwrap();
+        setsockopt(&client, sockopt::Mark, &SERVICE_MARK).unwrap();
+        client.set_read_timeout(Some(std::time::Duration::from_secs(1))).unwrap();
+        client.send_to(b"ping", "127.77.1.1:53").unwrap();
+        let (_, from) = udp.recv_from(&mut [0; 8]).unwrap();
+        udp.send_to(b"pong", from).unwrap();
+        assert_eq!(client.recv(&mut [0; 8]).unwrap(), 4);
+    };
+    scratch.host.run(work).unwrap();
+}
+
+#[test]
+fn what_passes_between_services_is_not_tracked() {
+    let Some(scratch) = scratch("what_passes_between_services_is_not_tracked") else { return };
+    let work = || {
+        Firewall::new("palisade").apply("shop", &rules()).unwrap();
+        let tracked = || std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap();
+        let _service = marked_listener(at("127.77.1.1:5432"));
+        let _host = TcpListener::bind("127.0.0.1:5432").unwrap();
+        assert_eq!(marked_connect("127.77.2.1:0", "127.77.1.1:5432"), Ok(()));
+        assert_eq!(tracked().trim(), "0");
+        // The counter counts: the host's own connection is tracked, as other tables may rely on it.
+        assert_eq!(ask(Proto::Tcp, "127.0.0.1:5432"), Response::Open);
+        assert_ne!(tracked().trim(), "0");
+    };
+    scratch.host.run(work).unwrap();
+}
+
+#[test]
+fn outside_gets_what_is_opened_and_nothing_else() {
+    let Some(scratch) = scratch("outside_gets_what_is_opened_and_nothing_else") else { return };
+    let table = Firewall::new("palisade");
+    let start = || {
+        let ports = [22, 443, 5432, 8084, 8086, 8087].map(|port| TcpListener::bind(("::", port)).unwrap());
+        let udp = UdpSocket::bind(("::", 8085)).unwrap();
+        std::fs::write("/proc/sys/net/ipv4/conf/eth0/route_localnet", "1").unwrap();
+        link::add_private_ipv6(PRIVATE6.parse().unwrap()).unwrap();
+        (ports, udp, marked_listener(at("127.77.1.1:6000")), marked_listener(at(&format!("[{PRIVATE6}]:6000"))))
+    };
+    let listeners = scratch.host.run(start).unwrap();
+    let private6 = format!("[{PRIVATE6}]:6000");
+    let internet = |work: &(dyn Fn() + Sync)| scratch.internet.run(work).unwrap();
+    internet(&|| {
+        std::fs::write("/proc/sys/net/ipv4/conf/inet0/route_localnet", "1").unwrap();
+        link::add_route("inet0", Some(([127, 77, 0, 0].into(), 16)), Some(HOST4.parse().unwrap()), false).unwrap();
+        let all: Ipv6Addr = "fd70:616c:6973:6164::".parse().unwrap();
+        link::add_route("inet0", Some((all.into(), 96)), Some(HOST6.parse().unwrap()), true).unwrap();
+        // The hole is real, or closing it would prove nothing.
+        assert_eq!(ask(Proto::Tcp, "127.77.1.1:6000"), Response::Open);
+        assert_eq!(ask(Proto::Tcp, &private6), Response::Open);
+    });
+    scratch.host.run(|| table.apply("shop", &rules())).unwrap().unwrap();
+    internet(&|| {
+        assert_eq!(ask_briefly(Proto::Tcp, "127.77.1.1:6000"), Response::Silent);
+        assert_eq!(ask_briefly(Proto::Tcp, &private6), Response::Silent);
+        for (ipv6, host) in [(false, HOST4.to_owned()), (true, format!("[{HOST6}]"))] {
+            let tcp = |port: u16| ask(Proto::Tcp, &format!("{host}:{port}"));
+            let open_if = |open| if open { Response::Open } else { Response::Silent };
+            assert_eq!([tcp(22), tcp(443), tcp(8084)], [Response::Open, Response::Open, Response::Open]);
+            let briefly = |port: u16| ask_briefly(Proto::Tcp, &format!("{host}:{port}"));
+            assert_eq!(briefly(5432), Response::Silent);
+            assert_eq!((briefly(8086), briefly(8087)), (open_if(!ipv6), open_if(ipv6)));
+            assert_eq!(briefly(9), Response::Silent);
+            let socket = UdpSocket::bind(if ipv6 { "[::]:0" } else { "0.0.0.0:0" }).unwrap();
+            socket.send_to(b"in", format!("{host}:8085")).unwrap();
+        }
+    });
+    listeners.1.set_read_timeout(Some(std::time::Duration::from_millis(300))).unwrap();
+    for _ in 0..2 {
+        assert_eq!(listeners.1.recv(&mut [0; 8]).unwrap(), 2);
+    }
+    // A second stack adds its ports and takes away only those.
+    let other = FirewallRules {
+        published: [OpenPort { proto: Proto::Tcp, port: 5432, host_ip: None }].into(),
+        ..Default::default()
+    };
+    scratch.host.run(|| table.apply("9-lives", &other)).unwrap().unwrap();
+    internet(&|| assert_eq!(ask(Proto::Tcp, "203.0.113.1:5432"), Response::Open));
+    scratch.host.run(|| table.remove("9-lives")).unwrap().unwrap();
+    internet(&|| {
+        assert_eq!(ask_briefly(Proto::Tcp, "203.0.113.1:5432"), Response::Silent);
+        assert_eq!(ask(Proto::Tcp, "203.0.113.1:8084"), Response::Open);
+    });
+    scratch.host.run(|| table.remove("shop")).unwrap().unwrap();
+    internet(&|| assert_eq!(ask(Proto::Tcp, "203.0.113.1:5432"), Response::Open));
+    assert_eq!(scratch.host.run(|| table.current()).unwrap().unwrap(), None);
+}
+
+#[test]
+fn replacing_the_table_opens_and_closes_nothing_meanwhile() {
+    let Some(scratch) = scratch("replacing_the_table_opens_and_closes_nothing_meanwhile") else { return };
+    let table = Firewall::new("palisade");
+    let start = || {
+        table.apply("shop", &rules()).unwrap();
+        [TcpListener::bind("[::]:8084").unwrap(), TcpListener::bind("[::]:9999").unwrap()]
+    };
+    let listeners = scratch.host.run(start).unwrap();
+    for listener in &listeners {
+        listener.set_nonblocking(true).unwrap();
+    }
+    let (stop, mut replaced, mut asked) = (AtomicBool::new(false), 0, 0);
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            scratch.internet.run(|| {
+                let mut count = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    assert_eq!(ask_within(Proto::Tcp, "203.0.113.1:8084", 2000), Response::Open);
+                    assert_eq!(ask_within(Proto::Tcp, "203.0.113.1:9999", 5), Response::Silent);
+                    // Room in the backlog for the next one.
+                    while listeners[0].accept().is_ok() {}
+                    count += 1;
+                }
+                count
+            })
+        });
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(2);
+        while std::time::Instant::now() < end && !asking.is_finished() {
+            scratch.host.run(|| table.apply("shop", &rules())).unwrap().unwrap();
+            replaced += 1;
+        }
+        stop.store(true, Ordering::Relaxed);
+        asked = asking.join().unwrap().unwrap();
+    });
+    assert!(replaced > 5 && asked > 20, "replaced {replaced} times, asked {asked} times");
+}
+
+#[test]
+fn meddling_is_seen_and_other_tables_are_named() {
+    let Some(scratch) = scratch("meddling_is_seen_and_other_tables_are_named") else { return };
+    let work = || {
+        let table = Firewall::new("palisade");
+        table.apply("shop", &rules()).unwrap();
+        let wanted = BTreeMap::from([("shop".to_owned(), rules())]);
+        let differences = || table.current().unwrap().unwrap().differences(&wanted);
+        assert_eq!(differences(), Vec::<String>::new());
+        assert_eq!(table.current().unwrap().unwrap().stacks["shop"].digest(), rules().digest());
+        let before = table.snapshot().unwrap();
+
+        nft("insert rule inet palisade input tcp dport 5432 accept");
+        assert_eq!(differences(), ["the rules of chain `input` differ"]);
+        nft("add element inet palisade published.shop { tcp . 9 }");
+        assert_eq!(differences(), ["the ports of stack `shop` differ", "the rules of chain `input` differ"]);
+        nft("add chain inet palisade input { policy accept; }");
+        assert!(differences().contains(&"chain `input` hangs elsewhere or has another policy".to_owned()));
+        table.restore(&before).unwrap();
+        assert_eq!(differences(), Vec::<String>::new());
+
+        assert_eq!(firewall::foreign_chains(&table).unwrap(), []);
+        nft("table ip other { chain deep { drop; };
+             chain c { type filter hook input priority 5; tcp dport 80 jump deep; };
+             chain harmless { type filter hook input priority 6; counter; }; }
+             table inet another { chain d { type filter hook input priority 9; policy drop; accept; }; }");
+        let found = firewall::foreign_chains(&table).unwrap();
+        let found: Vec<_> = found.iter().map(|c| (c.table.as_str(), c.chain.as_str(), c.drops_by_default)).collect();
+        assert_eq!(found, [("other", "c", false), ("another", "d", true)]);
+        table.remove("shop").unwrap();
+        table.remove("shop").unwrap();
+        assert_eq!(firewall::foreign_chains(&table).unwrap().len(), 2, "other tables are not touched");
+    };
+    scratch.host.run(work).unwrap();
+}

@@ -1,0 +1,187 @@
+//! The binary's side of the agent: asking it, reading what it left when it is away, and what runs beside it.
+//!
+//! Supervision itself is in `palisade_host::agent`; what a stack should consist of is decided by plans.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use palisade_core::instance::{InstanceStatus, RunState};
+use palisade_core::names::InstanceId;
+use palisade_guard::{Event, EventReader, Guard, Kind};
+use palisade_host::agent::{AgentError, Client, EventSink, Task};
+use palisade_host::layout::Layout;
+use palisade_host::runtime::{self, Found};
+use serde::Deserialize;
+
+use crate::observe::{host_addresses, pins};
+use crate::state::{Lock, LockError, State, read_json};
+
+/// How long a listener waits for an event before it looks at what else may have changed.
+const LISTEN: Duration = Duration::from_secs(1);
+
+/// The agent's process, and the instances of the stack: as it tells, or as they were left when it is away.
+pub(crate) fn seen(layout: &Layout) -> io::Result<(Option<i32>, Vec<InstanceStatus>)> {
+    match Client::connect(layout).and_then(|mut client| Ok((client.pid()?, client.status()?))) {
+        Ok((pid, instances)) => Ok((Some(pid), instances)),
+        Err(AgentError::Away { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
+            Err(io::Error::new(source.kind(), "only root can ask the agent"))
+        }
+        Err(_) => Ok((None, left_behind(layout)?)),
+    }
+}
+
+/// What an agent that is gone knew, corrected by what still runs.
+fn left_behind(layout: &Layout) -> io::Result<Vec<InstanceStatus>> {
+    /// `status.json`, as far as it matters here.
+    #[derive(Deserialize)]
+    struct Saved {
+        status: InstanceStatus,
+    }
+    let entries = match fs::read_dir(layout.run().join("instances")) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut instances = Vec::new();
+    for entry in entries {
+        let path = entry?.path().join("status.json");
+        let Some(Saved { mut status }) = read_json(&path).map_err(io::Error::other)? else { continue };
+        match runtime::find(layout, &status.id).map_err(io::Error::other)? {
+            Some(Found::Running(running)) => {
+                status.state = RunState::Running;
+                status.pid = Some(running.process().pid);
+            }
+            Some(Found::Ended(exit)) => {
+                // One that was to be started again isn't, as nobody is there to do it.
+                let code = exit.map_or(128 + nix::libc::SIGKILL, |exit| exit.code);
+                status.state = RunState::Exited { code };
+                status.pid = None;
+            }
+            None => status.pid = None,
+        }
+        instances.push(status);
+    }
+    instances.sort_by(|a, b| a.id.cmp(&b.id));
+    Ok(instances)
+}
+
+/// Takes an ended instance away when there is no agent to do it.
+pub(crate) fn remove(layout: &Layout, id: &InstanceId) -> Result<(), crate::host::HostError> {
+    match Client::connect(layout) {
+        Ok(mut client) => Ok(client.remove(id)?),
+        Err(AgentError::Away { .. }) => Ok(runtime::remove(layout, id)?),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What the agent's process does beside supervising: it writes down what the guard tells, and tells the guard when
+/// the host's addresses change.
+pub(crate) fn tasks(layout: &Layout) -> Vec<Task> {
+    let layout = layout.clone();
+    vec![Box::new(move |events| watch(&layout, &events))]
+}
+
+fn watch(layout: &Layout, events: &EventSink) {
+    let folder = pins(layout);
+    let mut told: Option<String> = None;
+    loop {
+        // The guard is loaded after the agent is started, and perhaps anew by a later `up`.
+        let listened = match Guard::open(&folder) {
+            Ok(Some(guard)) => listen(layout, &folder, &guard, events),
+            Ok(None) => Ok(()),
+            Err(error) => Err(crate::exit::chain(&error)),
+        };
+        let message = listened.err();
+        if message != told
+            && let Some(message) = &message
+        {
+            eprintln!("can't listen to the guard: {message}");
+        }
+        told = message;
+        std::thread::sleep(LISTEN);
+    }
+}
+
+/// Until this guard is replaced by another one.
+fn listen(layout: &Layout, folder: &Path, guard: &Guard, events: &EventSink) -> Result<(), String> {
+    let marker = folder.join("maps");
+    let identity = || fs::metadata(&marker).map(|metadata| metadata.ino()).ok();
+    let loaded = identity();
+    let reader: EventReader = guard.events().map_err(|error| crate::exit::chain(&error))?;
+    let mut names = Names::default();
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    while identity() == loaded {
+        match host_addresses() {
+            Ok(now) if now != addresses => {
+                guard.set_host_addresses(&now).map_err(|error| crate::exit::chain(&error))?;
+                addresses = now;
+            }
+            Ok(_) => {}
+            Err(error) => eprintln!("can't read the host's addresses: {error}"),
+        }
+        end_orphaned_learning(layout, guard).map_err(|error| crate::exit::chain(&*error))?;
+        for event in reader.poll(LISTEN).map_err(|error| error.to_string())? {
+            let instance = names.of(layout, &event);
+            let kind = match event.kind {
+                Kind::Refused => "refused",
+                Kind::Used => "used",
+            };
+            let details = serde_json::to_value(&event).unwrap_or_default();
+            events.append(kind, instance.as_ref(), details);
+        }
+    }
+    Ok(())
+}
+
+/// Locked by `learn` while services may do more than the file says.
+pub(crate) fn learning_mark(layout: &Layout) -> PathBuf {
+    layout.run().join("learning")
+}
+
+/// A `learn` that was killed can't put the policy back.
+fn end_orphaned_learning(layout: &Layout, guard: &Guard) -> Result<(), Box<dyn std::error::Error>> {
+    let mark = learning_mark(layout);
+    if !mark.exists() {
+        return Ok(());
+    }
+    match Lock::try_take(&mark) {
+        Ok(_orphaned) => {
+            if let Some(policy) = State::read(layout)?.policy {
+                guard.set_policy(&policy)?;
+            }
+            fs::remove_file(&mark)?;
+            Ok(())
+        }
+        Err(LockError::Held(_)) => Ok(()),
+        Err(LockError::State(error)) => Err(error.into()),
+    }
+}
+
+/// Names of instances by address, read again when an unknown one turns up.
+#[derive(Default)]
+struct Names {
+    services: BTreeMap<palisade_core::address::ServiceAddress, palisade_core::names::ServiceName>,
+    read: Option<Instant>,
+}
+
+impl Names {
+    fn of(&mut self, layout: &Layout, event: &Event) -> Option<InstanceId> {
+        let address = event.instance_address()?;
+        // A file that is read for every event of a noisy service would be a way to keep the host busy.
+        let may_read = self.read.is_none_or(|read| read.elapsed() > LISTEN);
+        if !self.services.contains_key(&address.service()) && may_read {
+            self.read = Some(Instant::now());
+            if let Ok(state) = State::read(layout) {
+                let entries = state.addresses.iter();
+                self.services = entries.filter_map(|(name, index)| Some((index.address()?, name.clone()))).collect();
+            }
+        }
+        let service = self.services.get(&address.service())?.clone();
+        Some(InstanceId { service, number: address.ip().octets()[3] })
+    }
+}

@@ -1,0 +1,169 @@
+//! What can be typed.
+//!
+//! Only the shape of the command line; what a verb does is in `commands`.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use palisade_core::names::ProjectName;
+use palisade_host::layout::Layout;
+use std::path::PathBuf;
+
+/// Run a Compose stack on the host network, guarded.
+#[derive(Debug, Parser)]
+#[command(name = "palisade", version, about, disable_help_subcommand = true, subcommand_required = true)]
+pub(crate) struct Cli {
+    /// Which stack.
+    #[command(flatten)]
+    pub(crate) stack: StackArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// Options that say which stack is meant.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct StackArgs {
+    /// Compose file [default: compose.yaml or docker-compose.yml here or in a folder above]
+    #[arg(short, long = "file", value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// Name of the stack [default: `name:` of the file, or the name of its folder]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) project_name: Option<String>,
+    /// File of variables for ${…} in the Compose file [default: .env beside it]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) env_file: Option<PathBuf>,
+    /// Keep state, cgroups and firewall apart from those of other realms; for tests in network namespaces
+    #[arg(long, value_name = "NAME", hide = true, value_parser = realm)]
+    pub(crate) realm: Option<String>,
+}
+
+/// A realm names folders, a cgroup and a firewall table.
+fn realm(text: &str) -> Result<String, String> {
+    let sound = text.starts_with(|c: char| c.is_ascii_lowercase())
+        && text.len() <= 40
+        && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+    if sound { Ok(text.to_owned()) } else { Err("lower-case letters, digits and `-`, at most 40".to_owned()) }
+}
+
+impl StackArgs {
+    /// Where the stack's things are.
+    pub(crate) fn layout(&self, project: ProjectName) -> Layout {
+        match &self.realm {
+            Some(realm) => Layout { realm: realm.clone(), project },
+            None => Layout::host(project),
+        }
+    }
+}
+
+/// For people or for programs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs: one object with a "version".
+    Json,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Read the file and report every mistake at once
+    Check {
+        /// Text for people, JSON for programs
+        #[arg(long, default_value = "text")]
+        format: Format,
+    },
+    /// Show what `up` would change, each step with its cause; exit code 1 if there is something
+    Plan {
+        /// Text for people, JSON for programs
+        #[arg(long, default_value = "text")]
+        format: Format,
+    },
+    /// Make the host as the file says
+    Up(UpArgs),
+    /// Take the stack away; its volumes stay
+    Down {
+        /// Delete the volumes and their data as well
+        #[arg(long)]
+        volumes: bool,
+        /// Don't ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Show instances with state, addresses and published ports
+    Ps {
+        /// Text for people, JSON for programs
+        #[arg(long, default_value = "text")]
+        format: Format,
+    },
+    /// Show what services printed
+    Logs {
+        /// Only these services [default: all]
+        services: Vec<String>,
+        /// Go on as more is printed
+        #[arg(short, long)]
+        follow: bool,
+        /// Only so many lines from the end of each
+        #[arg(short = 'n', long, value_name = "LINES")]
+        tail: Option<usize>,
+    },
+    /// Watch what services use of each other, and print the narrowest policy as a patch to the file
+    Learn {
+        /// How long [default: until Ctrl-C]
+        #[arg(long = "for", value_name = "SECONDS")]
+        seconds: Option<u64>,
+    },
+    /// Prove with real packets that a stack that is up is reachable as its file says, and not otherwise
+    Prove {
+        /// Text for people, JSON for programs
+        #[arg(long, default_value = "text")]
+        format: Format,
+    },
+    /// Bring the stack up on a scratch host of network namespaces, prove it, and take it away
+    Rehearse {
+        /// The Compose file, instead of -f
+        file: Option<PathBuf>,
+        /// Text for people, JSON for programs
+        #[arg(long, default_value = "text")]
+        format: Format,
+    },
+    /// Show what the guard refused, and which line of the file would allow it
+    Events {
+        /// Go on as more happens
+        #[arg(short, long)]
+        follow: bool,
+        /// Text for people, JSON lines for programs
+        #[arg(long, default_value = "text")]
+        format: Format,
+    },
+}
+
+/// Options of `up`.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct UpArgs {
+    /// Wait until everything that has a health check is healthy
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// Let services do what they like inside the stack, and report it: what `learn` reads
+    #[arg(long, hide = true)]
+    pub(crate) learn: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_of_the_stack_stand_before_the_verb_as_in_compose() {
+        let cli = Cli::try_parse_from(["palisade", "-f", "a.yaml", "-f", "b.yaml", "up", "--wait"]).unwrap();
+        assert!(matches!(cli.verb, Verb::Up(UpArgs { wait: true, .. })));
+        assert_eq!(cli.stack.files, ["a.yaml", "b.yaml"].map(PathBuf::from));
+        assert!(Cli::try_parse_from(["palisade", "up", "-f", "a.yaml"]).is_err());
+    }
+}

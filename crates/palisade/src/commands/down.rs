@@ -1,0 +1,63 @@
+//! `down`: takes a stack away. Volumes stay unless they are named and the user says yes.
+
+use palisade_core::apply::apply;
+use palisade_core::lint::lint;
+use palisade_core::plan::plan_down;
+use palisade_host::layout::Layout;
+use std::io::{self, BufRead, IsTerminal, Write};
+
+use crate::cli::StackArgs;
+use crate::exit::{Answer, Failure};
+use crate::host::Adapters;
+use crate::progress::Lines;
+use crate::state::State;
+use crate::{load, observe, signals};
+
+/// Plans and carries out.
+pub(crate) fn run(args: &StackArgs, volumes: bool, yes: bool) -> Result<Answer, Failure> {
+    let project = load::project(args)?;
+    super::require_machine("down")?;
+    let layout = args.layout(project);
+    signals::catch();
+    take_down(&layout, volumes, &|names| yes || confirmed(names))
+}
+
+/// What `down` does once it knows the stack: also what ends a rehearsal.
+pub(crate) fn take_down(
+    layout: &Layout,
+    volumes: bool,
+    confirmed: &dyn Fn(&[String]) -> bool,
+) -> Result<Answer, Failure> {
+    let lock = super::lock(layout, "down")?;
+    let host = observe::observe(layout);
+    let state = State::read(layout).map_err(|error| Failure::new("can't read what was applied", error))?;
+    let plan = plan_down(&layout.project, state.stack.as_ref(), &host, volumes);
+    super::require_safe(&lint(&plan, &host))?;
+    let doomed: Vec<String> =
+        plan.steps.iter().map(|step| &step.action).filter(|a| a.destroys_data()).map(ToString::to_string).collect();
+    if !doomed.is_empty() && !confirmed(&doomed) {
+        let message = format!("error: not confirmed, so nothing was changed: {}", doomed.join(", "));
+        return Err(Failure::Input(format!("{message}\n  hint: say yes on a terminal, or give --yes")));
+    }
+    let mut adapters = Adapters::new(layout.clone(), state);
+    if plan.is_empty() {
+        eprintln!("{}: nothing to take away", layout.project);
+    } else {
+        let mut lines = Lines::new();
+        apply(&plan, &mut adapters, &signals::interrupted, &mut |progress| lines.show(progress))
+            .map_err(|failure| super::failed(&layout.project, "down", failure))?;
+    }
+    adapters.clean_up().map_err(|error| Failure::new("everything is down, but something is left behind", error))?;
+    drop(lock);
+    Ok(Answer::Yes)
+}
+
+/// Asks on a terminal. Elsewhere nobody is there to answer.
+fn confirmed(doomed: &[String]) -> bool {
+    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        return false;
+    }
+    eprint!("{}. This can't be undone. Type yes: ", doomed.join(", "));
+    let mut answer = String::new();
+    io::stderr().flush().is_ok() && io::stdin().lock().read_line(&mut answer).is_ok() && answer.trim() == "yes"
+}

@@ -1,0 +1,33 @@
+//! `plan`: what `up` would change. Changes nothing, and works without root as far as the host can be read.
+
+use palisade_core::plan;
+use palisade_core::policy::Mode;
+
+use crate::cli::{Format, StackArgs};
+use crate::exit::{Answer, Failure};
+use crate::{load, observe};
+
+/// Prints the plan. The answer is no when there is something to change.
+pub(crate) fn run(args: &StackArgs, format: Format) -> Result<Answer, Failure> {
+    let loaded = load::load(args).map_err(load::Unusable::into_failure)?;
+    let layout = args.layout(loaded.stack.project.clone());
+    let host = observe::observe(&layout);
+    let volume_path = |name: &str| layout.volume(name);
+    let wishes = super::wishes(Mode::Enforce, false, &volume_path);
+    let plan = plan::plan(&loaded.stack, &host, wishes).map_err(|findings| super::refused(&findings))?;
+    match format {
+        Format::Text => {
+            loaded.print_warnings();
+            for unknown in &host.unknown {
+                eprintln!("not known: {unknown}");
+            }
+            print!("{plan}");
+        }
+        Format::Json => {
+            let mut json = plan.to_json();
+            json["unknown"] = host.unknown.clone().into();
+            println!("{json}");
+        }
+    }
+    Ok(if plan.is_empty() { Answer::Yes } else { Answer::No })
+}

@@ -1,0 +1,553 @@
+//! Carries out the actions of a plan on this host, through the guard, the agent, the firewall and the file system.
+//!
+//! It decides nothing: an action is done as it says or fails, and what it returns undoes it.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use palisade_core::action::Action;
+use palisade_core::apply::{Host, Undo};
+use palisade_core::instance::{Health, InstanceSpec, InstanceStatus, RunState};
+use palisade_core::names::InstanceId;
+use palisade_core::policy::Policy;
+use palisade_core::stack::Condition;
+use palisade_guard::{Guard, GuardError, mount_bpffs, pin_root, unmount_bpffs};
+use palisade_host::agent::{self as host_agent, AgentError, Client};
+use palisade_host::cgroup::{self, Cgroup};
+use palisade_host::firewall::{Firewall, FirewallError};
+use palisade_host::layout::Layout;
+use palisade_host::link::{self, LinkError};
+use palisade_host::nft::ToolError;
+use palisade_host::runtime::{self, THIS_PROGRAM};
+
+use crate::agent;
+use crate::exit::Lacking;
+use crate::observe::pins;
+use crate::signals;
+use crate::state::{Applied, Lock, State, StateError, make_private_dir, read_json, write_json};
+
+/// How often the agent is asked while something is waited for.
+const POLL: Duration = Duration::from_millis(50);
+/// A process that is still there after this time did start; one that can't exits sooner.
+const SETTLED: Duration = Duration::from_millis(300);
+
+/// An action that failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HostError {
+    /// The guard.
+    #[error(transparent)]
+    Guard(#[from] GuardError),
+    /// A cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] cgroup::Error),
+    /// The firewall.
+    #[error(transparent)]
+    Firewall(#[from] FirewallError),
+    /// An address on loopback.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The agent.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// The runtime.
+    #[error(transparent)]
+    Runtime(#[from] runtime::Error),
+    /// Our own notes.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A file or folder.
+    #[error("{operation} {} failed", path.display())]
+    Io {
+        /// "making" …
+        operation: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// What the kernel answered.
+        #[source]
+        source: io::Error,
+    },
+    /// The guard isn't loaded.
+    #[error("the guard isn't in the kernel")]
+    NoGuard,
+    /// The owner of a volume.
+    #[error("this host has no user or group `{0}`")]
+    NoUser(String),
+    /// An instance did not come as far as it should.
+    #[error("{id} {what}")]
+    NotReady {
+        /// Which.
+        id: InstanceId,
+        /// "exited with 1" …
+        what: String,
+        /// The end of its log.
+        log: Vec<String>,
+    },
+    /// The user interrupted the waiting.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl HostError {
+    /// What to do about it.
+    pub(crate) fn hint(&self) -> Option<String> {
+        match self {
+            Self::NotReady { id, log, .. } => Some(match log.len() {
+                0 => format!("{id} printed nothing"),
+                _ => format!("the end of what {id} printed:\n    {}", log.join("\n    ")),
+            }),
+            Self::Firewall(FirewallError::Tool { source, .. }) => source.hint().map(str::to_owned),
+            Self::NoUser(_) => Some("make the user, or name one that exists in x-palisade.process.user".to_owned()),
+            _ => None,
+        }
+    }
+
+    /// What this machine lacks, if that is the reason.
+    pub(crate) fn lacking(&self) -> Option<Lacking> {
+        let lacking = |what: &str, remedy: &str| Some(Lacking { what: what.to_owned(), remedy: remedy.to_owned() });
+        match self {
+            Self::Firewall(FirewallError::Tool { source: ToolError::Missing { program }, .. }) => lacking(
+                &format!("`{program}` is not installed, and it is what changes the firewall"),
+                "install the package nftables, or write `firewall: {backend: none}` below x-palisade",
+            ),
+            Self::Cgroup(cgroup::Error::NoCgroup2) => {
+                lacking("this machine has no cgroup2 mounted", "mount -t cgroup2 none /sys/fs/cgroup/unified")
+            }
+            Self::Guard(GuardError::Load { log, source }) => {
+                let text = format!("{log} {source}");
+                let signs = ["EPERM", "Operation not permitted", "ENOSYS", "Function not implemented"];
+                let forbidden = signs.iter().any(|sign| text.contains(sign));
+                if forbidden { no_bpf() } else { None }
+            }
+            // Where a bpffs may not be mounted, programs may not be loaded either: root of a container, mostly.
+            Self::Io { operation: MOUNTING, source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                no_bpf()
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What is done to a bpffs.
+const MOUNTING: &str = "mounting a bpffs at";
+
+fn no_bpf() -> Option<Lacking> {
+    let what = "this kernel doesn't let eBPF programs be loaded, and they are what keeps services apart";
+    let remedy = "Palisade needs Linux 5.15 or later with CONFIG_BPF_SYSCALL and without lockdown; inside a container it needs --privileged";
+    Some(Lacking { what: what.to_owned(), remedy: remedy.to_owned() })
+}
+
+/// The adapters of one stack.
+pub(crate) struct Adapters {
+    layout: Layout,
+    state: State,
+    guard: Option<Guard>,
+    firewall: Firewall,
+    /// How long the log of each instance was when it was started: what comes after is this run's.
+    log_starts: HashMap<InstanceId, u64>,
+}
+
+fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HostError {
+    move |source| HostError::Io { operation, path: path.to_owned(), source }
+}
+
+impl Adapters {
+    /// For the stack of `layout`, of which `state` was applied before.
+    pub(crate) fn new(layout: Layout, state: State) -> Self {
+        Self { firewall: Firewall::new(&layout.realm), layout, state, guard: None, log_starts: HashMap::new() }
+    }
+
+    /// Changes what is noted about the stack.
+    pub(crate) fn remember(&mut self, change: impl FnOnce(&mut State)) -> Result<(), StateError> {
+        change(&mut self.state);
+        self.state.write(&self.layout)
+    }
+
+    /// Removes the folders of a stack that is down; those that others still use stay.
+    pub(crate) fn clean_up(&mut self) -> Result<(), HostError> {
+        self.remove_private_addresses()?;
+        let run = self.layout.run();
+        if run.exists() {
+            fs::remove_dir_all(&run).map_err(io_error("removing", &run))?;
+        }
+        let stack = Cgroup::of_stack(&self.layout)?;
+        if stack.exists() {
+            stack.remove()?;
+        }
+        stack.remove_empty_parents();
+        let pins = pin_root(&self.layout.realm, &self.layout.realm_run());
+        // A bpffs has files of its own; stacks have folders.
+        let is_folder =
+            |entry: io::Result<fs::DirEntry>| entry.is_ok_and(|e| e.file_type().is_ok_and(|kind| kind.is_dir()));
+        let others = fs::read_dir(&pins).is_ok_and(|mut entries| entries.any(is_folder));
+        if pins.exists() && !others {
+            unmount_bpffs(&pins).map_err(io_error("removing", &pins))?;
+        }
+        // Folders of volumes go when no volume is in them.
+        let lib = self.layout.lib();
+        for folder in [lib.join("volumes"), lib.clone()].iter().map(PathBuf::as_path).chain(lib.parent()) {
+            let _ = fs::remove_dir(folder);
+        }
+        self.clean_up_realm();
+        Ok(())
+    }
+
+    /// Removes the realm's folder if no stack is left in it. Whoever takes the lock meanwhile notices.
+    fn clean_up_realm(&self) {
+        let realm = self.layout.realm_run();
+        let lock = realm.join("lock");
+        let Ok(_held) = Lock::try_take(&lock) else { return };
+        let only_lock = |entry: io::Result<fs::DirEntry>| entry.is_ok_and(|entry| entry.file_name() == "lock");
+        if fs::read_dir(&realm).is_ok_and(|mut entries| entries.all(only_lock)) {
+            // Whoever changes the firewall has a folder in the realm, so nobody holds this lock. Nothing depends on
+            // any of it: what stays is untidy and no more.
+            let _ = fs::remove_file(format!("/run/{}-firewall.lock", self.firewall.table()));
+            let _ = fs::remove_file(&lock).and_then(|()| fs::remove_dir(&realm));
+        }
+    }
+
+    /// A connection of its own for each request: the agent may have been replaced meanwhile.
+    fn agent(&self) -> Result<Client, AgentError> {
+        Client::connect(&self.layout)
+    }
+
+    /// Takes the stack's IPv6 addresses off loopback, also those of instances that a killed `down` had removed.
+    fn remove_private_addresses(&self) -> Result<(), HostError> {
+        let own: Vec<_> = self.state.addresses.iter().filter_map(|(_, index)| index.address()).collect();
+        let loopback = link::interfaces()?.into_iter().filter(|interface| interface.loopback);
+        for (ip, _) in loopback.flat_map(|interface| interface.addresses) {
+            let std::net::IpAddr::V6(ip) = ip else { continue };
+            let [.., a, b, c, d] = ip.octets();
+            let instance = palisade_core::address::InstanceAddress::from_ip([a, b, c, d].into());
+            if instance.is_some_and(|instance| instance.ipv6() == ip && own.contains(&instance.service())) {
+                link::remove_private_ipv6(ip)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn guard(&mut self) -> Result<&Guard, HostError> {
+        if self.guard.is_none() {
+            self.guard = Guard::open(&pins(&self.layout))?;
+        }
+        self.guard.as_ref().ok_or(HostError::NoGuard)
+    }
+
+    fn create_volume(&self, name: &str, owner: Option<&str>) -> Result<Undo, HostError> {
+        let path = self.layout.volume(name);
+        if path.exists() {
+            return Ok(Undo::Nothing);
+        }
+        let owner = owner.map(resolve).transpose()?;
+        make_private_parents(&path)?;
+        fs::create_dir(&path).map_err(io_error("making", &path))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).map_err(io_error("making", &path))?;
+        if let Some((uid, gid)) = owner {
+            std::os::unix::fs::chown(&path, Some(uid), gid).map_err(io_error("giving away", &path))?;
+        }
+        Ok(Undo::Do(vec![Action::RemoveVolume { name: name.to_owned() }]))
+    }
+
+    fn load_guard(&mut self) -> Result<Undo, HostError> {
+        let root = pin_root(&self.layout.realm, &self.layout.realm_run());
+        mount_bpffs(&root).map_err(io_error(MOUNTING, &root))?;
+        let pins = pins(&self.layout);
+        let loaded = Guard::load(&pins).inspect_err(|_| {
+            // Of a guard that isn't complete nothing may be left; that it failed is what is told.
+            let _ = Guard::remove(&pins);
+        });
+        self.guard = Some(loaded?);
+        Ok(Undo::Do(vec![Action::UnloadGuard]))
+    }
+
+    fn set_policy(&mut self, policy: &Policy, addresses: &[std::net::IpAddr]) -> Result<Undo, HostError> {
+        let guard = self.guard()?;
+        guard.set_host_addresses(addresses)?;
+        guard.set_policy(policy)?;
+        let old = self.state.policy.replace(policy.clone());
+        self.state.write(&self.layout)?;
+        Ok(match old {
+            Some(policy) => {
+                let digest = palisade_core::digest::digest_of(&policy);
+                Undo::Do(vec![Action::SetPolicy { policy, digest }])
+            }
+            // The guard goes with whatever loaded it.
+            None => Undo::Nothing,
+        })
+    }
+
+    fn start_instance(&mut self, spec: &InstanceSpec) -> Result<Undo, HostError> {
+        let folder = self.layout.instance(&spec.id);
+        make_private_dir(&folder)?;
+        let log_start = fs::metadata(self.layout.log(&spec.id)).map_or(0, |metadata| metadata.len());
+        self.log_starts.insert(spec.id.clone(), log_start);
+        // Noted first: a note about an instance that didn't start says nothing, as its status has another digest.
+        write_json(&folder.join("applied.json"), &applied(spec))?;
+        self.agent()?.start(spec)?;
+        Ok(Undo::Do(vec![Action::StopInstance { id: spec.id.clone() }]))
+    }
+
+    fn stop_instance(&mut self, id: &InstanceId) -> Result<Undo, HostError> {
+        let spec = read_json::<InstanceSpec>(&self.layout.instance(id).join("spec.json"))?;
+        self.agent()?.stop(id)?;
+        Ok(match spec {
+            Some(spec) => Undo::Do(vec![Action::StartInstance { spec: Box::new(spec) }]),
+            None => Undo::Impossible("what it was started with isn't known any more"),
+        })
+    }
+
+    /// The last lines that the instance printed in this run, without time and stream.
+    fn log_end(&self, id: &InstanceId, lines: usize) -> Vec<String> {
+        let bytes = fs::read(self.layout.log(id)).unwrap_or_default();
+        let start = self.log_starts.get(id).and_then(|start| usize::try_from(*start).ok()).unwrap_or(0);
+        // A log that is shorter was rotated since.
+        let text = String::from_utf8_lossy(bytes.get(start..).unwrap_or(&bytes)).into_owned();
+        let all: Vec<_> = text.lines().map(|line| line.splitn(4, ' ').nth(3).unwrap_or(line)).collect();
+        all[all.len().saturating_sub(lines)..].iter().map(|line| (*line).to_owned()).collect()
+    }
+
+    fn wait(&self, id: &InstanceId, condition: Condition, timeout_ms: Option<u64>) -> Result<Undo, HostError> {
+        let began = Instant::now();
+        let deadline = timeout_ms.map(|ms| began + Duration::from_millis(ms));
+        let failed = |what: String| Err(HostError::NotReady { id: id.clone(), what, log: self.log_end(id, 6) });
+        loop {
+            if signals::interrupted() {
+                return Err(HostError::Interrupted);
+            }
+            let status = self.agent()?.status()?.into_iter().find(|status| status.id == *id);
+            match judge(status.as_ref(), condition, began.elapsed()) {
+                Verdict::Reached => return Ok(Undo::Nothing),
+                Verdict::Never(what) => return failed(what),
+                Verdict::NotYet => {}
+            }
+            if deadline.is_some_and(|deadline| Instant::now() > deadline) {
+                let output = status.map(|status| last_line(&status)).unwrap_or_default();
+                let seconds = timeout_ms.unwrap_or(0).div_ceil(1_000);
+                let last = if output.is_empty() { String::new() } else { format!("; its last check said: {output}") };
+                return failed(match condition {
+                    Condition::ServiceStarted => format!("did not start within {seconds} s"),
+                    Condition::ServiceHealthy => format!("was not healthy after {seconds} s{last}"),
+                    Condition::ServiceCompletedSuccessfully => format!("was not done after {seconds} s"),
+                });
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+}
+
+impl Host for Adapters {
+    type Error = HostError;
+
+    fn perform(&mut self, action: &Action) -> Result<Undo, HostError> {
+        match action {
+            Action::CreateVolume { name, owner } => self.create_volume(name, owner.as_deref()),
+            Action::StartAgent => {
+                host_agent::ensure(&self.layout, Path::new(THIS_PROGRAM))?;
+                Ok(Undo::Do(vec![Action::StopAgent]))
+            }
+            Action::LoadGuard => self.load_guard(),
+            Action::GuardInstance { id, address } => {
+                let cgroup = Cgroup::of_instance(&self.layout, id)?;
+                let existed = cgroup.exists();
+                cgroup.create()?;
+                self.guard()?.attach(&cgroup.v2_path(), *address)?;
+                if has_ipv6() {
+                    link::add_private_ipv6(address.ipv6())?;
+                }
+                // One that was there may run: taking the guard off it would open it.
+                Ok(if existed { Undo::Nothing } else { Undo::Do(vec![Action::RemoveInstance { id: id.clone() }]) })
+            }
+            Action::SetPolicy { policy, .. } => {
+                let addresses =
+                    crate::observe::host_addresses().map_err(io_error("reading", Path::new("addresses")))?;
+                self.set_policy(policy, &addresses)
+            }
+            Action::SetFirewall { rules } => {
+                let old = self.state.firewall.clone();
+                self.firewall.apply(self.layout.project.as_str(), rules)?;
+                self.remember(|state| state.firewall = Some(rules.clone()))?;
+                Ok(Undo::Do(vec![old.map_or(Action::RemoveFirewall, |rules| Action::SetFirewall { rules })]))
+            }
+            Action::RemoveFirewall => {
+                self.firewall.remove(self.layout.project.as_str())?;
+                let old = self.state.firewall.take();
+                self.state.write(&self.layout)?;
+                Ok(old.map_or(Undo::Nothing, |rules| Undo::Do(vec![Action::SetFirewall { rules }])))
+            }
+            Action::SetHosts { id, hosts } => {
+                let path = self.layout.instance(id).join("applied.json");
+                let old = self.agent()?.set_hosts(id, hosts)?;
+                if let Some(spec) = read_json::<InstanceSpec>(&self.layout.instance(id).join("spec.json"))? {
+                    write_json(&path, &applied(&spec))?;
+                }
+                Ok(old.map_or(Undo::Nothing, |hosts| Undo::Do(vec![Action::SetHosts { id: id.clone(), hosts }])))
+            }
+            Action::StartInstance { spec } => self.start_instance(spec),
+            Action::Await { id, condition, timeout_ms } => self.wait(id, *condition, *timeout_ms),
+            Action::StopInstance { id } => self.stop_instance(id),
+            Action::RemoveInstance { id } => {
+                let cgroup = Cgroup::of_instance(&self.layout, id)?;
+                let address = self.guard()?.identity(&cgroup.v2_path()).ok().flatten();
+                agent::remove(&self.layout, id)?;
+                cgroup.remove()?;
+                if let Some(address) = address.and_then(palisade_core::address::InstanceAddress::from_ip) {
+                    self.guard()?.detach(address)?;
+                    if has_ipv6() {
+                        link::remove_private_ipv6(address.ipv6())?;
+                    }
+                    return Ok(Undo::Do(vec![Action::GuardInstance { id: id.clone(), address }]));
+                }
+                Ok(Undo::Nothing)
+            }
+            Action::UnloadGuard => {
+                self.guard = None;
+                Guard::remove(&pins(&self.layout))?;
+                let policy = self.state.policy.take();
+                self.state.write(&self.layout)?;
+                let policy = policy.map(|policy| {
+                    let digest = palisade_core::digest::digest_of(&policy);
+                    Action::SetPolicy { policy, digest }
+                });
+                Ok(Undo::Do([Action::LoadGuard].into_iter().chain(policy).collect()))
+            }
+            Action::StopAgent => {
+                self.agent()?.shutdown()?;
+                Ok(Undo::Do(vec![Action::StartAgent]))
+            }
+            Action::RemoveVolume { name } => {
+                let path = self.layout.volume(name);
+                fs::remove_dir_all(&path).map_err(io_error("deleting", &path))?;
+                Ok(Undo::Impossible("its data is deleted"))
+            }
+        }
+    }
+}
+
+fn applied(spec: &InstanceSpec) -> Applied {
+    Applied { fingerprint: spec.fingerprint(), hosts_digest: spec.hosts.digest().to_owned() }
+}
+
+enum Verdict {
+    Reached,
+    NotYet,
+    Never(String),
+}
+
+/// Whether an instance is as far as it should be, or can't be any more.
+fn judge(status: Option<&InstanceStatus>, condition: Condition, waited: Duration) -> Verdict {
+    let Some(status) = status else { return Verdict::Never("is not known to the agent".into()) };
+    match (status.state, condition) {
+        (RunState::Exited { code: 0 }, Condition::ServiceStarted | Condition::ServiceCompletedSuccessfully) => {
+            Verdict::Reached
+        }
+        (RunState::Exited { code }, _) => Verdict::Never(format!("exited with {code}")),
+        (RunState::BackingOff, Condition::ServiceStarted) => Verdict::Never("exits as soon as it is started".into()),
+        (RunState::Running, Condition::ServiceStarted) if waited >= SETTLED => Verdict::Reached,
+        (RunState::Running, Condition::ServiceHealthy) => match status.health {
+            Health::Healthy => Verdict::Reached,
+            Health::None => Verdict::Never("has no health check".into()),
+            Health::Unhealthy => {
+                let output = last_line(status);
+                Verdict::Never(if output.is_empty() {
+                    "is unhealthy".into()
+                } else {
+                    format!("is unhealthy: {output}")
+                })
+            }
+            Health::Starting => Verdict::NotYet,
+        },
+        _ => Verdict::NotYet,
+    }
+}
+
+/// What a failed health check said last: of a stack trace, that is the reason.
+fn last_line(status: &InstanceStatus) -> String {
+    let output = status.health_output.as_deref().unwrap_or_default();
+    output.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_owned()
+}
+
+/// The folders above a volume let everybody through and nobody look around.
+fn make_private_parents(path: &Path) -> Result<(), HostError> {
+    let Some(parent) = path.parent() else { return Ok(()) };
+    fs::create_dir_all(parent).map_err(io_error("making", parent))?;
+    fs::set_permissions(parent, fs::Permissions::from_mode(0o711)).map_err(io_error("making", parent))
+}
+
+/// `user[:group]`, by name or number.
+fn resolve(owner: &str) -> Result<(u32, Option<u32>), HostError> {
+    let (user, group) = owner.split_once(':').map_or((owner, None), |(user, group)| (user, Some(group)));
+    let unknown = || HostError::NoUser(owner.to_owned());
+    let found = nix::unistd::User::from_name(user).ok().flatten();
+    let (uid, own_group) = match (found, user.parse::<u32>()) {
+        (Some(user), _) => (user.uid.as_raw(), Some(user.gid.as_raw())),
+        (None, Ok(uid)) => (uid, None),
+        (None, Err(_)) => return Err(unknown()),
+    };
+    let Some(group) = group else { return Ok((uid, own_group)) };
+    let found = nix::unistd::Group::from_name(group).ok().flatten().map(|group| group.gid.as_raw());
+    let gid = found.or_else(|| group.parse().ok()).ok_or_else(unknown)?;
+    Ok((uid, Some(gid)))
+}
+
+/// Without IPv6 on loopback nobody can bind an IPv6-only socket, so none needs an address.
+fn has_ipv6() -> bool {
+    fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6").is_ok_and(|text| text.trim() == "0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use palisade_core::address::ServiceIndex;
+    use palisade_core::names::ServiceName;
+
+    fn status(state: RunState, health: Health) -> InstanceStatus {
+        InstanceStatus {
+            id: InstanceId { service: ServiceName::parse("db").unwrap(), number: 1 },
+            address: ServiceIndex(0).address().unwrap().instance(1),
+            spec_digest: String::new(),
+            state,
+            health,
+            pid: None,
+            restarts: 0,
+            started_at_s: 0,
+            health_output: Some("connection refused\n".into()),
+        }
+    }
+
+    fn judged(state: RunState, health: Health, condition: Condition) -> String {
+        match judge(Some(&status(state, health)), condition, Duration::from_secs(1)) {
+            Verdict::Reached => "reached".into(),
+            Verdict::NotYet => "not yet".into(),
+            Verdict::Never(why) => why,
+        }
+    }
+
+    #[test]
+    fn waiting_ends_when_it_is_certain() {
+        use Condition::{ServiceCompletedSuccessfully as Done, ServiceHealthy as Healthy, ServiceStarted as Started};
+        let exited = |code| RunState::Exited { code };
+        assert_eq!(judged(RunState::Running, Health::None, Started), "reached");
+        assert_eq!(judged(RunState::Starting, Health::None, Started), "not yet");
+        assert_eq!(judged(exited(0), Health::None, Started), "reached", "a short job");
+        assert_eq!(judged(exited(1), Health::None, Started), "exited with 1");
+        assert_eq!(judged(RunState::BackingOff, Health::None, Started), "exits as soon as it is started");
+        assert_eq!(judged(RunState::BackingOff, Health::Starting, Healthy), "not yet", "it may recover");
+        assert_eq!(judged(RunState::Running, Health::Starting, Healthy), "not yet");
+        assert_eq!(judged(RunState::Running, Health::Healthy, Healthy), "reached");
+        assert_eq!(judged(RunState::Running, Health::Unhealthy, Healthy), "is unhealthy: connection refused");
+        assert_eq!(judged(RunState::Running, Health::None, Done), "not yet");
+        assert_eq!(judged(exited(0), Health::None, Done), "reached");
+        assert_eq!(judged(exited(2), Health::None, Done), "exited with 2");
+    }
+
+    #[test]
+    fn owners_are_found_by_name_and_number() {
+        assert_eq!(resolve("root").unwrap(), (0, Some(0)));
+        assert_eq!(resolve("12345:root").unwrap(), (12345, Some(0)));
+        assert_eq!(resolve("12345:54321").unwrap(), (12345, Some(54321)));
+        assert!(resolve("no-such-user").is_err());
+    }
+}

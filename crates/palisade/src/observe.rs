@@ -1,0 +1,311 @@
+//! Reads the host into [`Observed`]: what is asked of the kernel, of the agent and of our own files.
+//!
+//! What it means is decided in `palisade_core`. What can't be read is listed as unknown and assumed to be nothing.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use palisade_core::address::InstanceAddress;
+use palisade_core::digest::digest_of;
+use palisade_core::names::{InstanceId, ProjectName};
+use palisade_core::observed::{
+    AgentSeen, FirewallSeen, GuardSeen, InstanceSeen, KernelFacts, Observed, SocketOwner, SocketSeen,
+};
+use palisade_core::stack::Proto;
+use palisade_guard::Guard;
+use palisade_host::cgroup::{Cgroup, Mounts};
+use palisade_host::firewall::Firewall;
+use palisade_host::layout::Layout;
+use palisade_host::sockets::{self, SocketProto, Which};
+
+use crate::agent;
+use crate::state::{Applied, State, read_json};
+
+/// Where the guard of a stack is pinned.
+pub(crate) fn pins(layout: &Layout) -> PathBuf {
+    palisade_guard::pin_root(&layout.realm, &layout.realm_run()).join(layout.project.as_str())
+}
+
+/// Reads everything that can be read.
+pub(crate) fn observe(layout: &Layout) -> Observed {
+    let mut observer = Observer { layout, host: Observed::default() };
+    let state = observer.state();
+    observer.instances();
+    observer.guard(&state);
+    observer.firewall();
+    observer.sockets();
+    observer.network();
+    observer.kernel();
+    observer.host.volumes = folders(&layout.lib().join("volumes")).collect();
+    observer.host
+}
+
+struct Observer<'a> {
+    layout: &'a Layout,
+    host: Observed,
+}
+
+impl Observer<'_> {
+    fn unknown(&mut self, what: &str, why: impl std::fmt::Display) {
+        self.host.unknown.push(format!("{what}: {why}"));
+    }
+
+    fn state(&mut self) -> State {
+        let state = match State::read(self.layout) {
+            Ok(state) => state,
+            Err(error) if error.is_permission() => {
+                self.unknown("what was applied before", "only root can read it");
+                State::default()
+            }
+            Err(error) => {
+                self.unknown("what was applied before", error);
+                State::default()
+            }
+        };
+        self.host.addresses = state.addresses.clone();
+        for project in folders(&self.layout.realm_run()) {
+            let Ok(project) = ProjectName::parse(project) else { continue };
+            if project == self.layout.project {
+                continue;
+            }
+            let other = Layout { project, ..self.layout.clone() };
+            match State::read(&other) {
+                Ok(state) => self.host.taken.extend(state.addresses.iter().map(|(_, index)| index)),
+                Err(error) => {
+                    let what = format!("addresses of stack {}", other.project);
+                    self.unknown(&what, error);
+                }
+            }
+        }
+        state
+    }
+
+    fn instances(&mut self) {
+        match agent::seen(self.layout) {
+            Ok((pid, instances)) => {
+                self.host.agent = pid.map(|pid| AgentSeen { pid });
+                self.host.instances = instances
+                    .into_iter()
+                    .map(|status| {
+                        let path = self.layout.instance(&status.id).join("applied.json");
+                        let applied = read_json::<Applied>(&path).ok().flatten();
+                        let applied = applied.filter(|applied| applied.fingerprint.digest == status.spec_digest);
+                        let (fingerprint, hosts_digest) =
+                            applied.map(|applied| (applied.fingerprint, applied.hosts_digest)).unzip();
+                        InstanceSeen { status, fingerprint, hosts_digest }
+                    })
+                    .collect();
+            }
+            Err(error) => self.unknown("instances", error),
+        }
+    }
+
+    fn guard(&mut self, state: &State) {
+        let guard = match Guard::open(&pins(self.layout)) {
+            Ok(Some(guard)) => guard,
+            Ok(None) => return,
+            Err(error) => return self.unknown("the guard", error),
+        };
+        let mut seen = GuardSeen::default();
+        if let Some(policy) = &state.policy {
+            match guard.has_policy(policy) {
+                Ok(true) => seen.policy_digest = Some(digest_of(policy)),
+                // Some policy, and not the one that was set: anything but a digest of ours says so.
+                Ok(false) => seen.policy_digest = Some(String::new()),
+                Err(error) => self.unknown("the policy in the kernel", error),
+            }
+        }
+        for (id, cgroup) in instance_cgroups(self.layout) {
+            let attached = guard.missing_hooks(&cgroup).and_then(|missing| {
+                Ok(if missing.is_empty() { guard.identity(&cgroup)?.and_then(InstanceAddress::from_ip) } else { None })
+            });
+            match attached {
+                Ok(address) => seen.attached.extend(address.map(|address| (id, address))),
+                Err(error) => self.unknown(&format!("whether {id} is guarded"), error),
+            }
+        }
+        self.host.kernel.unix_hooks = Some(guard.guards_abstract_unix());
+        self.host.guard = Some(seen);
+    }
+
+    fn firewall(&mut self) {
+        if !nix::unistd::geteuid().is_root() {
+            return self.unknown("the firewall", "only root can read it");
+        }
+        match Firewall::new(&self.layout.realm).current() {
+            Ok(Some(current)) => {
+                let sound = current.differences(&current.stacks).is_empty();
+                let rules = current.stacks.get(self.layout.project.as_str());
+                self.host.firewall = rules.map(|rules| FirewallSeen { digest: sound.then(|| rules.digest()) });
+            }
+            Ok(None) => {}
+            Err(error) => self.unknown("the firewall", crate::exit::chain(&error)),
+        }
+    }
+
+    fn sockets(&mut self) {
+        let listed = match sockets::list(Which::Listening) {
+            Ok(listed) => listed,
+            Err(error) => return self.unknown("sockets", error),
+        };
+        let holders = sockets::holders();
+        let cgroups = cgroup_owners(self.layout);
+        let mut nameless = 0;
+        for socket in listed {
+            let proto = match socket.proto {
+                SocketProto::Tcp => Proto::Tcp,
+                SocketProto::Udp | SocketProto::UdpLite => Proto::Udp,
+                SocketProto::Raw => continue,
+            };
+            let by_cgroup = socket.cgroup_id.and_then(|id| cgroups.get(&id)).cloned();
+            let holder = holders.get(&socket.inode).and_then(|holders| holders.first());
+            let owner = by_cgroup.unwrap_or_else(|| match holder {
+                Some(holder) => SocketOwner::Process { pid: holder.pid, command: holder.comm.clone() },
+                None => {
+                    nameless += 1;
+                    SocketOwner::Unknown
+                }
+            });
+            self.host.sockets.push(SocketSeen {
+                proto,
+                local: socket.local,
+                v6_only: socket.v6_only == Some(true),
+                uid: socket.uid,
+                inode: u64::from(socket.inode),
+                owner,
+            });
+        }
+        if nameless > 0 && !nix::unistd::geteuid().is_root() {
+            self.unknown("who has some of the sockets", "only root can read it");
+        }
+        match sockets::ssh_ports(std::env::var("SSH_CONNECTION").ok().as_deref()) {
+            Ok(ports) => self.host.ssh_ports = ports,
+            Err(error) => self.unknown("where sshd listens", error),
+        }
+    }
+
+    fn network(&mut self) {
+        match fs::read_to_string("/etc/resolv.conf") {
+            Ok(text) => self.host.resolvers = resolvers(&text),
+            Err(error) => self.unknown("the host's name servers", error),
+        }
+        match host_addresses() {
+            Ok(addresses) => self.host.host_addresses = addresses,
+            Err(error) => self.unknown("the host's addresses", error),
+        }
+    }
+
+    fn kernel(&mut self) {
+        let release = nix::sys::utsname::uname()
+            .map(|name| name.release().to_string_lossy().into_owned())
+            .unwrap_or_else(|_| "unknown".to_owned());
+        let mounts = Mounts::find().ok();
+        let conf = Path::new("/proc/sys/net/ipv4/conf");
+        let is_on = |interface: &String| {
+            fs::read_to_string(conf.join(interface).join("route_localnet")).is_ok_and(|value| value.trim() == "1")
+        };
+        let unix_hooks = self.host.kernel.unix_hooks.or_else(|| Some(release_number(&release)? >= (6, 7)));
+        self.host.kernel = KernelFacts {
+            unix_hooks,
+            release,
+            cgroup2: mounts.map(|mounts| mounts.v2.display().to_string()),
+            route_localnet: folders(conf).filter(is_on).collect(),
+        };
+    }
+}
+
+/// Addresses of the host's interfaces, without loopback; with broadcast addresses, which the host hears too.
+pub(crate) fn host_addresses() -> io::Result<Vec<IpAddr>> {
+    let addresses = nix::ifaddrs::getifaddrs()?.flat_map(|interface| {
+        let broadcast = interface.broadcast.and_then(|address| Some(IpAddr::V4(address.as_sockaddr_in()?.ip())));
+        let own = interface.address.and_then(|address| {
+            let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+        });
+        [own, broadcast].into_iter().flatten()
+    });
+    let addresses: BTreeSet<IpAddr> = addresses.filter(|address| !address.is_loopback()).collect();
+    Ok(addresses.into_iter().collect())
+}
+
+/// `nameserver` lines.
+fn resolvers(text: &str) -> Vec<IpAddr> {
+    let words = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let servers = words.filter_map(|words| match words[..] {
+        // An address may carry the interface that it belongs to.
+        ["nameserver", server, ..] => server.split('%').next()?.parse().ok(),
+        _ => None,
+    });
+    servers.collect()
+}
+
+fn release_number(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+/// Names of the folders in a folder; none if it can't be read.
+fn folders(path: &Path) -> impl Iterator<Item = String> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .filter_map(|entry| entry.file_name().into_string().ok())
+}
+
+/// Cgroups of the stack's instances that are there.
+pub(crate) fn instance_cgroups(layout: &Layout) -> BTreeMap<InstanceId, PathBuf> {
+    let Ok(stack) = Cgroup::of_stack(layout) else { return BTreeMap::new() };
+    let path = stack.v2_path();
+    folders(&path).filter_map(|name| Some((InstanceId::parse(&name)?, path.join(name)))).collect()
+}
+
+/// Who owns the sockets of a cgroup, by the cgroup's id, for all cgroups of the realm and those below.
+fn cgroup_owners(layout: &Layout) -> HashMap<u64, SocketOwner> {
+    let mut owners = HashMap::new();
+    let Ok(realm) = Cgroup::of_realm(layout) else { return owners };
+    let realm = realm.v2_path();
+    for project in folders(&realm) {
+        for instance in folders(&realm.join(&project)) {
+            let Some(id) = InstanceId::parse(&instance) else { continue };
+            let owner = if project == layout.project.as_str() {
+                SocketOwner::Instance(id)
+            } else {
+                SocketOwner::OtherStack(format!("{project}/{id}"))
+            };
+            add_below(&realm.join(&project).join(instance), &owner, &mut owners);
+        }
+    }
+    owners
+}
+
+fn add_below(path: &Path, owner: &SocketOwner, owners: &mut HashMap<u64, SocketOwner>) {
+    if let Ok(metadata) = fs::metadata(path) {
+        owners.insert(metadata.ino(), owner.clone());
+    }
+    for child in folders(path) {
+        add_below(&path.join(child), owner, owners);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_servers_are_read_as_glibc_does() {
+        let text = "# nameserver 192.0.2.9\nsearch example\nnameserver 127.0.0.53\nnameserver fe80::1%eth0\n  nameserver\t2001:db8::53 \n";
+        let expected: Vec<IpAddr> = ["127.0.0.53", "fe80::1", "2001:db8::53"].map(|ip| ip.parse().unwrap()).to_vec();
+        assert_eq!(resolvers(text), expected);
+    }
+
+    #[test]
+    fn kernel_releases_are_compared_by_number() {
+        assert_eq!(release_number("6.18.0-rc1"), Some((6, 18)));
+        assert_eq!(release_number("5.15.0-91-generic"), Some((5, 15)));
+        assert_eq!(release_number("unknown"), None);
+    }
+}

@@ -1,0 +1,3 @@
+require('http').createServer((request, response) => {
+  response.end(`node sees ${request.socket.remoteAddress}\n`);
+}).listen(3000);

@@ -1,0 +1,13 @@
+//! The integration tests, in one binary: each module tests one part against the real kernel.
+
+mod agent;
+mod attacks;
+mod bad_days;
+mod learn;
+mod rehearse;
+mod runtime;
+mod scratch;
+mod servers;
+mod support;
+mod takeover;
+mod up;
