@@ -235,6 +235,18 @@ impl Sender {
     }
 }
 
+/// Waits until every packet that has begun its way up the stack on whatever CPU has ended it: a packet is delivered
+/// inside one RCU read-side section (`process_backlog`), and this waits for a grace period.
+pub(crate) fn delivered() {
+    /// `MEMBARRIER_CMD_GLOBAL` of linux/membarrier.h: `synchronize_rcu` when there is more than one CPU.
+    const GLOBAL: libc::c_long = 1;
+    // SAFETY: the call takes no pointers.
+    if unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) } != 0 {
+        // Kernels with CPUs in nohz_full refuse it; a softirq gives way after 2 ms (`MAX_SOFTIRQ_TIME`).
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

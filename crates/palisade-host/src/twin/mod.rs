@@ -19,7 +19,7 @@ use palisade_core::stack::Proto;
 use crate::link::{self, InterfaceAddresses, LinkError, VethEnd};
 use crate::netns::{Netns, NetnsError};
 use crate::nft::{self, ToolError};
-use crate::packets::{Sender, Template};
+use crate::packets::{self, Sender, Template};
 pub use ports::PortSet;
 pub use ruleset::{Unknown, Why};
 
@@ -387,6 +387,7 @@ impl Lane<'_> {
                     std::thread::sleep(Duration::from_millis(1));
                 };
                 self.arrived[which] = arrived;
+                packets::delivered();
                 let missed = reader.missed(&label).map_err(failed("read the recorder"))?;
                 let local = reader.reached(&label).map_err(failed("read the recorder"))?;
                 let lost = sent.saturating_sub(arrived - before) + (missed - self.missed[which]);

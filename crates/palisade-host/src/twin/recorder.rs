@@ -118,7 +118,27 @@ impl Reader {
         })?;
         Ok(found)
     }
+    /// Tells of every element at least once. The kernel answers in parts, and while it rearranges the set (which it does
+    /// on its own time) a part can skip elements: it is asked until it has nothing new to say.
     fn elements(&mut self, set: &str, mut each: impl FnMut(&[u8])) -> io::Result<()> {
+        let mut known = std::collections::HashSet::new();
+        loop {
+            let mut news = false;
+            self.dump_elements(set, |key| {
+                let mut start = [0; 8];
+                let len = key.len().min(8);
+                start[..len].copy_from_slice(&key[..len]);
+                if known.insert(start) {
+                    news = true;
+                    each(key);
+                }
+            })?;
+            if !news {
+                return Ok(());
+            }
+        }
+    }
+    fn dump_elements(&mut self, set: &str, mut each: impl FnMut(&[u8])) -> io::Result<()> {
         let question = Message::new(NFT_MSG_GETSETELEM, 0, &INET).text(1, TABLE).text(2, set);
         self.0.dump(question, |_, body| {
             // NFTA_SET_ELEM_LIST_ELEMENTS (3) → list element → NFTA_SET_ELEM_KEY (1) → NFTA_DATA_VALUE (1).
