@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use palisade_core::compose::{self, LoadInputs};
+use palisade_core::compose::{self, InputFile, LoadInputs};
 use palisade_core::diagnostic::{Style, render_all};
 use palisade_core::observed::Observed;
 use palisade_core::plan::{Wishes, plan};
@@ -17,13 +17,17 @@ fn main() {
     let environment = BTreeMap::from([("PASSWORD".to_owned(), "secret".to_owned())]);
     let files: BTreeMap<PathBuf, Vec<u8>> = BTreeMap::new();
     let inputs = LoadInputs {
-        file_name: "compose.yaml",
-        contents: text.as_bytes(),
+        files: &[InputFile {
+            name: "compose.yaml",
+            path: Path::new("/srv/thousand/compose.yaml"),
+            contents: text.as_bytes(),
+        }],
         project_dir: Path::new("/srv/thousand"),
         project_name: None,
         environment: &environment,
-        dot_env: None,
-        files: &files,
+        profiles: &[],
+        env_files: &[],
+        others: &files,
     };
     let volume_path = |name: &str| Path::new("/var/lib/palisade").join(name);
     let wishes = Wishes { mode: Mode::Enforce, wait_for_health: true, volume_path: &volume_path };

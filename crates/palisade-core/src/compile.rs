@@ -316,7 +316,7 @@ impl<'a> Compiler<'a> {
             environment: service.environment.clone(),
             hosts,
             mounts: mounts.collect(),
-            limits: service.limits,
+            limits: service.limits.clone(),
             stop_signal: service.stop_signal.clone(),
             stop_grace_ms: service.stop_grace_ms,
             restart: service.restart,
@@ -325,6 +325,8 @@ impl<'a> Compiler<'a> {
             cap_add: service.cap_add.clone(),
             cap_drop: service.cap_drop.clone(),
             read_only: service.read_only,
+            files: service.files.iter().map(|file| file.value.clone()).collect(),
+            settings: service.settings.clone(),
         };
         for number in 1..=service.replicas {
             spec.id.number = number;

@@ -27,6 +27,13 @@ pub enum Severity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct FileId(u16);
 
+impl FileId {
+    /// Counted from 0 in the order in which files were added.
+    pub(crate) fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
 /// A range of bytes in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Span {
@@ -177,12 +184,13 @@ pub struct SourceMap {
 }
 
 impl SourceMap {
-    /// Adds a file under the name that the user gave it.
-    pub fn add(&mut self, name: &str, text: &str) -> FileId {
+    /// Adds a file under the name that the user gave it; `None` when there are 65,536 already.
+    pub fn add(&mut self, name: &str, text: &str) -> Option<FileId> {
+        let id = FileId(u16::try_from(self.files.len()).ok()?);
         let newlines = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at as u32 + 1);
         let line_starts = std::iter::once(0).chain(newlines).collect();
         self.files.push(SourceFile { name: name.into(), text: text.to_owned(), line_starts });
-        FileId((self.files.len() - 1) as u16)
+        Some(id)
     }
     /// The name of the file.
     pub fn name(&self, file: FileId) -> &Arc<str> {
@@ -191,6 +199,17 @@ impl SourceMap {
     /// What stands there.
     pub fn text(&self, span: Span) -> &str {
         self.files[usize::from(span.file.0)].text.get(span.start as usize..span.end as usize).unwrap_or_default()
+    }
+    /// The span of a part of a value: exact when the value stands in the file as it is.
+    pub(crate) fn part(&self, value: &str, span: Span, start: usize, end: usize) -> Span {
+        match self.text(span).find(value) {
+            Some(at) if !value.is_empty() => span.part(at + start, at + end),
+            _ => span,
+        }
+    }
+    /// The span of the first `part` in a value.
+    pub(crate) fn find(&self, value: &str, span: Span, part: &str) -> Span {
+        value.find(part).map_or(span, |at| self.part(value, span, at, at + part.len()))
     }
     /// Where a span begins, as people count.
     pub fn place(&self, span: Span) -> Place {

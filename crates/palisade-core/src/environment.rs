@@ -16,6 +16,17 @@ impl fmt::Debug for Environment {
     }
 }
 
+/// A text that can be used and stored, but not formatted.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Hidden(pub String);
+
+impl fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "({} bytes, not shown)", self.0.len())
+    }
+}
+
 impl Deref for Environment {
     type Target = BTreeMap<String, String>;
     fn deref(&self) -> &Self::Target {

@@ -11,7 +11,7 @@ use crate::address::InstanceAddress;
 use crate::digest::{Fingerprint, digest_of};
 use crate::environment::Environment;
 use crate::names::{InstanceId, ProjectName};
-use crate::stack::{Healthcheck, Limits, LogRotation, Process, Restart};
+use crate::stack::{Healthcheck, Limits, LogRotation, Process, ProcessSettings, ProvidedFile, Restart};
 
 /// Everything that a runtime needs to run one instance. Holds secrets (the environment): stored with mode 0600.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +48,10 @@ pub struct InstanceSpec {
     pub cap_drop: BTreeSet<String>,
     /// The root file system is not writable (it is host's, read-only, anyway): also no writable `/tmp`.
     pub read_only: bool,
+    /// `secrets` and `configs`.
+    pub files: Vec<ProvidedFile>,
+    /// What its processes start with.
+    pub settings: ProcessSettings,
 }
 
 impl InstanceSpec {
@@ -65,6 +69,8 @@ impl InstanceSpec {
             ("restart".to_owned(), digest_of(&self.restart)),
             ("healthcheck".to_owned(), digest_of(&self.healthcheck)),
             ("log".to_owned(), digest_of(&self.log)),
+            ("files".to_owned(), digest_of(&self.files)),
+            ("settings".to_owned(), digest_of(&self.settings)),
             ("capabilities".to_owned(), digest_of(&(&self.cap_add, &self.cap_drop))),
         ];
         parts.extend(self.environment.iter().map(|(key, value)| (format!("environment.{key}"), digest_of(value))));

@@ -259,7 +259,7 @@ impl<'a> Planner<'a> {
 
     fn steps(mut self, wishes: Wishes<'_>) -> Vec<Step> {
         let fates = self.fates();
-        for name in self.stack.volumes.difference(&self.observed.volumes) {
+        for name in self.stack.volumes.keys().filter(|name| !self.observed.volumes.contains(*name)) {
             let owner = volume_owner(self.stack, name);
             self.push(Action::CreateVolume { name: name.clone(), owner }, Cause::Missing);
         }

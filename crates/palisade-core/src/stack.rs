@@ -4,11 +4,11 @@
 //! refers to something that exists. Addresses are not part of it: the file doesn't know them.
 
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use crate::environment::Environment;
+use crate::environment::{Environment, Hidden};
 use crate::names::{ProjectName, ServiceName};
 use crate::place::{Place, Placed};
 
@@ -19,8 +19,8 @@ pub struct Stack {
     pub project: ProjectName,
     /// In the order of the file.
     pub services: Vec<Service>,
-    /// Top-level `volumes:` that services use, by name.
-    pub volumes: BTreeSet<String>,
+    /// Top-level `volumes:` that services use, by the key in the file.
+    pub volumes: BTreeMap<String, Volume>,
     /// `x-palisade.firewall`.
     pub firewall: Firewall,
 }
@@ -39,7 +39,7 @@ pub struct Service {
     pub name: ServiceName,
     /// Where that key stands.
     pub place: Place,
-    /// How many instances run; 1 to 254.
+    /// How many instances run; 0 to 254.
     pub replicas: u8,
     /// What runs.
     pub run: Run,
@@ -87,15 +87,169 @@ pub struct Service {
     pub cap_drop: BTreeSet<String>,
     /// `read_only`.
     pub read_only: bool,
+    /// `links`: other names of peers that this service alone knows.
+    pub links: Vec<Placed<Link>>,
+    /// `secrets` and `configs`: files that are put into its file system.
+    pub files: Vec<Placed<ProvidedFile>>,
+    /// What its processes start with.
+    pub settings: ProcessSettings,
 }
 
 /// What a service runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
-    /// `image:`, used by the engine runtime.
-    pub image: Option<String>,
-    /// `x-palisade.process`: how to run it without an engine.
+    /// `image:`, `build:` and what belongs to them, used by the engine runtime. `None`: neither is given.
+    pub container: Option<Container>,
+    /// `x-palisade.process`: how to run it without an engine; it takes precedence.
     pub process: Option<Process>,
+}
+
+/// What an engine needs to know besides what a process does, as the file says it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    /// `image`.
+    pub image: Option<String>,
+    /// `build`, in its canonical long form, for the engine's own builder.
+    pub build: Option<serde_json::Value>,
+    /// `pull_policy`.
+    pub pull_policy: Option<String>,
+    /// `platform`.
+    pub platform: Option<String>,
+    /// `container_name`.
+    pub name: Option<String>,
+    /// `entrypoint`; an empty list takes the image's away.
+    pub entrypoint: Option<Vec<String>>,
+    /// `command`; an empty list takes the image's away.
+    pub command: Option<Vec<String>>,
+    /// `user`.
+    pub user: Option<String>,
+    /// `working_dir`.
+    pub working_dir: Option<PathBuf>,
+    /// `tty`.
+    pub tty: bool,
+    /// `stdin_open`.
+    pub stdin_open: bool,
+    /// `init`.
+    pub init: Option<bool>,
+    /// `labels`, after `label_file`.
+    pub labels: BTreeMap<String, String>,
+    /// `annotations`.
+    pub annotations: BTreeMap<String, String>,
+    /// `runtime` of the engine.
+    pub runtime: Option<String>,
+    /// `sysctls` that belong to the container's own namespaces.
+    pub sysctls: BTreeMap<String, String>,
+    /// `devices`: `/dev/x:/dev/y:rwm`.
+    pub devices: Vec<String>,
+    /// `gpus` and `deploy.resources.reservations.devices`, as written.
+    pub device_requests: Vec<serde_json::Value>,
+    /// `security_opt`.
+    pub security_opt: Vec<String>,
+    /// `storage_opt`.
+    pub storage_opt: BTreeMap<String, String>,
+}
+
+/// One of `links`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// The peer.
+    pub service: ServiceName,
+    /// What this service calls it.
+    pub alias: String,
+}
+
+/// One of a service's `secrets` or `configs`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProvidedFile {
+    /// Its name in the file's top level.
+    pub name: String,
+    /// One of `secrets`: never shown, and not readable for everybody unless `mode` says so.
+    pub secret: bool,
+    /// Absolute path inside the service.
+    pub target: PathBuf,
+    /// Where it comes from.
+    pub source: FileSource,
+    /// Owner; as the host's file, or root, unless given.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Permission bits; 0444 unless given (Compose Specification, 08-configs and 09-secrets).
+    pub mode: u32,
+}
+
+/// Where a provided file comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FileSource {
+    /// A file of the host, absolute.
+    Path(PathBuf),
+    /// `content`, or the value of the variable that `environment` names.
+    Inline(Hidden),
+}
+
+/// What the processes of a service start with, besides their environment and files.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessSettings {
+    /// `group_add`: names or numbers.
+    pub groups: Vec<String>,
+    /// `ulimits`, by their names in lower case: `nofile`.
+    pub ulimits: BTreeMap<String, Ulimit>,
+    /// `oom_score_adj`: -1000 to 1000.
+    pub oom_score_adj: Option<i16>,
+    /// `hostname`.
+    pub hostname: Option<String>,
+    /// `domainname`.
+    pub domainname: Option<String>,
+    /// `dns`, `dns_search`, `dns_opt`; `None` where none is written: the host's.
+    pub dns: Option<Dns>,
+    /// `shm_size`: bytes of `/dev/shm`.
+    pub shm_bytes: Option<u64>,
+    /// `post_start`: run inside, one after the other, once it has started.
+    pub post_start: Vec<Hook>,
+    /// `pre_stop`: run inside, one after the other, before the stop signal.
+    pub pre_stop: Vec<Hook>,
+}
+
+/// One of `ulimits`; `None` is unlimited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ulimit {
+    /// What counts.
+    pub soft: Option<u64>,
+    /// What it may be raised to.
+    pub hard: Option<u64>,
+}
+
+/// How a service finds names outside of the stack.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dns {
+    /// `dns`; none: the host's.
+    pub servers: Vec<IpAddr>,
+    /// `dns_search`.
+    pub search: Vec<String>,
+    /// `dns_opt`.
+    pub options: Vec<String>,
+}
+
+/// One of `post_start` or `pre_stop`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hook {
+    /// Argument vector.
+    pub command: Vec<String>,
+    /// As the service, unless given.
+    pub user: Option<String>,
+    /// As the service, unless given.
+    pub working_dir: Option<PathBuf>,
+    /// Besides the service's.
+    pub environment: Environment,
+}
+
+/// A volume of the file that services use.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// `name`: what it is called on the host; the project's name and the key unless given.
+    pub name: Option<String>,
+    /// `external`: it exists already, and belongs to somebody else.
+    pub external: bool,
 }
 
 /// `x-palisade.process`.
@@ -196,6 +350,8 @@ pub struct Dependency {
     pub condition: Condition,
     /// `restart: true`: restarted after the dependency was.
     pub restart: bool,
+    /// `required: false`: when the dependency fails, that is told and not waited for.
+    pub required: bool,
 }
 
 /// The conditions of `depends_on`.
@@ -254,7 +410,7 @@ pub enum Restart {
 }
 
 /// Limits; `None` is unlimited.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Bytes of memory.
     pub memory_bytes: Option<u64>,
@@ -262,7 +418,20 @@ pub struct Limits {
     pub cpu_milli: Option<u64>,
     /// Processes and threads.
     pub pids: Option<u64>,
+    /// Bytes of memory that it keeps under pressure: `mem_reservation`, `deploy.resources.reservations.memory`.
+    pub memory_reservation_bytes: Option<u64>,
+    /// Bytes of memory and swap together: `memswap_limit`; `u64::MAX` is as much swap as there is.
+    pub memory_swap_bytes: Option<u64>,
+    /// Share of the processors under pressure, 1024 being usual: `cpu_shares`.
+    pub cpu_shares: Option<u64>,
+    /// Processors it may run on, as the kernel writes them (`0-3,5`): `cpuset`.
+    pub cpuset: Option<CpuSet>,
 }
+
+/// A set of processors in the kernel's notation: `0-3,5`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct CpuSet(pub String);
 
 /// A mount of the service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,6 +1,6 @@
 //! Stacks built by hand for the tests of this crate. Compiled for tests only.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::environment::Environment;
 use crate::names::{ProjectName, ServiceName};
@@ -32,7 +32,7 @@ pub(crate) fn grant(service: &str, port: Option<u16>) -> Placed<Grant> {
 }
 
 pub(crate) fn depends(service: &str, condition: Condition) -> Placed<Dependency> {
-    at(Dependency { service: name(service), condition, restart: false })
+    at(Dependency { service: name(service), condition, restart: false, required: true })
 }
 
 pub(crate) fn healthcheck() -> Healthcheck {
@@ -52,7 +52,7 @@ pub(crate) fn service(text: &str) -> Service {
         place: place(),
         replicas: 1,
         run: Run {
-            image: None,
+            container: None,
             process: Some(Process { command: vec![format!("/usr/bin/{text}")], user: None, working_dir: None }),
         },
         environment: Environment::default(),
@@ -77,6 +77,9 @@ pub(crate) fn service(text: &str) -> Service {
         cap_add: BTreeSet::new(),
         cap_drop: BTreeSet::new(),
         read_only: false,
+        links: Vec::new(),
+        files: Vec::new(),
+        settings: ProcessSettings::default(),
     }
 }
 
@@ -84,7 +87,7 @@ pub(crate) fn stack(services: impl IntoIterator<Item = Service>) -> Stack {
     Stack {
         project: ProjectName::parse("shop").unwrap(),
         services: services.into_iter().collect(),
-        volumes: BTreeSet::new(),
+        volumes: BTreeMap::new(),
         firewall: Firewall::default(),
     }
 }

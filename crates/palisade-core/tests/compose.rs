@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use palisade_core::compose::keys::Class;
-use palisade_core::compose::{self, FILE_BYTES_MAX, LoadInputs, Loaded, Rejected};
+use palisade_core::compose::{self, FILE_BYTES_MAX, InputFile, LoadInputs, Loaded, Rejected};
 use palisade_core::diagnostic::{Severity, Style, render_all};
 use palisade_core::stack::{Egress, Proto, Stack};
 
@@ -20,14 +20,16 @@ fn load_with(contents: &[u8], dot_env: Option<&[u8]>) -> Result<Loaded, Box<Reje
         ("/srv/barter/app.env".into(), b"FROM_FILE=1\nOVERRIDDEN=file\nSECRET='top$ecret'\n".to_vec()),
         ("/srv/barter/broken.env".into(), b"FINE=1\nhunter2 is no line\n".to_vec()),
     ]);
+    let path = Path::new("/srv/barter/.env");
+    let dot_env = dot_env.map(|contents| InputFile { name: ".env", path, contents });
     compose::load(&LoadInputs {
-        file_name: "compose.yaml",
-        contents,
+        files: &[InputFile { name: "compose.yaml", path: Path::new("/srv/barter/compose.yaml"), contents }],
         project_dir: Path::new("/srv/barter"),
         project_name: None,
         environment: &environment(),
-        dot_env,
-        files: &files,
+        profiles: &[],
+        env_files: dot_env.as_slice(),
+        others: &files,
     })
 }
 

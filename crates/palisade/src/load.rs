@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
-use palisade_core::compose::{self, FILE_BYTES_MAX, Files, LoadInputs, ReadError, Rejected};
+use palisade_core::compose::{self, FILE_BYTES_MAX, Files, InputFile, LoadInputs, ReadError, Rejected};
 use palisade_core::diagnostic::{Diagnostic, SourceMap, Style, render_all};
 use palisade_core::names::ProjectName;
 use palisade_core::stack::Stack;
@@ -101,19 +101,22 @@ pub(crate) fn load(args: &StackArgs) -> Result<Loaded, Unusable> {
             Err(error) => return Err(cannot_read(&project_dir.join(".env"), &error)),
         },
     };
+    let dot_env_path = args.env_file.clone().unwrap_or_else(|| project_dir.join(".env"));
+    let dot_env_name = args.env_file.as_ref().map_or(".env".to_owned(), |file| file.display().to_string());
+    let dot_env = dot_env.as_deref().map(|contents| InputFile { name: &dot_env_name, path: &dot_env_path, contents });
     // A variable that isn't text can't be written in a Compose file either.
     let environment: BTreeMap<String, String> = std::env::vars_os()
         .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
         .collect();
     let file_name = path.display().to_string();
     let inputs = LoadInputs {
-        file_name: &file_name,
-        contents: &contents,
+        files: &[InputFile { name: &file_name, path: &absolute, contents: &contents }],
         project_dir,
         project_name: args.project_name.as_deref(),
         environment: &environment,
-        dot_env: dot_env.as_deref(),
-        files: &Disk,
+        profiles: &[],
+        env_files: dot_env.as_slice(),
+        others: &Disk,
     };
     match compose::load(&inputs) {
         Ok(compose::Loaded { stack, diagnostics, sources }) => Ok(Loaded { stack, diagnostics, sources }),

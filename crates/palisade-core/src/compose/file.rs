@@ -44,7 +44,7 @@ pub struct FileService {
     /// `image`.
     pub image: Option<Spanned<String>>,
     /// `build`, `command`, `entrypoint` …: what only `docker compose` uses.
-    pub docker_only: Vec<Spanned<String>>,
+    pub image_keys: Vec<Spanned<String>>,
     /// `x-palisade.process`, completed by `user` and `working_dir`.
     pub process: Option<Process>,
     /// `x-palisade.process` is written, though perhaps wrong.

@@ -9,8 +9,9 @@ pub enum Class {
     Honoured(&'static str),
     /// Accepted, and needs nothing done; the text says why.
     NoEffect(&'static str),
-    /// Belongs to the image: for `docker compose`, accepted beside `x-palisade.process`, which takes its place here.
-    DockerOnly,
+    /// What an image runs with; the text says what it does there. Beside `x-palisade.process`, which takes the image's
+    /// place, it has no effect.
+    Image(&'static str),
     /// An error.
     Refused {
         /// Why it can't be honoured.
@@ -27,6 +28,94 @@ pub struct Key {
     pub name: &'static str,
     /// What becomes of it.
     pub class: Class,
+    /// What can stand there.
+    pub shape: Shape,
+}
+
+/// What can stand at a key: from this follow how it is merged (Compose Specification, 13-merge), what its short forms
+/// mean, and how the canonical file shows it. Whether a value makes sense is for the readers to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// A single value; a later one takes its place.
+    One(Kind),
+    /// A list of single values; a later list is added to it.
+    List(Kind, Repeats),
+    /// The same, and a single value stands for a list of one.
+    OneOrList(Kind, Repeats),
+    /// A command: a list of words, or one text for a shell; a later one takes its place.
+    Command,
+    /// `KEY: value`, or a list of `KEY=value`; merged by key. A key without value has none.
+    Pairs(Pairs),
+    /// A mapping with these keys.
+    Section(&'static Section),
+    /// The same, or a short form.
+    Short(Short, &'static Section),
+    /// A mapping from names of the user's own to mappings with these keys.
+    Named(&'static Section),
+    /// The same, and a value may be a short form.
+    NamedShort(Short, &'static Section),
+    /// The same as [`Shape::Named`], and a list of names stands for a mapping to nothing.
+    NamedOrList(&'static Section),
+    /// A list of mappings with these keys, each of which may be a short form. Items that are the same thing (one
+    /// target, one port …) are merged, others added.
+    Items(Short, &'static Section),
+    /// Anything at all: what only an engine's plug-in or a person understands.
+    Any,
+}
+
+/// What a single value is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Any text.
+    Text,
+    /// A path of the host; a relative one starts where its file says.
+    Path,
+    /// `true` or `false`.
+    Bool,
+    /// A whole number.
+    Int,
+    /// A decimal number.
+    Float,
+    /// `1m30s`.
+    Duration,
+    /// `64m`, in bytes.
+    Bytes,
+}
+
+/// Whether a list may hold a value twice once it is merged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeats {
+    /// It may.
+    Kept,
+    /// The first one stays.
+    Dropped,
+}
+
+/// What a list of pairs looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pairs {
+    /// `KEY=value`, values are text.
+    Equals,
+    /// `extra_hosts`: `name=address` or `name:address`; a name may have several addresses.
+    Hosts,
+}
+
+/// Short forms, by the key that they are known from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each is the key's own name")]
+pub enum Short {
+    /// There is none.
+    None,
+    Build,
+    Device,
+    EnvFile,
+    Extends,
+    External,
+    FileReference,
+    Include,
+    Port,
+    Ulimit,
+    Volume,
 }
 
 /// The keys of one kind of mapping.
@@ -48,16 +137,16 @@ impl Section {
 }
 
 const fn yes(name: &'static str, does: &'static str) -> Key {
-    Key { name, class: Class::Honoured(does) }
+    Key { name, class: Class::Honoured(does), shape: Shape::Any }
 }
 const fn idle(name: &'static str, why: &'static str) -> Key {
-    Key { name, class: Class::NoEffect(why) }
+    Key { name, class: Class::NoEffect(why), shape: Shape::Any }
 }
-const fn docker(name: &'static str) -> Key {
-    Key { name, class: Class::DockerOnly }
+const fn image(name: &'static str, does: &'static str) -> Key {
+    Key { name, class: Class::Image(does), shape: Shape::Any }
 }
 const fn no(name: &'static str, why: &'static str, instead: &'static str) -> Key {
-    Key { name, class: Class::Refused { why, instead } }
+    Key { name, class: Class::Refused { why, instead }, shape: Shape::Any }
 }
 
 const REMOVE: &str = "remove it";
@@ -94,12 +183,12 @@ pub static SERVICE: Section = Section {
     path: "services.*",
     what: "a service",
     keys: &[
-        docker("image"),
-        docker("build"),
-        docker("command"),
-        docker("entrypoint"),
-        docker("platform"),
-        docker("pull_policy"),
+        image("image", "what runs"),
+        image("build", "what runs"),
+        image("command", "what runs"),
+        image("entrypoint", "what runs"),
+        image("platform", "what runs"),
+        image("pull_policy", "what runs"),
         yes("x-palisade", "what Compose has no word for"),
         yes("user", "who the process runs as, unless `x-palisade.process.user` says otherwise"),
         yes("working_dir", "where the process starts, unless `x-palisade.process.working_dir` says otherwise"),

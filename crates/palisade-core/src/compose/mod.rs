@@ -2,21 +2,24 @@
 //!
 //! No file is opened here: contents, variables and directories are parameters.
 //!
-//! The way: `yaml` (a tree with places) → `read`, `service`, `ports`, `mounts`, `palisade` (a [`ComposeFile`], as
+//! The way: `yaml` (a tree with places) → `assemble` (variables filled in, several files as one) → `read`, `service`, `ports`, `mounts`, `palisade` (a [`ComposeFile`], as
 //! written) → `validate` (names refer to something, nothing is in anything's way) → `settle` (the [`Stack`]).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::diagnostic::{Diagnostic, Severity, Sink, SourceMap, Span, quoted};
+use crate::diagnostic::{Diagnostic, Severity, Sink, SourceMap, quoted};
 use crate::names::ProjectName;
 use crate::stack::Stack;
 
+mod assemble;
 mod capabilities;
 mod dotenv;
 mod file;
+mod fill;
 mod interpolate;
 pub mod keys;
+mod merge;
 mod mounts;
 mod palisade;
 mod ports;
@@ -33,23 +36,34 @@ pub use file::{ComposeFile, FileDependency, FileEgress, FileGrant, FileNetwork, 
 /// A bigger file is refused: reading stops making sense long before.
 pub const FILE_BYTES_MAX: usize = 8 << 20;
 
-/// All that is known about the world when a file is read.
-#[derive(Clone, Copy)]
-pub struct LoadInputs<'a> {
-    /// The file's path as the user gave it, for messages.
-    pub file_name: &'a str,
+/// One file that was given.
+#[derive(Clone, Copy, Debug)]
+pub struct InputFile<'a> {
+    /// The path as the user gave it, for messages.
+    pub name: &'a str,
+    /// The absolute path.
+    pub path: &'a Path,
     /// Its contents. Of a file that is bigger than [`FILE_BYTES_MAX`], one byte more than that is enough.
     pub contents: &'a [u8],
-    /// The absolute path of the folder that relative paths start from: the file's.
+}
+
+/// All that is known about the world when files are read.
+#[derive(Clone, Copy)]
+pub struct LoadInputs<'a> {
+    /// The `-f` files in their order, at least one.
+    pub files: &'a [InputFile<'a>],
+    /// The absolute path of the folder that relative paths start from: the first file's, or `--project-directory`.
     pub project_dir: &'a Path,
     /// `--project-name`.
     pub project_name: Option<&'a str>,
+    /// `--profile`s and those of COMPOSE_PROFILES.
+    pub profiles: &'a [String],
     /// The environment of the command.
     pub environment: &'a BTreeMap<String, String>,
-    /// The contents of `.env` in the project directory, if there is one.
-    pub dot_env: Option<&'a [u8]>,
-    /// Contents of the other files: those that `env_file` names.
-    pub files: &'a dyn Files,
+    /// `.env` of the project directory if there is one, or the `--env-file`s.
+    pub env_files: &'a [InputFile<'a>],
+    /// Contents of the other files: those that `env_file`, `extends`, `include`, `secrets` and `configs` name.
+    pub others: &'a dyn Files,
 }
 
 /// Where `env_file` contents come from. A map from absolute paths will do.
@@ -105,28 +119,16 @@ fn count(diagnostics: &[Diagnostic]) -> String {
     }
 }
 
-/// Variables for `${…}`: the environment, then `.env`.
-pub(crate) struct Variables<'a> {
-    environment: &'a BTreeMap<String, String>,
-    dot_env: BTreeMap<String, String>,
-    project: Option<String>,
-}
-
-impl Variables<'_> {
-    pub(crate) fn get(&self, name: &str) -> Option<String> {
-        let project = || self.project.as_ref().filter(|_| name == "COMPOSE_PROJECT_NAME");
-        self.environment.get(name).or_else(|| self.dot_env.get(name)).or_else(project).cloned()
-    }
-}
-
-/// Reads one Compose file and settles what it means.
+/// Reads Compose files and settles what they mean.
 pub fn load(inputs: &LoadInputs<'_>) -> Result<Loaded, Box<Rejected>> {
     let mut sources = SourceMap::default();
     let mut sink = Sink::default();
     let mut masked = Vec::new();
-    let file = text_of(inputs).map_err(|problem| sink.push(*problem)).ok().and_then(|text| {
-        let (file, after, secrets) = read(inputs, text, &mut sources, std::mem::take(&mut sink));
-        (sink, masked) = (after, secrets);
+    let assembled = assemble::Assembler::new(inputs, &mut sources, &mut sink).assemble();
+    let file = assembled.and_then(|assembled| {
+        let mut reader = read::Reader::new(&assembled.origins, &sources, std::mem::take(&mut sink));
+        let file = reader.file(&assembled.root, inputs, assembled.project);
+        (sink, masked) = reader.finish();
         file
     });
     if let Some(file) = &file {
@@ -137,131 +139,14 @@ pub fn load(inputs: &LoadInputs<'_>) -> Result<Loaded, Box<Rejected>> {
     let diagnostics = sink.finish();
     match stack {
         Some(stack) => Ok(Loaded { stack, diagnostics, sources }),
-        None => Err(Box::new(Rejected { file_name: inputs.file_name.to_owned(), diagnostics, sources })),
-    }
-}
-
-/// The file as text, if it can be.
-fn text_of<'a>(inputs: &LoadInputs<'a>) -> Result<&'a str, Box<Diagnostic>> {
-    let name = quoted(inputs.file_name);
-    if inputs.contents.len() > FILE_BYTES_MAX {
-        let limit = FILE_BYTES_MAX >> 20;
-        let message = format!("{name} is larger than {limit} MiB, so it was not read");
-        let hint = "is it a Compose file? A thousand services need about half a MiB";
-        return Err(Box::new(Diagnostic::error("too-large", message).hint(hint)));
-    }
-    let text = std::str::from_utf8(inputs.contents).map_err(|error| {
-        let line = inputs.contents[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
-        let message = format!("{name} is not UTF-8 text: the first wrong byte is in line {line}");
-        let hint = "save it as UTF-8; if it is another kind of file, give the Compose file with `-f`";
-        Box::new(Diagnostic::error("not-text", message).hint(hint))
-    })?;
-    Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
-}
-
-/// From text to the file as written.
-fn read(
-    inputs: &LoadInputs<'_>,
-    text: &str,
-    sources: &mut SourceMap,
-    mut sink: Sink,
-) -> (Option<ComposeFile>, Sink, Vec<Span>) {
-    let id = sources.add(inputs.file_name, text);
-    let dot_env = dot_env(inputs, &mut sink);
-    let mut variables = Variables { environment: inputs.environment, dot_env, project: None };
-    let (root, problems) = yaml::parse(text, id);
-    for problem in problems {
-        sink.push(problem);
-    }
-    let Some(root) = root else { return (None, sink, Vec::new()) };
-    if !matches!(root.data, yaml::Data::Map(_)) {
-        let hint = "it begins with `services:`, and the services are indented below; if this is another kind of file, give the Compose file with `-f`";
-        let diagnostic = if text.trim().is_empty() {
-            Diagnostic::error("not-compose", format!("{} is empty", quoted(inputs.file_name)))
-        } else {
-            Diagnostic::error("not-compose", format!("a Compose file is a mapping, but this is {}", root.kind()))
-                .at(first_line(text, root.span), "")
-        };
-        sink.push(diagnostic.hint(hint));
-        return (None, sink, Vec::new());
-    }
-    let mut reader = read::Reader::new(&variables, sources, sink);
-    let project = reader.project(&root, inputs);
-    let (sink, _) = reader.finish();
-    variables.project = project.as_ref().map(ToString::to_string);
-    let mut reader = read::Reader::new(&variables, sources, sink);
-    let file = reader.file(&root, inputs, project);
-    let (sink, masked) = reader.finish();
-    (file, sink, masked)
-}
-
-/// A value over many lines is pointed at in its first.
-fn first_line(text: &str, span: Span) -> Span {
-    let shown = text.get(span.start as usize..span.end as usize).unwrap_or_default();
-    span.part(0, shown.lines().next().unwrap_or_default().len())
-}
-
-fn dot_env(inputs: &LoadInputs<'_>, sink: &mut Sink) -> BTreeMap<String, String> {
-    let Some(bytes) = inputs.dot_env else { return BTreeMap::new() };
-    let Ok(text) = std::str::from_utf8(bytes) else {
-        sink.push(Diagnostic::error("dot-env", "`.env` is not UTF-8 text").hint("save it as UTF-8"));
-        return BTreeMap::new();
-    };
-    match dotenv::parse(text, &|name| inputs.environment.get(name).cloned()) {
-        Ok(variables) => variables.into_iter().filter_map(|(name, value)| Some((name, value?))).collect(),
-        Err(problems) => {
-            for problem in problems {
-                let message = format!("line {} of `.env`: {}", problem.line, problem.what);
-                sink.push(Diagnostic::error("dot-env", message).hint("lines are `NAME=value`, comments or empty"));
-            }
-            BTreeMap::new()
+        None => {
+            let names: Vec<_> = inputs.files.iter().map(|file| file.name).collect();
+            Err(Box::new(Rejected { file_name: names.join(", "), diagnostics, sources }))
         }
     }
 }
 
 impl read::Reader<'_> {
-    /// The project's name: from the option, COMPOSE_PROJECT_NAME, `name:`, or the directory.
-    fn project(&mut self, root: &yaml::Node, inputs: &LoadInputs<'_>) -> Option<ProjectName> {
-        let yaml::Data::Map(entries) = &root.data else { return None };
-        let written = entries.iter().find(|entry| entry.key == "name" && !entry.value.is_null());
-        let text = match written {
-            Some(entry) => Some(self.text(&entry.value, "`name`")?),
-            None => None,
-        };
-        let variable = self.variables.get("COMPOSE_PROJECT_NAME").filter(|name| !name.is_empty());
-        let given = inputs.project_name.map(|name| (name.to_owned(), "--project-name"));
-        if let Some((name, from)) = given.or_else(|| variable.map(|name| (name, "COMPOSE_PROJECT_NAME"))) {
-            return ProjectName::parse(name.as_str())
-                .map_err(|error| {
-                    let message = format!("{} (from {from}) is not a valid project name", quoted(&name));
-                    self.push(
-                        Diagnostic::error("invalid-name", message).hint(format!("project names are {}", error.rule)),
-                    );
-                })
-                .ok();
-        }
-        if let Some(text) = text {
-            return match ProjectName::parse(text.value.as_str()) {
-                Ok(name) => Some(name),
-                Err(error) => {
-                    let message = format!("{} is not a valid project name", text.quoted());
-                    self.invalid(&text, message, &format!("project names are {}", error.rule))
-                }
-            };
-        }
-        let directory = inputs.project_dir.file_name().map(|name| name.to_string_lossy().to_lowercase());
-        let mut name: String = directory.unwrap_or_default();
-        name.retain(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_');
-        name.truncate(63);
-        ProjectName::parse(name.trim_start_matches(['-', '_']))
-            .map_err(|_| {
-                let message =
-                    format!("the directory {} gives no project name", quoted(&inputs.project_dir.to_string_lossy()));
-                self.push(Diagnostic::error("invalid-name", message).hint("add `name: …` at the top of the file"));
-            })
-            .ok()
-    }
-
     fn file(
         &mut self,
         root: &yaml::Node,

@@ -22,12 +22,12 @@ const ENGINE_SOCKETS: [&str; 5] =
     ["/run/docker.sock", "/var/run/docker.sock", "/run/containerd", "/run/podman", "/run/crio"];
 
 impl Reader<'_> {
-    pub(crate) fn mounts(&mut self, node: &Node, directory: &Path) -> Vec<Spanned<Mount>> {
+    pub(crate) fn mounts(&mut self, node: &Node) -> Vec<Spanned<Mount>> {
         let mut mounts = Vec::new();
         for item in self.list(node, "`volumes`").unwrap_or_default() {
             let mount = match &item.data {
-                Data::Map(_) => self.long_mount(item, directory),
-                _ => self.text(item, "a mount").and_then(|text| self.short_mount(&text, directory)),
+                Data::Map(_) => self.long_mount(item),
+                _ => self.text(item, "a mount").and_then(|text| self.short_mount(&text)),
             };
             if let Some(mount) = mount {
                 self.check_source(&mount, item.span);
@@ -37,7 +37,7 @@ impl Reader<'_> {
         mounts
     }
 
-    fn short_mount(&mut self, text: &Text, directory: &Path) -> Option<Mount> {
+    fn short_mount(&mut self, text: &Text) -> Option<Mount> {
         let parts: Vec<&str> = text.value.split(':').collect();
         let (source, target, options) = match parts[..] {
             [source, target] => (source, target, ""),
@@ -64,13 +64,13 @@ impl Reader<'_> {
                 }
             }
         }
-        let source = self.source(text, source, directory)?;
+        let source = self.source(text, source)?;
         Some(Mount { source, target: self.target(text, target)?, read_only })
     }
 
-    fn source(&mut self, text: &Text, source: &str, directory: &Path) -> Option<MountSource> {
+    fn source(&mut self, text: &Text, source: &str) -> Option<MountSource> {
         if source.starts_with(['/', '.', '~']) {
-            return Some(MountSource::Bind(self.path(source, directory)));
+            return Some(MountSource::Bind(self.path(source, text.span)));
         }
         if is_volume_name(source) {
             return Some(MountSource::Volume(source.to_owned()));
@@ -79,8 +79,10 @@ impl Reader<'_> {
         self.invalid(text, message, "paths begin with `/`, `./` or `~/`; names are letters, digits, `.`, `_` and `-`")
     }
 
-    pub(crate) fn path(&self, path: &str, directory: &Path) -> PathBuf {
-        resolve(directory, self.variables.get("HOME").as_deref(), path)
+    /// A path of the user's, made absolute: it starts where the file lies that it is written in.
+    pub(crate) fn path(&self, path: &str, span: Span) -> PathBuf {
+        let origin = self.origin(span);
+        resolve(&origin.directory, origin.variables.get("HOME").as_deref(), path)
     }
 
     fn target(&mut self, text: &Text, target: &str) -> Option<PathBuf> {
@@ -93,7 +95,7 @@ impl Reader<'_> {
         Some(path.components().collect())
     }
 
-    fn long_mount(&mut self, node: &Node, directory: &Path) -> Option<Mount> {
+    fn long_mount(&mut self, node: &Node) -> Option<Mount> {
         let mut fields = self.fields(node, &keys::MOUNT)?;
         let mut read = |name: &str| fields.value(name).map(|node| self.text(node, "a part of a mount"));
         let (kind, source, target) = (read("type"), read("source"), read("target"));
@@ -125,7 +127,10 @@ impl Reader<'_> {
                 self.push(missing("source"));
                 return None;
             }
-            ("bind", Some(source)) => MountSource::Bind(self.path(&source?.value, directory)),
+            ("bind", Some(source)) => {
+                let source = source?;
+                MountSource::Bind(self.path(&source.value, source.span))
+            },
             ("volume", Some(source)) => {
                 let source = source?;
                 if !is_volume_name(&source.value) {

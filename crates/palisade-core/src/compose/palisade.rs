@@ -18,7 +18,7 @@ const COMMAND_HINT: &str = "write the argument vector: `command: [\"/usr/bin/app
 
 impl Reader<'_> {
     /// `x-palisade`, with `user` and `working_dir` that `process` falls back to.
-    pub(crate) fn palisade(&mut self, fields: &mut Fields<'_>, service: &mut FileService, inputs: &LoadInputs<'_>) {
+    pub(crate) fn palisade(&mut self, fields: &mut Fields<'_>, service: &mut FileService) {
         let user = fields.value("user").and_then(|node| self.user(node));
         let working_dir = fields.value("working_dir").and_then(|node| self.working_dir(node));
         let Some(mut own) = fields.value("x-palisade").and_then(|node| self.fields(node, &keys::SERVICE_PALISADE))
@@ -27,7 +27,7 @@ impl Reader<'_> {
         };
         if let Some(node) = own.value("process") {
             service.process_written = true;
-            service.process = self.process(node, inputs);
+            service.process = self.process(node);
             if let Some(process) = &mut service.process {
                 process.user = process.user.take().or(user);
                 process.working_dir = process.working_dir.take().or(working_dir);
@@ -49,7 +49,7 @@ impl Reader<'_> {
         own.finish();
     }
 
-    fn process(&mut self, node: &Node, inputs: &LoadInputs<'_>) -> Option<Process> {
+    fn process(&mut self, node: &Node) -> Option<Process> {
         let mut fields = self.fields(node, &keys::PROCESS)?;
         let command = fields.value("command");
         let user = fields.value("user").and_then(|node| self.user(node));
@@ -84,7 +84,7 @@ impl Reader<'_> {
         };
         // Like every relative path of a Compose file, the program's starts from the project directory.
         if command[0].starts_with("./") || command[0].starts_with("../") {
-            command[0] = self.path(&command[0], inputs.project_dir).to_string_lossy().into_owned();
+            command[0] = self.path(&command[0], node.span).to_string_lossy().into_owned();
         }
         if command.iter().any(|word| word.contains('\0')) {
             self.push(Diagnostic::error("invalid-value", "a command can't hold a NUL character").at(node.span, ""));
@@ -178,7 +178,7 @@ impl Reader<'_> {
                     _ => (item.clone(), true),
                 };
                 let Some(path) = self.text(&path, "a path") else { continue };
-                let full = self.path(&path.value, inputs.project_dir);
+                let full = self.path(&path.value, path.span);
                 self.env_file(&path.quoted(), path.span, &full, required, inputs, &mut service.environment);
             }
         }
@@ -224,7 +224,7 @@ impl Reader<'_> {
             );
             return;
         }
-        match value.or_else(|| self.variables.get(name)) {
+        match value.or_else(|| self.origin(span).variables.get(name)) {
             Some(value) => environment.insert(name.to_owned(), value),
             None => environment.remove(name),
         };
@@ -240,7 +240,7 @@ impl Reader<'_> {
         environment: &mut BTreeMap<String, String>,
     ) {
         let looked_for = format!("looked for {}", quoted(&path.to_string_lossy()));
-        let text = match inputs.files.read(path) {
+        let text = match inputs.others.read(path) {
             Ok(bytes) => String::from_utf8(bytes).map_err(|_| "it is not UTF-8 text".to_owned()),
             Err(ReadError::NotFound) if !required => return,
             Err(ReadError::NotFound) => Err("it does not exist".to_owned()),
@@ -258,7 +258,7 @@ impl Reader<'_> {
                 return;
             }
         };
-        match dotenv::parse(&text, &|name| self.variables.get(name)) {
+        match dotenv::parse(&text, &|name| self.origin(span).variables.get(name)) {
             Ok(variables) => {
                 for (name, value) in variables {
                     self.set(environment, &name, value, span);

@@ -5,15 +5,14 @@
 use std::rc::Rc;
 use std::str::FromStr;
 
-use super::Variables;
-use super::interpolate::{self, ProblemKind};
+use super::assemble::{Origin, Origins};
 use super::keys::{Class, Section};
 use super::suggest::nearest;
 use super::yaml::{Data, Entry, Node};
 use crate::diagnostic::{Diagnostic, Sink, SourceMap, Span, Spanned, quoted};
 
 pub(crate) struct Reader<'a> {
-    pub(crate) variables: &'a Variables<'a>,
+    pub(crate) origins: &'a Origins,
     pub(crate) sources: &'a SourceMap,
     pub(crate) sink: Sink,
     /// Keys without effect: where each stands first, and how often.
@@ -45,7 +44,7 @@ impl Text {
 pub(crate) struct Fields<'n> {
     section: &'static Section,
     entries: Vec<Option<&'n Entry>>,
-    pub(crate) docker_only: Vec<&'n Entry>,
+    pub(crate) image: Vec<&'n Entry>,
 }
 
 impl<'n> Fields<'n> {
@@ -73,8 +72,8 @@ impl<'n> Fields<'n> {
 }
 
 impl<'a> Reader<'a> {
-    pub(crate) fn new(variables: &'a Variables<'a>, sources: &'a SourceMap, sink: Sink) -> Self {
-        Self { variables, sources, sink, idle: Vec::new(), masked: Vec::new() }
+    pub(crate) fn new(origins: &'a Origins, sources: &'a SourceMap, sink: Sink) -> Self {
+        Self { origins, sources, sink, idle: Vec::new(), masked: Vec::new() }
     }
 
     pub(crate) fn push(&mut self, diagnostic: Diagnostic) {
@@ -105,11 +104,11 @@ impl<'a> Reader<'a> {
             );
             return None;
         };
-        let mut fields = Fields { section, entries: Vec::with_capacity(entries.len()), docker_only: Vec::new() };
+        let mut fields = Fields { section, entries: Vec::with_capacity(entries.len()), image: Vec::new() };
         for entry in entries {
             match section.key(&entry.key).map(|key| (key.name, key.class)) {
                 Some((_, Class::Honoured(_))) => fields.entries.push(Some(entry)),
-                Some((_, Class::DockerOnly)) => fields.docker_only.push(entry),
+                Some((_, Class::Image(_))) => fields.image.push(entry),
                 Some((name, Class::NoEffect(why))) => self.note_idle(name, why, entry.key_span),
                 Some((name, Class::Refused { why, instead })) => self.push(
                     Diagnostic::error("refused-key", format!("{} can't be honoured: {why}", quoted(name)))
@@ -197,7 +196,11 @@ impl<'a> Reader<'a> {
     /// A single value, variables filled in.
     pub(crate) fn text(&mut self, node: &Node, what: &str) -> Option<Text> {
         match &node.data {
-            Data::Scalar(text) => self.expand(text, node.span),
+            Data::Scalar(scalar) => Some(Text {
+                value: scalar.text.clone(),
+                span: node.span,
+                written: scalar.written.as_deref().map(str::to_owned),
+            }),
             _ => self.mistyped(node, what, "a single value"),
         }
     }
@@ -208,74 +211,17 @@ impl<'a> Reader<'a> {
         (texts.len() == items.len()).then_some(texts)
     }
 
-    fn expand(&mut self, text: &str, span: Span) -> Option<Text> {
-        if !text.contains('$') {
-            return Some(Text { value: text.to_owned(), span, written: None });
-        }
-        match interpolate::expand(text, &|name| self.variables.get(name)) {
-            Ok(expanded) => {
-                for variable in expanded.unset {
-                    let at = self.find(text, span, &variable);
-                    self.push(
-                        Diagnostic::warning(
-                            "unset-variable",
-                            format!("the variable {} is not set, so it is empty here", quoted(&variable)),
-                        )
-                        .at(at, "")
-                        .hint(format!(
-                            "set it in the environment or in `.env`, or give a default: `${{{variable}:-…}}`"
-                        ))
-                        .hint(format!("if a dollar sign is meant, write `$${variable}`")),
-                    );
-                }
-                Some(Text { value: expanded.text, span, written: Some(text.to_owned()) })
-            }
-            Err(problem) => {
-                let at = self.part(text, span, problem.start, problem.end);
-                self.push(match problem.kind {
-                    ProblemKind::Required { variable, empty, says } => {
-                        let state = if empty { "empty" } else { "not set" };
-                        let says = if says.is_empty() { String::new() } else { format!(": {}", quoted(&says)) };
-                        Diagnostic::error("required-variable", format!("the variable {} is {state}{says}", quoted(&variable)))
-                            .at(at, "required here")
-                            .hint(format!("set {variable} in the environment or in `.env`"))
-                    }
-                    ProblemKind::LoneDollar => Diagnostic::error("interpolation", "no variable's name follows this `$`")
-                        .at(at, "")
-                        .hint("if a dollar sign is meant, write `$$`"),
-                    ProblemKind::Unclosed => Diagnostic::error("interpolation", "this `${` is never closed")
-                        .at(at, "")
-                        .hint("write `${NAME}`, or `$$` if a dollar sign is meant"),
-                    ProblemKind::NoName => Diagnostic::error("interpolation", "no variable's name follows this `${`")
-                        .at(at, "")
-                        .hint("names are letters, digits and `_`, and don't start with a digit"),
-                    ProblemKind::UnknownOperator => {
-                        Diagnostic::error("interpolation", "this is none of the forms of a variable")
-                            .at(at, "")
-                            .hint("the forms are `${V}`, `${V:-default}`, `${V-default}`, `${V:?error}`, `${V?error}`, `${V:+other}` and `${V+other}`")
-                    }
-                    ProblemKind::TooMuch => {
-                        Diagnostic::error("interpolation", "the variables in this value nest too deep or make it too long")
-                            .at(at, "")
-                            .hint("put the value together outside of the file")
-                    }
-                });
-                None
-            }
-        }
+    /// The file that something was written in: what its relative paths and variables mean.
+    pub(crate) fn origin(&self, span: Span) -> &'a Origin {
+        self.origins.of(span)
     }
 
-    /// The span of a part of a value: exact when the value stands in the file as it is.
     pub(crate) fn part(&self, value: &str, span: Span, start: usize, end: usize) -> Span {
-        match self.sources.text(span).find(value) {
-            Some(at) if !value.is_empty() => span.part(at + start, at + end),
-            _ => span,
-        }
+        self.sources.part(value, span, start, end)
     }
 
-    /// The span of the first `part` in a value.
     pub(crate) fn find(&self, value: &str, span: Span, part: &str) -> Span {
-        value.find(part).map_or(span, |at| self.part(value, span, at, at + part.len()))
+        self.sources.find(value, span, part)
     }
 
     /// An error about a value.

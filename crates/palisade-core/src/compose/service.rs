@@ -80,8 +80,8 @@ impl Reader<'_> {
         // A service whose name is wrong is still read, so that all its mistakes are reported at once.
         let name = name.unwrap_or_else(|| Spanned::new(placeholder_name(), entry.key_span));
         let mut service = empty(name);
-        self.docker_only(&fields, &mut service);
-        self.palisade(&mut fields, &mut service, inputs);
+        self.image_keys(&fields, &mut service);
+        self.palisade(&mut fields, &mut service);
         self.networks_of(&mut fields, &mut service);
         self.limits(&mut fields, &mut service);
         self.environment(&mut fields, &mut service, inputs);
@@ -111,7 +111,7 @@ impl Reader<'_> {
             service.stop_grace_ms = self.duration(node).unwrap_or_default();
         }
         if let Some(node) = fields.value("volumes") {
-            service.mounts = self.mounts(node, inputs.project_dir);
+            service.mounts = self.mounts(node);
         }
         if let Some(node) = fields.value("tmpfs") {
             service.mounts.extend(self.tmpfs(node));
@@ -158,12 +158,12 @@ impl Reader<'_> {
         Some(service)
     }
 
-    fn docker_only(&mut self, fields: &Fields<'_>, service: &mut FileService) {
-        for entry in &fields.docker_only {
+    fn image_keys(&mut self, fields: &Fields<'_>, service: &mut FileService) {
+        for entry in &fields.image {
             if entry.key == "image" {
                 service.image = self.text(&entry.value, "`image`").map(|text| text.spanned());
             } else {
-                service.docker_only.push(Spanned::new(entry.key.clone(), entry.key_span));
+                service.image_keys.push(Spanned::new(entry.key.clone(), entry.key_span));
             }
         }
     }
@@ -543,7 +543,7 @@ fn empty(name: Spanned<ServiceName>) -> FileService {
     FileService {
         name,
         image: None,
-        docker_only: Vec::new(),
+        image_keys: Vec::new(),
         process: None,
         process_written: false,
         environment: std::collections::BTreeMap::new(),

@@ -9,14 +9,14 @@ use super::validate::{agreed, networks_of, only_internal, settled_ports};
 use crate::diagnostic::{SourceMap, Spanned};
 use crate::names::ServiceName;
 use crate::place::Placed;
-use crate::stack::{Dependency, Egress, Firewall, Grant, Limits, MountSource, Run, Service, Stack};
+use crate::stack::{Container, Dependency, Egress, Firewall, Grant, Limits, MountSource, ProcessSettings, Run, Service, Stack, Volume};
 
 /// The stack that a valid file means.
 pub(crate) fn settle(file: ComposeFile, sources: &SourceMap) -> Stack {
     let services: Vec<Service> = file.services.iter().map(|service| settle_service(service, &file, sources)).collect();
     let mounts = services.iter().flat_map(|service| &service.mounts);
     let volumes = mounts.filter_map(|mount| match &mount.value.source {
-        MountSource::Volume(name) => Some(name.clone()),
+        MountSource::Volume(name) => Some((name.clone(), Volume::default())),
         _ => None,
     });
     Stack {
@@ -68,6 +68,7 @@ fn settle_service(service: &FileService, file: &ComposeFile, sources: &SourceMap
             service: known(&dependency.value.service)?,
             condition: dependency.value.condition,
             restart: dependency.value.restart,
+            required: true,
         };
         Some(placed(dependency, meant, sources))
     });
@@ -79,7 +80,13 @@ fn settle_service(service: &FileService, file: &ComposeFile, sources: &SourceMap
         name: service.name.value.clone(),
         place: sources.place(service.name.span),
         replicas: service.replicas.first().and_then(|replicas| u8::try_from(replicas.value).ok()).unwrap_or(1),
-        run: Run { image: service.image.as_ref().map(|image| image.value.clone()), process: service.process.clone() },
+        run: Run {
+            container: service
+                .image
+                .as_ref()
+                .map(|image| Container { image: Some(image.value.clone()), ..Container::default() }),
+            process: service.process.clone(),
+        },
         environment: service.environment.clone().into(),
         aliases: aliases.map(|alias| alias.value.clone()).filter(|alias| alias != own_name).collect(),
         networks: networks.into_iter().map(str::to_owned).collect(),
@@ -97,6 +104,7 @@ fn settle_service(service: &FileService, file: &ComposeFile, sources: &SourceMap
             memory_bytes: limit(&service.memory_bytes),
             cpu_milli: limit(&service.cpu_milli),
             pids: limit(&service.pids),
+            ..Limits::default()
         },
         stop_signal: service.stop_signal.clone(),
         stop_grace_ms: service.stop_grace_ms,
@@ -106,6 +114,9 @@ fn settle_service(service: &FileService, file: &ComposeFile, sources: &SourceMap
         cap_add: service.cap_add.iter().cloned().collect(),
         cap_drop: service.cap_drop.iter().cloned().collect(),
         read_only: service.read_only,
+        links: Vec::new(),
+        files: Vec::new(),
+        settings: ProcessSettings::default(),
     }
 }
 

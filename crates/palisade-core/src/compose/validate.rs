@@ -85,7 +85,7 @@ fn runnable(service: &FileService, sink: &mut Sink) {
     }
     let name = quoted(service.name.value.as_str());
     let hint = "say how to run it as a process of the host: `x-palisade: {process: {command: [\"…\"]}}`; `image` and `build` may stay for `docker compose`";
-    let diagnostic = match (&service.image, service.docker_only.first()) {
+    let diagnostic = match (&service.image, service.image_keys.first()) {
         (Some(image), _) => Diagnostic::error(
             "no-process",
             format!("{name} is a container, and this version has no engine runtime yet"),

@@ -16,20 +16,44 @@ pub(crate) const NODES_MAX: u64 = 2_000_000;
 /// So many nodes may come from aliases at most, whatever the size of the rest.
 pub(crate) const ALIASED_NODES_MAX: u64 = 200_000;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Node {
     pub(crate) span: Span,
     pub(crate) data: Data,
+    pub(crate) tag: MergeTag,
     /// How many nodes it is when aliases are written out, itself included.
     weight: u64,
 }
 
-#[derive(Debug)]
+/// What the value does to the one of an earlier file. Compose Specification, 13-merge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum MergeTag {
+    /// It is merged.
+    #[default]
+    None,
+    /// `!reset`: the earlier value is taken away, and this one with it.
+    Reset,
+    /// `!override`: it takes the earlier value's place whole.
+    Override,
+}
+
+#[derive(Clone, Debug)]
 pub(crate) enum Data {
     Null,
-    Scalar(String),
+    Scalar(Scalar),
     List(Vec<Rc<Node>>),
     Map(Vec<Entry>),
+}
+
+/// A single value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Scalar {
+    /// Variables are filled in once the file is part of an assembly.
+    pub(crate) text: String,
+    /// As it stands in the file, when variables were filled in: all that a message may show.
+    pub(crate) written: Option<Box<str>>,
+    /// Without quotes: `true` and `5` may be more than text.
+    pub(crate) plain: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -40,6 +64,30 @@ pub(crate) struct Entry {
 }
 
 impl Node {
+    /// A node made of others, without a place of its own in the file.
+    pub(crate) fn made(span: Span, data: Data) -> Self {
+        let weight = 1 + match &data {
+            Data::Null | Data::Scalar(_) => 0,
+            Data::List(items) => items.iter().map(|item| item.weight).fold(0, u64::saturating_add),
+            Data::Map(entries) => entries.iter().map(|entry| entry.value.weight).fold(0, u64::saturating_add),
+        };
+        Self { span, data, tag: MergeTag::None, weight }
+    }
+    /// The same place and tag with other data.
+    pub(crate) fn with(&self, data: Data) -> Rc<Self> {
+        Rc::new(Self { tag: self.tag, ..Self::made(self.span, data) })
+    }
+    /// A text that stands for what is written at `span`.
+    pub(crate) fn text(span: Span, text: impl Into<String>) -> Self {
+        Self::made(span, Data::Scalar(Scalar { text: text.into(), written: None, plain: false }))
+    }
+    /// The value of that key, if this is a mapping that has it.
+    pub(crate) fn get(&self, key: &str) -> Option<&Entry> {
+        match &self.data {
+            Data::Map(entries) => entries.iter().find(|entry| entry.key == key),
+            _ => None,
+        }
+    }
     pub(crate) fn is_null(&self) -> bool {
         matches!(self.data, Data::Null)
     }
@@ -58,6 +106,7 @@ impl Node {
 struct Open {
     start: usize,
     anchor: usize,
+    tag: MergeTag,
     weight: u64,
     parts: Parts,
 }
@@ -114,7 +163,7 @@ pub(crate) fn parse(text: &str, file: FileId) -> (Option<Rc<Node>>, Vec<Diagnost
             return (None, builder.problems);
         }
     }
-    let nothing = || Rc::new(Node { span: Span { file, start: 0, end: 0 }, data: Data::Null, weight: 1 });
+    let nothing = || Rc::new(Node::made(Span { file, start: 0, end: 0 }, Data::Null));
     (Some(builder.root.unwrap_or_else(nothing)), builder.problems)
 }
 
@@ -188,20 +237,22 @@ impl Builder<'_> {
                 self.add(target, span)
             }
             Event::Scalar(value, style, anchor, tag) => {
-                if let Some(problem) = self.refuse_tag(tag.as_deref(), span) {
-                    return Some(problem);
-                }
-                let plain = style == ScalarStyle::Plain && tag.is_none();
+                let merge_tag = match self.merge_tag(tag.as_deref(), span) {
+                    Ok(tag) => tag,
+                    Err(problem) => return Some(*problem),
+                };
+                let untagged = tag.is_none() || merge_tag != MergeTag::None;
+                let plain = style == ScalarStyle::Plain && untagged;
+                // `<<` is the merge key only when it isn't quoted.
+                let merge = plain && value == "<<";
                 let data = if plain && matches!(&*value, "" | "~" | "null" | "Null" | "NULL") {
                     Data::Null
                 } else {
-                    Data::Scalar(value.into_owned())
+                    Data::Scalar(Scalar { text: value.into_owned(), written: None, plain })
                 };
-                // `<<` is the merge key only when it isn't quoted.
-                let merge = plain && matches!(&data, Data::Scalar(text) if text == "<<");
                 if let Some(Open { parts: Parts::Map { key: key @ None, .. }, .. }) = self.open.last_mut() {
                     let text = match data {
-                        Data::Scalar(text) => text,
+                        Data::Scalar(scalar) => scalar.text,
                         _ if span.start == span.end => {
                             return Some(
                                 Diagnostic::error("yaml", "a key is missing before this `:`")
@@ -214,7 +265,7 @@ impl Builder<'_> {
                     *key = Some((text, span, merge));
                     return None;
                 }
-                self.finish(Node { span, data, weight: 1 }, anchor)
+                self.finish(Node { span, data, tag: merge_tag, weight: 1 }, anchor)
             }
             Event::SequenceStart(anchor, tag) => self.open(anchor, tag.as_deref(), span, Parts::List(Vec::new())),
             Event::MappingStart(anchor, tag) => {
@@ -228,7 +279,7 @@ impl Builder<'_> {
                     Parts::Map { entries, merges, .. } => Data::Map(self.merge(entries, merges)),
                 };
                 let span = self.collection_span(open.start, span, &data);
-                self.finish(Node { span, data, weight: open.weight }, open.anchor)
+                self.finish(Node { span, data, tag: open.tag, weight: open.weight }, open.anchor)
             }
             Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentStart(_) | Event::DocumentEnd => {
                 None
@@ -237,9 +288,10 @@ impl Builder<'_> {
     }
 
     fn open(&mut self, anchor: usize, tag: Option<&Tag>, span: Span, parts: Parts) -> Option<Diagnostic> {
-        if let Some(problem) = self.refuse_tag(tag, span) {
-            return Some(problem);
-        }
+        let tag = match self.merge_tag(tag, span) {
+            Ok(tag) => tag,
+            Err(problem) => return Some(*problem),
+        };
         if let Some(Open { parts: Parts::Map { key: None, .. }, .. }) = self.open.last() {
             return Some(
                 Diagnostic::error("yaml", "a list or mapping can't be a key")
@@ -250,7 +302,7 @@ impl Builder<'_> {
         if self.open.len() >= DEPTH_MAX {
             return Some(too_deep(span));
         }
-        self.open.push(Open { start: span.start as usize, anchor, weight: 1, parts });
+        self.open.push(Open { start: span.start as usize, anchor, tag, weight: 1, parts });
         None
     }
 
@@ -300,7 +352,7 @@ impl Builder<'_> {
                 Some((key, key_span, false)) => entries.push(Entry { key, key_span, value: node }),
                 // An alias stands where the key should be.
                 None => match &node.data {
-                    Data::Scalar(text) => *key = Some((text.clone(), span, false)),
+                    Data::Scalar(scalar) => *key = Some((scalar.text.clone(), span, false)),
                     _ => {
                         return Some(
                             Diagnostic::error("yaml", "a list or mapping can't be a key").at(span, "an alias to one"),
@@ -352,17 +404,18 @@ impl Builder<'_> {
         entries
     }
 
-    fn refuse_tag(&self, tag: Option<&Tag>, span: Span) -> Option<Diagnostic> {
-        let tag = tag?;
-        if tag.is_yaml_core_schema() {
-            return None;
+    /// `!reset` and `!override`; every other tag but those of YAML itself is refused.
+    fn merge_tag(&self, tag: Option<&Tag>, span: Span) -> Result<MergeTag, Box<Diagnostic>> {
+        let Some(tag) = tag.filter(|tag| !tag.is_yaml_core_schema()) else { return Ok(MergeTag::None) };
+        match (tag.handle.as_str(), tag.suffix.as_str()) {
+            ("!", "reset") => Ok(MergeTag::Reset),
+            ("!", "override") => Ok(MergeTag::Override),
+            _ => Err(Box::new(
+                Diagnostic::error("tag", format!("the tag {} is not known", quoted(&tag.to_string())))
+                    .at(span, "on this value")
+                    .hint("`!reset` and `!override` are; a value that starts with `!` must be quoted"),
+            )),
         }
-        let diagnostic = Diagnostic::error("tag", format!("the tag {} is not known", quoted(&tag.to_string())))
-            .at(span, "on this value");
-        Some(match tag.suffix.as_str() {
-            "reset" | "override" => diagnostic.hint("it only matters when several files are merged: remove it"),
-            _ => diagnostic.hint("remove it; a value that starts with `!` must be quoted"),
-        })
     }
 }
 
@@ -379,7 +432,7 @@ mod tests {
 
     fn tree(text: &str) -> Result<Rc<Node>, Vec<Diagnostic>> {
         let mut sources = SourceMap::default();
-        let file = sources.add("t.yaml", text);
+        let file = sources.add("t.yaml", text).unwrap();
         match parse(text, file) {
             (Some(root), problems) if problems.is_empty() => Ok(root),
             (_, problems) => Err(problems),
@@ -393,7 +446,7 @@ mod tests {
     fn write(node: &Node) -> String {
         match &node.data {
             Data::Null => "~".into(),
-            Data::Scalar(text) => text.clone(),
+            Data::Scalar(scalar) => scalar.text.clone(),
             Data::List(items) => format!("[{}]", items.iter().map(|i| write(i)).collect::<Vec<_>>().join(" ")),
             Data::Map(entries) => {
                 let parts: Vec<_> = entries.iter().map(|e| format!("{}:{}", e.key, write(&e.value))).collect();
@@ -438,7 +491,7 @@ mod tests {
         assert_eq!(ids("a: 'open\n"), ["yaml"]);
         assert_eq!(ids("a:\n\t- b\n"), ["yaml"]);
         assert_eq!(ids("? [a]\n: b\n"), ["yaml"]);
-        assert_eq!(ids("a: !reset null\n"), ["tag"]);
+        assert_eq!(ids("a: !other null\n"), ["tag"]);
         assert!(tree("").unwrap().is_null());
     }
 }

@@ -123,7 +123,7 @@ mod tests {
     #[test]
     fn a_diagnostic_shows_line_caret_and_hint() {
         let mut sources = SourceMap::default();
-        let file = sources.add("compose.yaml", "services:\n  wéb:\n    imagee: nginx\n");
+        let file = sources.add("compose.yaml", "services:\n  wéb:\n    imagee: nginx\n").unwrap();
         let span = Span { file, start: 22, end: 28 };
         assert_eq!(sources.text(span), "imagee");
         let diagnostic = Diagnostic::error("unknown-key", "`imagee` is not a key of a service")
@@ -142,7 +142,7 @@ mod tests {
     fn labels_far_from_each_other_are_all_shown() {
         let mut sources = SourceMap::default();
         let text = format!("first\n{}last\n", "filler\n".repeat(WINDOW_BYTES_MAX));
-        let file = sources.add("compose.yaml", &text);
+        let file = sources.add("compose.yaml", &text).unwrap();
         let end = text.len() as u32;
         let diagnostic = Diagnostic::error("twice", "given twice")
             .at(Span { file, start: end - 5, end: end - 1 }, "again")
@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn an_endless_line_is_named_but_not_shown() {
         let mut sources = SourceMap::default();
-        let file = sources.add("compose.yaml", &"x".repeat(WINDOW_BYTES_MAX + 1));
+        let file = sources.add("compose.yaml", &"x".repeat(WINDOW_BYTES_MAX + 1)).unwrap();
         let diagnostic = Diagnostic::error("yaml", "not a mapping").at(Span { file, start: 3, end: 4 }, "");
         let text = render(&diagnostic, &sources, Style::default());
         assert!(text.len() < 200 && text.contains("compose.yaml:1:4"), "{text}");

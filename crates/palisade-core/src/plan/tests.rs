@@ -31,7 +31,7 @@ fn shop() -> Stack {
     let mut web = service("web");
     web.publish = vec![publish(None, 80, 8080)];
     let mut stack = stack([app, db, migrate, web]);
-    stack.volumes.insert("data".into());
+    stack.volumes.insert("data".into(), crate::stack::Volume::default());
     stack
 }
 

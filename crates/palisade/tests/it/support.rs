@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use palisade_core::address::ServiceIndex;
 use palisade_core::instance::InstanceSpec;
 use palisade_core::names::{InstanceId, ProjectName, ServiceName};
-use palisade_core::stack::{Limits, LogRotation, Process, Restart};
+use palisade_core::stack::{Limits, LogRotation, Process, ProcessSettings, Restart};
 use palisade_host::cgroup::Cgroup;
 use palisade_host::layout::Layout;
 
@@ -82,6 +82,8 @@ impl Realm {
             cap_add: BTreeSet::new(),
             cap_drop: BTreeSet::new(),
             read_only: false,
+            files: Vec::new(),
+            settings: ProcessSettings::default(),
         }
     }
 

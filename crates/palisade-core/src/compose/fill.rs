@@ -1,0 +1,117 @@
+//! Variables filled in, across a whole tree.
+//!
+//! Keys are left alone, as the Compose Specification says (12-interpolation). What is wrong is told with its place, and
+//! never with a variable's value.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use super::assemble::Variables;
+use super::interpolate::{self, Problem, ProblemKind};
+use super::yaml::{Data, Entry, Node, Scalar};
+use crate::diagnostic::{Diagnostic, Sink, SourceMap, Span, quoted};
+
+/// The tree with all variables filled in. A value that has a mistake becomes nothing, after it was reported.
+pub(crate) fn fill(root: &Rc<Node>, variables: &Variables, sources: &SourceMap, sink: &mut Sink) -> Rc<Node> {
+    Filler { variables, sources, sink, done: HashMap::new() }.node(root)
+}
+
+struct Filler<'a> {
+    variables: &'a Variables,
+    sources: &'a SourceMap,
+    sink: &'a mut Sink,
+    /// What aliases share is filled in once, and shared again.
+    done: HashMap<*const Node, Rc<Node>>,
+}
+
+impl Filler<'_> {
+    fn node(&mut self, node: &Rc<Node>) -> Rc<Node> {
+        let shared = Rc::strong_count(node) > 1;
+        if let Some(done) = self.done.get(&Rc::as_ptr(node)).filter(|_| shared) {
+            return Rc::clone(done);
+        }
+        let filled = match &node.data {
+            Data::Null => Rc::clone(node),
+            Data::Scalar(scalar) if !scalar.text.contains('$') => Rc::clone(node),
+            Data::Scalar(scalar) => node.with(self.scalar(scalar, node.span)),
+            Data::List(items) => {
+                let filled: Vec<_> = items.iter().map(|item| self.node(item)).collect();
+                if filled.iter().zip(items).all(|(new, old)| Rc::ptr_eq(new, old)) {
+                    Rc::clone(node)
+                } else {
+                    node.with(Data::List(filled))
+                }
+            }
+            Data::Map(entries) => {
+                let filled: Vec<_> = entries.iter().map(|entry| self.node(&entry.value)).collect();
+                if filled.iter().zip(entries).all(|(new, old)| Rc::ptr_eq(new, &old.value)) {
+                    Rc::clone(node)
+                } else {
+                    let filled = entries.iter().zip(filled);
+                    node.with(Data::Map(filled.map(|(entry, value)| Entry { value, ..entry.clone() }).collect()))
+                }
+            }
+        };
+        if shared {
+            self.done.insert(Rc::as_ptr(node), Rc::clone(&filled));
+        }
+        filled
+    }
+
+    fn scalar(&mut self, scalar: &Scalar, span: Span) -> Data {
+        let text = &scalar.text;
+        match interpolate::expand(text, &|name| self.variables.get(name)) {
+            Ok(expanded) => {
+                for variable in expanded.unset {
+                    let at = self.sources.find(text, span, &variable);
+                    self.sink.push(
+                        Diagnostic::warning(
+                            "unset-variable",
+                            format!("the variable {} is not set, so it is empty here", quoted(&variable)),
+                        )
+                        .at(at, "")
+                        .hint(format!(
+                            "set it in the environment or in `.env`, or give a default: `${{{variable}:-…}}`"
+                        ))
+                        .hint(format!("if a dollar sign is meant, write `$${variable}`")),
+                    );
+                }
+                Data::Scalar(Scalar { text: expanded.text, written: Some(text.as_str().into()), plain: scalar.plain })
+            }
+            Err(problem) => {
+                let at = self.sources.part(text, span, problem.start, problem.end);
+                self.sink.push(explain(problem, at));
+                Data::Null
+            }
+        }
+    }
+}
+
+fn explain(problem: Problem, at: Span) -> Diagnostic {
+    match problem.kind {
+        ProblemKind::Required { variable, empty, says } => {
+            let state = if empty { "empty" } else { "not set" };
+            let says = if says.is_empty() { String::new() } else { format!(": {}", quoted(&says)) };
+            Diagnostic::error("required-variable", format!("the variable {} is {state}{says}", quoted(&variable)))
+                .at(at, "required here")
+                .hint(format!("set {variable} in the environment or in `.env`"))
+        }
+        ProblemKind::LoneDollar => Diagnostic::error("interpolation", "no variable's name follows this `$`")
+            .at(at, "")
+            .hint("if a dollar sign is meant, write `$$`"),
+        ProblemKind::Unclosed => Diagnostic::error("interpolation", "this `${` is never closed")
+            .at(at, "")
+            .hint("write `${NAME}`, or `$$` if a dollar sign is meant"),
+        ProblemKind::NoName => Diagnostic::error("interpolation", "no variable's name follows this `${`")
+            .at(at, "")
+            .hint("names are letters, digits and `_`, and don't start with a digit"),
+        ProblemKind::UnknownOperator => Diagnostic::error("interpolation", "this is none of the forms of a variable")
+            .at(at, "")
+            .hint("the forms are `${V}`, `${V:-default}`, `${V-default}`, `${V:?error}`, `${V?error}`, `${V:+other}` and `${V+other}`"),
+        ProblemKind::TooMuch => {
+            Diagnostic::error("interpolation", "the variables in this value nest too deep or make it too long")
+                .at(at, "")
+                .hint("put the value together outside of the file")
+        }
+    }
+}
