@@ -164,6 +164,8 @@ impl read::Reader<'_> {
             firewall_disabled: false,
         };
         fields.take("name");
+        // What it names was brought in when the files were put together.
+        fields.take("include");
         if let Some(node) = fields.value("networks") {
             self.top_networks(node, &mut file);
         }
@@ -202,7 +204,7 @@ impl read::Reader<'_> {
                 if let Some(node) = fields.value("driver") {
                     let hint = "every network is a group of services on one host: remove it";
                     self.parsed(node, "a network driver that Palisade has", hint, |text| {
-                        matches!(text, "bridge" | "default").then_some(())
+                        matches!(text, "bridge" | "default" | "overlay").then_some(())
                     });
                 }
                 if let Some(node) = fields.value("internal") {

@@ -130,7 +130,7 @@ impl Reader<'_> {
             ("bind", Some(source)) => {
                 let source = source?;
                 MountSource::Bind(self.path(&source.value, source.span))
-            },
+            }
             ("volume", Some(source)) => {
                 let source = source?;
                 if !is_volume_name(&source.value) {

@@ -110,6 +110,8 @@ impl<'a> Reader<'a> {
                 Some((_, Class::Honoured(_))) => fields.entries.push(Some(entry)),
                 Some((_, Class::Image(_))) => fields.image.push(entry),
                 Some((name, Class::NoEffect(why))) => self.note_idle(name, why, entry.key_span),
+                // Without a value it says nothing.
+                Some((_, Class::Refused { .. })) if entry.value.is_null() => {}
                 Some((name, Class::Refused { why, instead })) => self.push(
                     Diagnostic::error("refused-key", format!("{} can't be honoured: {why}", quoted(name)))
                         .at(entry.key_span, format!("in {}", section.what))

@@ -80,6 +80,9 @@ impl Reader<'_> {
         // A service whose name is wrong is still read, so that all its mistakes are reported at once.
         let name = name.unwrap_or_else(|| Spanned::new(placeholder_name(), entry.key_span));
         let mut service = empty(name);
+        // Both were obeyed when the files were put together.
+        fields.take("extends");
+        fields.take("profiles");
         self.image_keys(&fields, &mut service);
         self.palisade(&mut fields, &mut service);
         self.networks_of(&mut fields, &mut service);
@@ -264,8 +267,10 @@ impl Reader<'_> {
             service.replicas.extend(self.number(node, "`replicas`", COUNT_HINT));
         }
         if let Some(node) = deploy.value("mode") {
-            let hint = "one machine runs `replicas` instances: remove it";
-            self.parsed(node, "a mode that Palisade has", hint, |mode| (mode == "replicated").then_some(()));
+            let hint = "`replicated` and `global` are; for a job, use `restart: on-failure` or `restart: no`";
+            self.parsed(node, "a mode that Palisade has", hint, |mode| {
+                matches!(mode, "replicated" | "global").then_some(())
+            });
         }
         if let Some(mut resources) = deploy.value("resources").and_then(|node| self.fields(node, &keys::RESOURCES)) {
             let limits = resources.value("limits");

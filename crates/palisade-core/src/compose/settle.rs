@@ -9,7 +9,9 @@ use super::validate::{agreed, networks_of, only_internal, settled_ports};
 use crate::diagnostic::{SourceMap, Spanned};
 use crate::names::ServiceName;
 use crate::place::Placed;
-use crate::stack::{Container, Dependency, Egress, Firewall, Grant, Limits, MountSource, ProcessSettings, Run, Service, Stack, Volume};
+use crate::stack::{
+    Container, Dependency, Egress, Firewall, Grant, Limits, MountSource, ProcessSettings, Run, Service, Stack, Volume,
+};
 
 /// The stack that a valid file means.
 pub(crate) fn settle(file: ComposeFile, sources: &SourceMap) -> Stack {

@@ -80,29 +80,16 @@ pub(crate) fn validate(file: &ComposeFile, sink: &mut Sink) {
 }
 
 fn runnable(service: &FileService, sink: &mut Sink) {
-    if service.process_written {
+    let built = service.image_keys.iter().any(|key| key.value == "build");
+    if service.process_written || service.image.is_some() || built {
         return;
     }
     let name = quoted(service.name.value.as_str());
-    let hint = "say how to run it as a process of the host: `x-palisade: {process: {command: [\"…\"]}}`; `image` and `build` may stay for `docker compose`";
-    let diagnostic = match (&service.image, service.image_keys.first()) {
-        (Some(image), _) => Diagnostic::error(
-            "no-process",
-            format!("{name} is a container, and this version has no engine runtime yet"),
-        )
-        .at(image.span, "only an image is given")
-        .also(service.name.span, "in this service"),
-        (None, Some(key)) => Diagnostic::error(
-            "no-process",
-            format!("{name} is a container, and this version has no engine runtime yet"),
-        )
-        .at(key.span, "this is for an image")
-        .also(service.name.span, "in this service"),
-        (None, None) => {
-            Diagnostic::error("no-process", format!("{name} says nothing about what to run")).at(service.name.span, "")
-        }
-    };
-    sink.push(diagnostic.hint(hint));
+    sink.push(
+        Diagnostic::error("no-process", format!("{name} says nothing about what to run"))
+            .at(service.name.span, "")
+            .hint("give it an `image` or a `build`; or say how to run it as a process of the host: `x-palisade: {process: {command: [\"…\"]}}`"),
+    );
 }
 
 /// The value, when all that were written agree.

@@ -1,0 +1,57 @@
+//! `x-palisade`, of the file and of services: what Compose has no word for.
+
+use super::*;
+
+/// `services.*.x-palisade`.
+pub static SERVICE_PALISADE: Section = section(
+    "services.*.x-palisade",
+    "`x-palisade` of a service",
+    &[
+        yes("process", Shape::Section(&PROCESS), "how to run it without a container engine"),
+        yes("connect", SET, "only these peers, and ports of theirs, may be connected to"),
+        yes("strict", BOOL, "a bind to an undeclared port is refused"),
+        yes("egress", Shape::Whole, "what it may reach outside: `none`, `all`, or a list of addresses"),
+        yes("host", SET, "ports of the host's own loopback services that it may use"),
+        no("runtime", TEXT, "supervised processes are the only runtime so far", "remove it, and give `process`"),
+    ],
+);
+
+/// `x-palisade.process`.
+pub static PROCESS: Section = section(
+    "services.*.x-palisade.process",
+    "`x-palisade.process`",
+    &[
+        yes(
+            "command",
+            Shape::Command,
+            "the argument vector, a program that begins with `./` being below the project directory; a string is for `/bin/sh -c`",
+        ),
+        yes("user", TEXT, "`user` or `user:group`"),
+        yes("working_dir", TEXT, "where it starts"),
+    ],
+);
+
+/// `x-palisade` of the file.
+pub static TOP_PALISADE: Section = section(
+    "x-palisade",
+    "`x-palisade` of the file",
+    &[
+        yes("firewall", Shape::Section(&FIREWALL), "what else the host's firewall lets in"),
+        no(
+            "edge",
+            Shape::Any,
+            "the TLS edge is not part of this version; it comes with a later one",
+            "remove it and publish the port with `ports` until then",
+        ),
+    ],
+);
+
+/// `x-palisade.firewall`.
+pub static FIREWALL: Section = section(
+    "x-palisade.firewall",
+    "`x-palisade.firewall`",
+    &[
+        yes("allow", SET, "ports besides SSH and the published ones that stay open"),
+        yes("backend", TEXT, "`auto`, or `none` to leave the host's firewall alone"),
+    ],
+);
