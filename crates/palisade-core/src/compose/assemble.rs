@@ -94,7 +94,7 @@ impl<'a> Assembler<'a> {
                 Some(earlier) => merge::merge(&earlier, &tree, &keys::TOP, self.sink),
             });
         }
-        Some(Assembled { root: merge::finish(&merged?), origins: self.origins, project })
+        Some(Assembled { root: merge::finish(&merged?, self.sink), origins: self.origins, project })
     }
 
     /// Adds a file to the source map and parses it. `None` when it can't be a Compose file.

@@ -1,42 +1,501 @@
 //! A later tree over an earlier one. Compose Specification, 13-merge.
+//!
+//! What can stand at a key decides how it is merged: its [`Shape`]. What values mean is not looked at, but for what
+//! makes two items of a list the same thing.
+//!
+//! Where the specification is silent, Compose's own behaviour is followed: an item takes the place of the one before it
+//! that is the same thing, and nothing written (`key:`) leaves what was there.
 
+use std::collections::HashMap;
 use std::rc::Rc;
 
-use super::keys::Section;
-use super::yaml::{Data, MergeTag, Node};
-use crate::diagnostic::Sink;
+use super::keys::{self, Pairs, Repeats, Section, Shape, Short};
+use super::yaml::{Data, Entry, MergeTag, Node, Scalar};
+use crate::diagnostic::{Diagnostic, Sink, quoted};
 
 /// The mapping `later` over the mapping `earlier`; `section` says how each of their keys is merged.
-pub(crate) fn merge(earlier: &Rc<Node>, later: &Rc<Node>, _section: &'static Section, _sink: &mut Sink) -> Rc<Node> {
-    merge_any(earlier, later)
+///
+/// What `!reset` and `!override` stand at stays marked, so that a service may first be laid over the one that it extends
+/// and then over that of an earlier file: [`finish`] comes last.
+pub(crate) fn merge(earlier: &Rc<Node>, later: &Rc<Node>, section: &'static Section, sink: &mut Sink) -> Rc<Node> {
+    Merger { sink }.value(earlier, later, Shape::Section(section), section.what)
 }
 
-fn merge_any(earlier: &Rc<Node>, later: &Rc<Node>) -> Rc<Node> {
-    match (&earlier.data, &later.data) {
-        _ if later.tag != MergeTag::None => Rc::clone(later),
-        (Data::Map(old), Data::Map(new)) => {
-            let mut entries = old.clone();
-            for entry in new {
-                match entries.iter_mut().find(|old| old.key == entry.key) {
-                    Some(old) => old.value = merge_any(&old.value, &entry.value),
-                    None => entries.push(entry.clone()),
-                }
-            }
-            later.with(Data::Map(entries))
-        }
-        (Data::List(old), Data::List(new)) => later.with(Data::List(old.iter().chain(new).cloned().collect())),
-        _ => Rc::clone(later),
-    }
+/// The service `later` over the one that it extends. What the extended one's own file took away is gone.
+pub(crate) fn service(earlier: &Rc<Node>, later: &Rc<Node>, sink: &mut Sink) -> Rc<Node> {
+    let earlier = finish(earlier, sink);
+    merge(&earlier, later, &keys::SERVICE, sink)
 }
 
 /// Takes away what `!reset` stands at, once nothing more is merged.
-pub(crate) fn finish(root: &Rc<Node>) -> Rc<Node> {
-    match &root.data {
-        Data::Map(entries) => {
-            let kept = entries.iter().filter(|entry| entry.value.tag != MergeTag::Reset);
-            let kept = kept.map(|entry| super::yaml::Entry { value: finish(&entry.value), ..entry.clone() });
-            root.with(Data::Map(kept.collect()))
+pub(crate) fn finish(root: &Rc<Node>, sink: &mut Sink) -> Rc<Node> {
+    Finisher { sink, done: HashMap::new() }.node(root)
+}
+
+/// Whether two trees say the same, wherever they stand: what is included twice is no conflict then.
+pub(crate) fn same(one: &Node, other: &Node) -> bool {
+    match (&one.data, &other.data) {
+        (Data::Null, Data::Null) => true,
+        (Data::Scalar(one), Data::Scalar(other)) => one.text == other.text,
+        (Data::List(one), Data::List(other)) => {
+            one.len() == other.len() && one.iter().zip(other).all(|(one, other)| same(one, other))
         }
-        _ => Rc::clone(root),
+        (Data::Map(one), Data::Map(other)) => {
+            let other: HashMap<_, _> = other.iter().map(|entry| (entry.key.as_str(), &entry.value)).collect();
+            let known = |entry: &Entry| other.get(entry.key.as_str()).is_some_and(|value| same(&entry.value, value));
+            one.len() == other.len() && one.iter().all(known)
+        }
+        _ => false,
     }
 }
+
+/// Mappings with fewer entries than this are searched, bigger ones hashed.
+const FEW: usize = 9;
+
+struct Merger<'s> {
+    sink: &'s mut Sink,
+}
+
+impl Merger<'_> {
+    /// `name` is the key's, for messages.
+    fn value(&mut self, earlier: &Rc<Node>, later: &Rc<Node>, shape: Shape, name: &str) -> Rc<Node> {
+        if later.tag != MergeTag::None || earlier.tag == MergeTag::Reset || earlier.is_null() {
+            return Rc::clone(later);
+        }
+        // A command that is nothing is one of the things that a command can be: the image's.
+        if later.is_null() && shape != Shape::Command {
+            return Rc::clone(earlier);
+        }
+        match shape {
+            Shape::Command => Rc::clone(later),
+            Shape::One(_) => self.one(earlier, later, name),
+            Shape::List(_, repeats) => self.list(earlier, later, repeats, false, name),
+            Shape::OneOrList(_, repeats) => self.list(earlier, later, repeats, true, name),
+            Shape::Pairs(Pairs::Equals) => self.pairs(earlier, later, name),
+            Shape::Pairs(Pairs::Hosts) => self.hosts(earlier, later, name),
+            Shape::Section(section) => self.section(earlier, later, section, name),
+            Shape::Short(short, section) => self.short(earlier, later, short, section, name),
+            Shape::Named(section) => self.map(earlier, later, name, |_| Shape::Section(section)),
+            Shape::NamedShort(short, section) => self.map(earlier, later, name, |_| Shape::Short(short, section)),
+            Shape::NamedOrList(section) => {
+                let (earlier, later) = (listed_names(earlier, section), listed_names(later, section));
+                self.map(&earlier, &later, name, |_| Shape::Section(section))
+            }
+            Shape::Items(short, section) => self.items(earlier, later, short, section, name),
+            Shape::Any => self.any(earlier, later, name),
+        }
+    }
+
+    fn section(&mut self, earlier: &Rc<Node>, later: &Rc<Node>, section: &'static Section, name: &str) -> Rc<Node> {
+        // Options of one log driver mean nothing to another.
+        if std::ptr::eq(section, &raw const keys::LOGGING) && differ(earlier, later, "driver") {
+            return Rc::clone(later);
+        }
+        self.map(earlier, later, name, |key| section.key(key).map_or(Shape::Any, |key| key.shape))
+    }
+
+    fn map(&mut self, earlier: &Rc<Node>, later: &Rc<Node>, name: &str, shape_of: impl Fn(&str) -> Shape) -> Rc<Node> {
+        let (Data::Map(old), Data::Map(new)) = (&earlier.data, &later.data) else {
+            return self.conflict(earlier, later, name);
+        };
+        let mut entries = old.clone();
+        let places: HashMap<&str, usize> = match old.len() {
+            ..FEW => HashMap::new(),
+            _ => old.iter().enumerate().map(|(at, entry)| (entry.key.as_str(), at)).collect(),
+        };
+        for entry in new {
+            let place = match old.len() {
+                ..FEW => old.iter().position(|old| old.key == entry.key),
+                _ => places.get(entry.key.as_str()).copied(),
+            };
+            match place {
+                Some(at) => {
+                    entries[at].value = self.value(&old[at].value, &entry.value, shape_of(&entry.key), &entry.key);
+                }
+                None => entries.push(entry.clone()),
+            }
+        }
+        later.with(Data::Map(entries))
+    }
+
+    fn one(&mut self, earlier: &Rc<Node>, later: &Rc<Node>, name: &str) -> Rc<Node> {
+        match (&earlier.data, &later.data) {
+            (Data::Scalar(_), Data::Scalar(_)) => Rc::clone(later),
+            _ => self.conflict(earlier, later, name),
+        }
+    }
+
+    /// What no table describes: mappings and lists grow, all else is replaced.
+    fn any(&mut self, earlier: &Rc<Node>, later: &Rc<Node>, name: &str) -> Rc<Node> {
+        match (&earlier.data, &later.data) {
+            (Data::Map(_), Data::Map(_)) => self.map(earlier, later, name, |_| Shape::Any),
+            (Data::List(old), Data::List(new)) => later.with(Data::List(old.iter().chain(new).cloned().collect())),
+            (Data::Scalar(_), _) => Rc::clone(later),
+            _ => self.conflict(earlier, later, name),
+        }
+    }
+
+    fn list(&mut self, earlier: &Rc<Node>, later: &Rc<Node>, repeats: Repeats, one_too: bool, name: &str) -> Rc<Node> {
+        let (Some(old), Some(new)) = (items_of(earlier, one_too), items_of(later, one_too)) else {
+            return self.conflict(earlier, later, name);
+        };
+        let all = old.iter().chain(new);
+        let merged = match repeats {
+            Repeats::Kept => all.cloned().collect(),
+            Repeats::Dropped => distinct(all, |item| match &item.data {
+                Data::Scalar(scalar) => Some(scalar.text.clone()),
+                _ => None,
+            }),
+        };
+        later.with(Data::List(merged))
+    }
+
+    /// By key, whatever their forms.
+    fn pairs(&mut self, earlier: &Rc<Node>, later: &Rc<Node>, name: &str) -> Rc<Node> {
+        let (Some(mut merged), Some(new)) = (pairs_of(earlier), pairs_of(later)) else {
+            return self.conflict(earlier, later, name);
+        };
+        let mut places: HashMap<String, usize> =
+            merged.iter().enumerate().map(|(at, entry)| (entry.key.clone(), at)).collect();
+        for entry in new {
+            match places.get(&entry.key) {
+                Some(at) => merged[*at] = entry,
+                None => {
+                    places.insert(entry.key.clone(), merged.len());
+                    merged.push(entry);
+                }
+            }
+        }
+        later.with(Data::Map(merged))
+    }
+
+    /// A name may have several addresses, so that only what is the same altogether is dropped.
+    fn hosts(&mut self, earlier: &Rc<Node>, later: &Rc<Node>, name: &str) -> Rc<Node> {
+        let (Some(old), Some(new)) = (hosts_of(earlier), hosts_of(later)) else {
+            return self.conflict(earlier, later, name);
+        };
+        later.with(Data::List(distinct(old.iter().chain(&new), |item| match &item.data {
+            Data::Scalar(scalar) => Some(
+                split_host(&scalar.text).map_or(scalar.text.clone(), |(name, address)| format!("{name}={address}")),
+            ),
+            _ => None,
+        })))
+    }
+
+    fn short(
+        &mut self,
+        earlier: &Rc<Node>,
+        later: &Rc<Node>,
+        short: Short,
+        section: &'static Section,
+        name: &str,
+    ) -> Rc<Node> {
+        match (&earlier.data, &later.data, short) {
+            (Data::Map(_), Data::Map(_), _) => self.section(earlier, later, section, name),
+            (Data::Scalar(_) | Data::Map(_), Data::Scalar(_) | Data::Map(_), Short::Build) => {
+                self.section(&build_context(earlier), &build_context(later), section, name)
+            }
+            (Data::Scalar(_) | Data::Map(_), Data::Scalar(_) | Data::Map(_), _) => Rc::clone(later),
+            // `gpus: all` beside a list of devices.
+            (Data::Scalar(_), Data::List(_), _) | (Data::List(_), Data::Scalar(_), _) => Rc::clone(later),
+            _ => self.conflict(earlier, later, name),
+        }
+    }
+
+    fn items(
+        &mut self,
+        earlier: &Rc<Node>,
+        later: &Rc<Node>,
+        short: Short,
+        section: &'static Section,
+        name: &str,
+    ) -> Rc<Node> {
+        let one_too = short != Short::None;
+        let (Some(old), Some(new)) = (items_of(earlier, one_too), items_of(later, one_too)) else {
+            return self.conflict(earlier, later, name);
+        };
+        later.with(Data::List(distinct(old.iter().chain(new), |item| identity(item, short, section))))
+    }
+
+    fn conflict(&mut self, earlier: &Rc<Node>, later: &Rc<Node>, name: &str) -> Rc<Node> {
+        let name = if name.contains('`') { name.to_owned() } else { quoted(name) };
+        let message = if earlier.kind() == later.kind() {
+            format!("{name} can't be {}", earlier.kind())
+        } else {
+            format!(
+                "{name} is {} in one file and {} in another, so the two can't be merged",
+                earlier.kind(),
+                later.kind()
+            )
+        };
+        self.sink.push(
+            Diagnostic::error("merge-conflict", message)
+                .at(later.span, format!("{} here", later.kind()))
+                .also(earlier.span, format!("{} here", earlier.kind()))
+                .hint("write both the same way, or put `!override` before the later one to replace the earlier"),
+        );
+        Rc::clone(later)
+    }
+}
+
+/// Whether both say something, and not the same.
+fn differ(earlier: &Node, later: &Node, key: &str) -> bool {
+    let text = |node: &Node| match node.get(key).map(|entry| &entry.value.data) {
+        Some(Data::Scalar(scalar)) => Some(scalar.text.clone()),
+        _ => None,
+    };
+    matches!((text(earlier), text(later)), (Some(one), Some(other)) if one != other)
+}
+
+fn items_of(node: &Rc<Node>, one_too: bool) -> Option<&[Rc<Node>]> {
+    match &node.data {
+        Data::List(items) => Some(items),
+        Data::Scalar(_) if one_too => Some(std::slice::from_ref(node)),
+        _ => None,
+    }
+}
+
+/// A later item takes the place of the one that is the same thing; what has no identity stays.
+fn distinct<'n>(
+    items: impl Iterator<Item = &'n Rc<Node>>,
+    identity: impl Fn(&Node) -> Option<String>,
+) -> Vec<Rc<Node>> {
+    let mut kept: Vec<Rc<Node>> = Vec::new();
+    let mut places = HashMap::new();
+    for item in items {
+        let known = identity(item).map(|identity| *places.entry(identity).or_insert(kept.len()));
+        match known {
+            Some(at) if at < kept.len() => kept[at] = Rc::clone(item),
+            _ => kept.push(Rc::clone(item)),
+        }
+    }
+    kept
+}
+
+/// A list of names as a mapping from them.
+fn listed_names(node: &Rc<Node>, section: &'static Section) -> Rc<Node> {
+    let Data::List(items) = &node.data else { return Rc::clone(node) };
+    let mut entries: Vec<Entry> = Vec::with_capacity(items.len());
+    let mut seen = std::collections::HashSet::new();
+    for item in items {
+        let Data::Scalar(scalar) = &item.data else { return Rc::clone(node) };
+        if seen.insert(&scalar.text) {
+            // A name in the list of `depends_on` says how far the other must be, so it replaces an earlier word on it.
+            let value = if std::ptr::eq(section, &raw const keys::DEPENDENCY) {
+                let part = |key: &str, text: &str| Entry {
+                    key: key.to_owned(),
+                    key_span: item.span,
+                    value: Rc::new(Node::made(
+                        item.span,
+                        Data::Scalar(Scalar { text: text.to_owned(), written: None, plain: true }),
+                    )),
+                };
+                Data::Map(vec![part("condition", "service_started"), part("required", "true")])
+            } else {
+                Data::Null
+            };
+            let value = Rc::new(Node::made(item.span, value));
+            entries.push(Entry { key: scalar.text.clone(), key_span: item.span, value });
+        }
+    }
+    node.with(Data::Map(entries))
+}
+
+/// `build: path` as `build: {context: path}`.
+fn build_context(node: &Rc<Node>) -> Rc<Node> {
+    if !matches!(node.data, Data::Scalar(_)) {
+        return Rc::clone(node);
+    }
+    let context = Entry { key: "context".to_owned(), key_span: node.span, value: Rc::clone(node) };
+    node.with(Data::Map(vec![context]))
+}
+
+/// Pairs of any form as a mapping.
+pub(crate) fn pairs_of(node: &Node) -> Option<Vec<Entry>> {
+    match &node.data {
+        Data::Map(entries) => Some(entries.clone()),
+        Data::List(items) => items.iter().map(|item| pair_of(item)).collect(),
+        _ => None,
+    }
+}
+
+/// `KEY=value`, or `KEY` without one.
+fn pair_of(item: &Rc<Node>) -> Option<Entry> {
+    let Data::Scalar(scalar) = &item.data else { return None };
+    let Some((key, text)) = scalar.text.split_once('=') else {
+        return Some(Entry {
+            key: scalar.text.clone(),
+            key_span: item.span,
+            value: Rc::new(Node::made(item.span, Data::Null)),
+        });
+    };
+    // Where the name itself was made of variables, the whole item is shown.
+    let written = scalar.written.as_deref().map(|written| match written.split_once('=') {
+        Some((known, value)) if known == key => value.into(),
+        _ => written.into(),
+    });
+    let value = Scalar { text: text.to_owned(), written, plain: false };
+    Some(Entry { key: key.to_owned(), key_span: item.span, value: item.with(Data::Scalar(value)) })
+}
+
+/// `extra_hosts` of any form as a list of `name=address`.
+fn hosts_of(node: &Node) -> Option<Vec<Rc<Node>>> {
+    let entries = match &node.data {
+        Data::List(items) => return Some(items.clone()),
+        Data::Map(entries) => entries,
+        _ => return None,
+    };
+    let mut list = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let addresses = items_of(&entry.value, true).unwrap_or_default();
+        for address in addresses {
+            let Data::Scalar(scalar) = &address.data else { return None };
+            let with_name = |text: &str| format!("{}={text}", entry.key);
+            list.push(address.with(Data::Scalar(Scalar {
+                text: with_name(&scalar.text),
+                written: scalar.written.as_deref().map(|written| with_name(written).into()),
+                plain: false,
+            })));
+        }
+    }
+    Some(list)
+}
+
+/// `name=address` and `name:address` as their parts.
+pub(crate) fn split_host(text: &str) -> Option<(&str, &str)> {
+    let (name, address) = text.split_once('=').or_else(|| text.split_once(':'))?;
+    let bare = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    Some((name, bare.unwrap_or(address)))
+}
+
+/// What makes two items of a list the same thing; `None` when nothing does.
+pub(crate) fn identity(item: &Node, short: Short, section: &'static Section) -> Option<String> {
+    let part = |key: &str| match item.get(key).map(|entry| &entry.value.data) {
+        Some(Data::Scalar(scalar)) => Some(scalar.text.as_str()),
+        _ => None,
+    };
+    let text = match &item.data {
+        Data::Scalar(scalar) => Some(scalar.text.as_str()),
+        _ => None,
+    };
+    match short {
+        Short::Port => {
+            let (ip, published, target, protocol) = match text {
+                Some(text) => split_port(text),
+                None => (part("host_ip"), part("published"), part("target")?, part("protocol")),
+            };
+            let bare = |ip: &str| ip.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
+            let (ip, protocol) = (bare(ip.unwrap_or("0.0.0.0")), protocol.unwrap_or("tcp").to_ascii_lowercase());
+            Some(format!("{ip}|{}|{target}/{protocol}", published.unwrap_or_default()))
+        }
+        Short::Volume => {
+            let target = match text {
+                Some(text) => volume_target(text),
+                None => part("target")?,
+            };
+            Some(clean(target))
+        }
+        Short::Device => match text {
+            Some(text) => text.split(':').nth(1).or(Some(text)).map(str::to_owned),
+            None => part("target").or(part("source")).map(str::to_owned),
+        },
+        Short::FileReference => {
+            let folder = if section.path.contains("secrets") { "/run/secrets/" } else { "/" };
+            let target = text.or(part("target")).or(part("source"))?;
+            Some(if target.starts_with('/') { clean(target) } else { format!("{folder}{target}") })
+        }
+        Short::EnvFile => text.or(part("path")).map(str::to_owned),
+        Short::None if section.path.ends_with("ipam.config[]") => part("subnet").map(str::to_owned),
+        _ => None,
+    }
+}
+
+/// The address, port of the host, port and protocol of a short form, as far as they are there.
+fn split_port(text: &str) -> (Option<&str>, Option<&str>, &str, Option<&str>) {
+    let (rest, protocol) = text.rsplit_once('/').map_or((text, None), |(rest, protocol)| (rest, Some(protocol)));
+    let (host, target) = rest.rsplit_once(':').map_or((None, rest), |(host, target)| (Some(host), target));
+    let (ip, published) = match host.and_then(|host| host.rsplit_once(':')) {
+        Some((ip, published)) => (Some(ip), Some(published)),
+        None => (None, host),
+    };
+    (ip.filter(|ip| !ip.is_empty()), published.filter(|port| !port.is_empty()), target, protocol)
+}
+
+/// Where a mount's short form is seen.
+fn volume_target(text: &str) -> &str {
+    let mut parts = text.split(':');
+    let first = parts.next().unwrap_or_default();
+    parts.next().unwrap_or(first)
+}
+
+/// A path without needless slashes and dots.
+fn clean(path: &str) -> String {
+    let parts: Vec<_> = path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    format!("{}{}", if path.starts_with('/') { "/" } else { "" }, parts.join("/"))
+}
+
+struct Finisher<'s> {
+    sink: &'s mut Sink,
+    /// What aliases share is looked at once, and shared again.
+    done: HashMap<*const Node, Rc<Node>>,
+}
+
+impl Finisher<'_> {
+    fn node(&mut self, node: &Rc<Node>) -> Rc<Node> {
+        let shared = Rc::strong_count(node) > 1;
+        if let Some(done) = self.done.get(&Rc::as_ptr(node)).filter(|_| shared) {
+            return Rc::clone(done);
+        }
+        let finished = match &node.data {
+            Data::Null | Data::Scalar(_) => None,
+            Data::Map(entries) => self.entries(entries),
+            Data::List(items) => self.items(items),
+        };
+        let finished = match finished {
+            None if node.tag == MergeTag::None => Rc::clone(node),
+            data => Rc::new(Node::made(node.span, data.unwrap_or_else(|| node.data.clone()))),
+        };
+        if shared {
+            self.done.insert(Rc::as_ptr(node), Rc::clone(&finished));
+        }
+        finished
+    }
+
+    /// `None`: nothing changed.
+    fn entries(&mut self, entries: &[Entry]) -> Option<Data> {
+        let finished: Vec<_> =
+            entries.iter().map(|entry| (entry.value.tag != MergeTag::Reset).then(|| self.node(&entry.value))).collect();
+        let unchanged =
+            |(old, new): (&Entry, &Option<Rc<Node>>)| new.as_ref().is_some_and(|new| Rc::ptr_eq(&old.value, new));
+        if entries.iter().zip(&finished).all(unchanged) {
+            return None;
+        }
+        let kept =
+            entries.iter().zip(finished).filter_map(|(entry, value)| Some(Entry { value: value?, ..entry.clone() }));
+        Some(Data::Map(kept.collect()))
+    }
+
+    fn items(&mut self, items: &[Rc<Node>]) -> Option<Data> {
+        let mut finished = Vec::with_capacity(items.len());
+        for item in items {
+            if item.tag == MergeTag::Reset {
+                self.sink.push(
+                    Diagnostic::warning(
+                        "tag",
+                        "`!reset` on one item of a list takes nothing away from an earlier file",
+                    )
+                    .at(item.span, "this item is left out")
+                    .hint("put `!override` before the list, and write all that it is to hold"),
+                );
+            } else {
+                finished.push(self.node(item));
+            }
+        }
+        let unchanged =
+            items.len() == finished.len() && items.iter().zip(&finished).all(|(old, new)| Rc::ptr_eq(old, new));
+        (!unchanged).then_some(Data::List(finished))
+    }
+}
+
+#[cfg(test)]
+mod tests;
