@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use super::keys::{self, Pairs, Repeats, Section, Shape, Short};
+use super::keys::{self, Identity, Pairs, Repeats, Section, Shape, Short};
 use super::yaml::{Data, Entry, MergeTag, Node, Scalar};
 use crate::diagnostic::{Diagnostic, Sink, quoted};
 
@@ -63,15 +63,15 @@ impl Merger<'_> {
             return Rc::clone(later);
         }
         // A command that is nothing is one of the things that a command can be: the image's.
-        if later.is_null() && shape != Shape::Command {
+        if later.is_null() && !matches!(shape, Shape::Command | Shape::Test) {
             return Rc::clone(earlier);
         }
         match shape {
-            Shape::Command => Rc::clone(later),
+            Shape::Command | Shape::Test | Shape::Whole => Rc::clone(later),
             Shape::One(_) => self.one(earlier, later, name),
             Shape::List(_, repeats) => self.list(earlier, later, repeats, false, name),
             Shape::OneOrList(_, repeats) => self.list(earlier, later, repeats, true, name),
-            Shape::Pairs(Pairs::Equals) => self.pairs(earlier, later, name),
+            Shape::Pairs(Pairs::Equals | Pairs::Contexts) => self.pairs(earlier, later, name),
             Shape::Pairs(Pairs::Hosts) => self.hosts(earlier, later, name),
             Shape::Section(section) => self.section(earlier, later, section, name),
             Shape::Short(short, section) => self.short(earlier, later, short, section, name),
@@ -81,14 +81,14 @@ impl Merger<'_> {
                 let (earlier, later) = (listed_names(earlier, section), listed_names(later, section));
                 self.map(&earlier, &later, name, |_| Shape::Section(section))
             }
-            Shape::Items(short, section) => self.items(earlier, later, short, section, name),
+            Shape::Items(_, section) => self.items(earlier, later, false, section, name),
+            Shape::OneOrItems(_, section) => self.items(earlier, later, true, section, name),
             Shape::Any => self.any(earlier, later, name),
         }
     }
 
     fn section(&mut self, earlier: &Rc<Node>, later: &Rc<Node>, section: &'static Section, name: &str) -> Rc<Node> {
-        // Options of one log driver mean nothing to another.
-        if std::ptr::eq(section, &raw const keys::LOGGING) && differ(earlier, later, "driver") {
+        if section.identity == Identity::Driver && differ(earlier, later, "driver") {
             return Rc::clone(later);
         }
         self.map(earlier, later, name, |key| section.key(key).map_or(Shape::Any, |key| key.shape))
@@ -140,33 +140,19 @@ impl Merger<'_> {
             return self.conflict(earlier, later, name);
         };
         let all = old.iter().chain(new);
-        let merged = match repeats {
+        later.with(Data::List(match repeats {
             Repeats::Kept => all.cloned().collect(),
-            Repeats::Dropped => distinct(all, |item| match &item.data {
-                Data::Scalar(scalar) => Some(scalar.text.clone()),
-                _ => None,
-            }),
-        };
-        later.with(Data::List(merged))
+            Repeats::Dropped => distinct(all, text_of, |old, _| Rc::clone(old)),
+        }))
     }
 
     /// By key, whatever their forms.
     fn pairs(&mut self, earlier: &Rc<Node>, later: &Rc<Node>, name: &str) -> Rc<Node> {
-        let (Some(mut merged), Some(new)) = (pairs_of(earlier), pairs_of(later)) else {
+        let (Some(mut pairs), Some(new)) = (pairs_of(earlier), pairs_of(later)) else {
             return self.conflict(earlier, later, name);
         };
-        let mut places: HashMap<String, usize> =
-            merged.iter().enumerate().map(|(at, entry)| (entry.key.clone(), at)).collect();
-        for entry in new {
-            match places.get(&entry.key) {
-                Some(at) => merged[*at] = entry,
-                None => {
-                    places.insert(entry.key.clone(), merged.len());
-                    merged.push(entry);
-                }
-            }
-        }
-        later.with(Data::Map(merged))
+        pairs.extend(new);
+        later.with(Data::Map(last_of_each(pairs)))
     }
 
     /// A name may have several addresses, so that only what is the same altogether is dropped.
@@ -174,12 +160,11 @@ impl Merger<'_> {
         let (Some(old), Some(new)) = (hosts_of(earlier), hosts_of(later)) else {
             return self.conflict(earlier, later, name);
         };
-        later.with(Data::List(distinct(old.iter().chain(&new), |item| match &item.data {
-            Data::Scalar(scalar) => Some(
-                split_host(&scalar.text).map_or(scalar.text.clone(), |(name, address)| format!("{name}={address}")),
-            ),
-            _ => None,
-        })))
+        let identity = |item: &Node| {
+            let text = text_of(item)?;
+            Some(split_host(&text).map(|(name, address)| format!("{name}={address}")).unwrap_or(text))
+        };
+        later.with(Data::List(distinct(old.iter().chain(&new), identity, |old, _| Rc::clone(old))))
     }
 
     fn short(
@@ -196,8 +181,6 @@ impl Merger<'_> {
                 self.section(&build_context(earlier), &build_context(later), section, name)
             }
             (Data::Scalar(_) | Data::Map(_), Data::Scalar(_) | Data::Map(_), _) => Rc::clone(later),
-            // `gpus: all` beside a list of devices.
-            (Data::Scalar(_), Data::List(_), _) | (Data::List(_), Data::Scalar(_), _) => Rc::clone(later),
             _ => self.conflict(earlier, later, name),
         }
     }
@@ -206,15 +189,24 @@ impl Merger<'_> {
         &mut self,
         earlier: &Rc<Node>,
         later: &Rc<Node>,
-        short: Short,
+        one_too: bool,
         section: &'static Section,
         name: &str,
     ) -> Rc<Node> {
-        let one_too = short != Short::None;
         let (Some(old), Some(new)) = (items_of(earlier, one_too), items_of(later, one_too)) else {
             return self.conflict(earlier, later, name);
         };
-        later.with(Data::List(distinct(old.iter().chain(new), |item| identity(item, short, section))))
+        // One word for all there are, and a list of some.
+        let word = |node: &Node| matches!(node.data, Data::Scalar(_));
+        if section.identity == Identity::Place && (word(earlier) || word(later)) {
+            return Rc::clone(later);
+        }
+        let together = |old: &Rc<Node>, new: &Rc<Node>| match section.identity {
+            // What a pool of addresses lacks is looked up in the one before.
+            Identity::Subnet => self.section(old, new, section, name),
+            _ => Rc::clone(new),
+        };
+        later.with(Data::List(distinct(old.iter().chain(new), |item| identity(item, section), together)))
     }
 
     fn conflict(&mut self, earlier: &Rc<Node>, later: &Rc<Node>, name: &str) -> Rc<Node> {
@@ -240,11 +232,15 @@ impl Merger<'_> {
 
 /// Whether both say something, and not the same.
 fn differ(earlier: &Node, later: &Node, key: &str) -> bool {
-    let text = |node: &Node| match node.get(key).map(|entry| &entry.value.data) {
-        Some(Data::Scalar(scalar)) => Some(scalar.text.clone()),
-        _ => None,
-    };
+    let text = |node: &Node| node.get(key).and_then(|entry| text_of(&entry.value));
     matches!((text(earlier), text(later)), (Some(one), Some(other)) if one != other)
+}
+
+fn text_of(node: &Node) -> Option<String> {
+    match &node.data {
+        Data::Scalar(scalar) => Some(scalar.text.clone()),
+        _ => None,
+    }
 }
 
 fn items_of(node: &Rc<Node>, one_too: bool) -> Option<&[Rc<Node>]> {
@@ -255,17 +251,18 @@ fn items_of(node: &Rc<Node>, one_too: bool) -> Option<&[Rc<Node>]> {
     }
 }
 
-/// A later item takes the place of the one that is the same thing; what has no identity stays.
+/// Items that are the same thing become one, at the place of the first; what has no identity stays.
 fn distinct<'n>(
     items: impl Iterator<Item = &'n Rc<Node>>,
     identity: impl Fn(&Node) -> Option<String>,
+    mut together: impl FnMut(&Rc<Node>, &Rc<Node>) -> Rc<Node>,
 ) -> Vec<Rc<Node>> {
     let mut kept: Vec<Rc<Node>> = Vec::new();
     let mut places = HashMap::new();
     for item in items {
         let known = identity(item).map(|identity| *places.entry(identity).or_insert(kept.len()));
         match known {
-            Some(at) if at < kept.len() => kept[at] = Rc::clone(item),
+            Some(at) if at < kept.len() => kept[at] = together(&kept[at], item),
             _ => kept.push(Rc::clone(item)),
         }
     }
@@ -314,9 +311,25 @@ fn build_context(node: &Rc<Node>) -> Rc<Node> {
 pub(crate) fn pairs_of(node: &Node) -> Option<Vec<Entry>> {
     match &node.data {
         Data::Map(entries) => Some(entries.clone()),
-        Data::List(items) => items.iter().map(|item| pair_of(item)).collect(),
+        Data::List(items) => items.iter().map(pair_of).collect::<Option<_>>().map(last_of_each),
         _ => None,
     }
+}
+
+/// The last entry of each key, at the place of the first.
+fn last_of_each(all: Vec<Entry>) -> Vec<Entry> {
+    let mut places = HashMap::with_capacity(all.len());
+    let mut kept: Vec<Entry> = Vec::with_capacity(all.len());
+    for entry in all {
+        match places.get(&entry.key) {
+            Some(at) => kept[*at] = entry,
+            None => {
+                places.insert(entry.key.clone(), kept.len());
+                kept.push(entry);
+            }
+        }
+    }
+    kept
 }
 
 /// `KEY=value`, or `KEY` without one.
@@ -369,18 +382,18 @@ pub(crate) fn split_host(text: &str) -> Option<(&str, &str)> {
 }
 
 /// What makes two items of a list the same thing; `None` when nothing does.
-pub(crate) fn identity(item: &Node, short: Short, section: &'static Section) -> Option<String> {
+pub(crate) fn identity(item: &Node, section: &'static Section) -> Option<String> {
     let part = |key: &str| match item.get(key).map(|entry| &entry.value.data) {
         Some(Data::Scalar(scalar)) => Some(scalar.text.as_str()),
         _ => None,
     };
-    let text = match &item.data {
+    let short = match &item.data {
         Data::Scalar(scalar) => Some(scalar.text.as_str()),
         _ => None,
     };
-    match short {
-        Short::Port => {
-            let (ip, published, target, protocol) = match text {
+    match section.identity {
+        Identity::Port => {
+            let (ip, published, target, protocol) = match short {
                 Some(text) => split_port(text),
                 None => (part("host_ip"), part("published"), part("target")?, part("protocol")),
             };
@@ -388,25 +401,14 @@ pub(crate) fn identity(item: &Node, short: Short, section: &'static Section) -> 
             let (ip, protocol) = (bare(ip.unwrap_or("0.0.0.0")), protocol.unwrap_or("tcp").to_ascii_lowercase());
             Some(format!("{ip}|{}|{target}/{protocol}", published.unwrap_or_default()))
         }
-        Short::Volume => {
-            let target = match text {
-                Some(text) => volume_target(text),
-                None => part("target")?,
-            };
-            Some(clean(target))
+        Identity::Target => Some(clean(short.map(mapped_target).or_else(|| part("target").or(part("source")))?)),
+        Identity::TargetBelow(folder) => {
+            let target = short.or(part("target")).or(part("source"))?;
+            Some(if target.starts_with('/') { clean(target) } else { format!("{folder}/{target}") })
         }
-        Short::Device => match text {
-            Some(text) => text.split(':').nth(1).or(Some(text)).map(str::to_owned),
-            None => part("target").or(part("source")).map(str::to_owned),
-        },
-        Short::FileReference => {
-            let folder = if section.path.contains("secrets") { "/run/secrets/" } else { "/" };
-            let target = text.or(part("target")).or(part("source"))?;
-            Some(if target.starts_with('/') { clean(target) } else { format!("{folder}{target}") })
-        }
-        Short::EnvFile => text.or(part("path")).map(str::to_owned),
-        Short::None if section.path.ends_with("ipam.config[]") => part("subnet").map(str::to_owned),
-        _ => None,
+        Identity::Path => short.or(part("path")).map(str::to_owned),
+        Identity::Subnet => part("subnet").map(str::to_owned),
+        Identity::Place | Identity::Driver => None,
     }
 }
 
@@ -421,8 +423,8 @@ fn split_port(text: &str) -> (Option<&str>, Option<&str>, &str, Option<&str>) {
     (ip.filter(|ip| !ip.is_empty()), published.filter(|port| !port.is_empty()), target, protocol)
 }
 
-/// Where a mount's short form is seen.
-fn volume_target(text: &str) -> &str {
+/// Where the short form of a mount or device is seen.
+fn mapped_target(text: &str) -> &str {
     let mut parts = text.split(':');
     let first = parts.next().unwrap_or_default();
     parts.next().unwrap_or(first)

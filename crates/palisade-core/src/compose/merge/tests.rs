@@ -118,7 +118,7 @@ fn keys_of_a_service() {
             "a host may have several addresses",
             "extra_hosts: ['a:1.1.1.1', 'b=1.1.1.2']",
             "extra_hosts: {a: 1.1.1.1, b: [1.1.1.3]}",
-            "extra_hosts: [a=1.1.1.1, b=1.1.1.2, b=1.1.1.3]",
+            "extra_hosts: ['a:1.1.1.1', b=1.1.1.2, b=1.1.1.3]",
         ),
         (
             "a mount takes the place of the one at its target",
@@ -393,13 +393,13 @@ fn trees_are_the_same_wherever_they_stand() {
 #[test]
 fn wide_mappings_and_long_lists_take_linear_time() {
     let wide = |from: usize| {
-        let services: String = (from..from + 20_000).map(|n| format!(" s{n}: {{image: x}}\n")).collect();
-        let pairs: String = (from..from + 20_000).map(|n| format!("   V{n}: x\n")).collect();
-        let ports: String = (from..from + 20_000).map(|n| format!("   - {n}:{n}\n")).collect();
+        let services: String = (from..from + 10_000).map(|n| format!(" s{n}: {{image: x}}\n")).collect();
+        let pairs: String = (from..from + 10_000).map(|n| format!("   V{n}: x\n")).collect();
+        let ports: String = (from..from + 10_000).map(|n| format!("   - {n}:{n}\n")).collect();
         format!("services:\n{services} a:\n  environment:\n{pairs}  ports:\n{ports}")
     };
     let start = std::time::Instant::now();
-    let (all, told) = merged(&[&wide(0), &wide(10_000), &wide(20_000)]);
-    assert_eq!((all.matches("image").count(), told.len()), (40_000, 0));
+    let (all, told) = merged(&[&wide(0), &wide(5_000), &wide(10_000)]);
+    assert_eq!((all.matches("image").count(), told.len()), (20_000, 0));
     assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
 }
