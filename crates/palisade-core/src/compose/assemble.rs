@@ -1,19 +1,29 @@
 //! Several files become one tree: variables filled in, services extended, other files included, `-f` files merged.
 //!
 //! Every node keeps the place it came from, and the file of that place says what its relative paths and variables mean
-//! ([`Origin`]). What keys mean is not looked at here, but for those that bring other files in.
+//! ([`Origin`]). What keys mean is not looked at here, but for those that bring other files in (`extends`, `include`)
+//! and for `profiles`.
 //!
-//! The order is the Compose Specification's (13-merge, 14-include, 05-services `extends`): each file has its variables
-//! filled in and its services extended; then it is merged over the ones before it; then what it includes is added.
+//! The order is that of Compose: each document of a file has its variables filled in, gets what it includes, and has
+//! its services extended; then it is merged over the ones before it.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
-use super::yaml::{self, Data, Node};
-use super::{FILE_BYTES_MAX, InputFile, LoadInputs, ReadError, dotenv, fill, keys, merge};
+use super::extends::Extended;
+use super::include::Included;
+use super::keys::{self, Section};
+use super::suggest::nearest;
+use super::yaml::{self, Data, Entry, NODES_MAX, Node};
+use super::{FILE_BYTES_MAX, InputFile, LoadInputs, ReadError, dotenv, fill, masks, merge, profiles};
 use crate::diagnostic::{Diagnostic, FileId, Sink, SourceMap, Span, quoted};
 use crate::names::ProjectName;
+
+/// So many Compose files make up a stack at most.
+const FILES_MAX: usize = 1_000;
+/// So large may all of them be together.
+const ALL_BYTES_MAX: usize = 4 * FILE_BYTES_MAX;
 
 /// Variables for `${…}`: the environment, then `.env`.
 #[derive(Clone, Debug, Default)]
@@ -54,6 +64,14 @@ pub(crate) struct Assembled {
     pub(crate) root: Rc<Node>,
     pub(crate) origins: Origins,
     pub(crate) project: Option<ProjectName>,
+    /// Services that no active profile asks for: only their form is checked.
+    pub(crate) inactive: Vec<Entry>,
+}
+
+/// One file whose variables aren't filled in yet.
+pub(crate) struct Parsed {
+    pub(crate) path: PathBuf,
+    documents: Vec<Rc<Node>>,
 }
 
 pub(crate) struct Assembler<'a> {
@@ -61,98 +79,233 @@ pub(crate) struct Assembler<'a> {
     pub(crate) sources: &'a mut SourceMap,
     pub(crate) sink: &'a mut Sink,
     origins: Origins,
+    /// Values that no message may show.
+    masked: &'a mut Vec<Span>,
+    bytes: usize,
+    nodes: u64,
+    /// A limit was passed and told: nothing more is brought in.
+    exhausted: bool,
+    pub(crate) extended: Extended,
+    pub(crate) included: Included,
 }
 
 impl<'a> Assembler<'a> {
-    pub(crate) fn new(inputs: &'a LoadInputs<'a>, sources: &'a mut SourceMap, sink: &'a mut Sink) -> Self {
-        Self { inputs, sources, sink, origins: Origins::default() }
+    pub(crate) fn new(
+        inputs: &'a LoadInputs<'a>,
+        sources: &'a mut SourceMap,
+        sink: &'a mut Sink,
+        masked: &'a mut Vec<Span>,
+    ) -> Self {
+        Self {
+            inputs,
+            sources,
+            sink,
+            origins: Origins::default(),
+            masked,
+            bytes: 0,
+            nodes: 0,
+            exhausted: false,
+            extended: Extended::default(),
+            included: Included::default(),
+        }
     }
 
     /// `None`: there is nothing that could be read on; why was reported.
     pub(crate) fn assemble(mut self) -> Option<Assembled> {
-        let dot_env = self.env_files();
-        let mut origin = Origin {
-            directory: self.inputs.project_dir.to_owned(),
-            variables: Variables {
-                environment: Rc::new(self.inputs.environment.clone()),
-                dot_env: Rc::new(dot_env),
-                project: None,
-            },
-        };
+        let environment = Rc::new(self.inputs.environment.clone());
+        let mut variables = Variables { environment, ..Variables::default() };
+        variables.dot_env = Rc::new(self.env_files(&variables));
+        let mut origin = Origin { directory: self.inputs.project_dir.to_owned(), variables };
         // All of them are parsed before any is filled in: the last one that has a `name` gives the project's.
-        let parsed: Vec<_> = self.inputs.files.iter().map(|file| self.parse(file, &origin)).collect();
-        let trees = parsed.into_iter().collect::<Option<Vec<_>>>()?;
-        let project = self.project(&trees, &origin.variables);
+        let early = Rc::new(origin.clone());
+        let parsed: Vec<_> = self.inputs.files.iter().map(|file| self.parse(file, &early)).collect();
+        let files = parsed.into_iter().collect::<Option<Vec<_>>>()?;
+        let project = self.project(&files, &origin.variables);
         origin.variables.project = project.as_ref().map(ToString::to_string);
         let origin = Rc::new(origin);
         self.origins.0.iter_mut().for_each(|known| *known = Rc::clone(&origin));
+        let root = self.model(files)?;
+        let root = merge::finish(&root, self.sink);
+        let (root, inactive) = profiles::select(root, self.inputs, self.sink);
+        Some(Assembled { root, origins: self.origins, project, inactive })
+    }
+
+    /// Files that make up one model: later ones are merged over earlier ones.
+    pub(crate) fn model(&mut self, files: Vec<Parsed>) -> Option<Rc<Node>> {
         let mut merged: Option<Rc<Node>> = None;
-        for tree in trees {
-            let tree = fill::fill(&tree, &origin.variables, self.sources, self.sink);
+        for file in files {
+            self.included.open.push(file.path);
+            for document in file.documents {
+                let tree = self.fill(&document);
+                let tree = self.include(tree);
+                let tree = self.extend(tree);
+                merged = Some(match merged {
+                    None => tree,
+                    Some(earlier) => merge::merge(&earlier, &tree, &keys::TOP, self.sink),
+                });
+            }
+            self.included.open.pop();
+        }
+        merged
+    }
+
+    /// The documents of a file as one, filled in, with all their `extends` and `include` as written.
+    pub(crate) fn as_written(&mut self, file: Parsed) -> Option<Rc<Node>> {
+        let mut merged: Option<Rc<Node>> = None;
+        for document in file.documents {
+            let tree = self.fill(&document);
             merged = Some(match merged {
                 None => tree,
                 Some(earlier) => merge::merge(&earlier, &tree, &keys::TOP, self.sink),
             });
         }
-        Some(Assembled { root: merge::finish(&merged?, self.sink), origins: self.origins, project })
+        merged
+    }
+
+    fn fill(&mut self, document: &Rc<Node>) -> Rc<Node> {
+        masks::literals(document, self.sources, self.masked);
+        let origin = self.origin(document.span);
+        fill::fill(document, &origin.variables, self.sources, self.sink)
+    }
+
+    /// The file that something was written in.
+    pub(crate) fn origin(&self, span: Span) -> Rc<Origin> {
+        Rc::clone(&self.origins.0[span.file.index()])
+    }
+
+    /// Counts values that were brought in or multiplied. `false`: it is too much, and nothing more must be made.
+    pub(crate) fn afford(&mut self, nodes: u64, at: Span) -> bool {
+        self.nodes = self.nodes.saturating_add(nodes);
+        if self.nodes > NODES_MAX && !self.exhausted {
+            self.exhausted = true;
+            let message = format!("put together, the files of this stack hold more than {NODES_MAX} values");
+            let hint = "services that extend a large one multiply it: make it smaller, or split the stack";
+            self.sink.push(Diagnostic::error("too-large", message).at(at, "this goes past the limit").hint(hint));
+        }
+        !self.exhausted
+    }
+
+    /// Reads and parses a file that another one names at `at`.
+    pub(crate) fn bring(&mut self, path: &Path, written: &str, at: Span, origin: Origin) -> Option<Parsed> {
+        if self.exhausted {
+            return None;
+        }
+        let name = self.inputs.others.name(path);
+        match read_other(self.inputs, path) {
+            Ok(contents) => self.parse(&InputFile { name: &name, path, contents: &contents }, &Rc::new(origin)),
+            Err(why) => {
+                let diagnostic = Diagnostic::error("no-file", format!("{written} can't be read: {why}"));
+                let looked_for = format!("looked for {}", quoted(&path.to_string_lossy()));
+                let start = quoted(&self.origin(at).directory.to_string_lossy());
+                self.sink.push(diagnostic.at(at, looked_for).hint(format!("relative paths start at {start} here")));
+                None
+            }
+        }
+    }
+
+    /// Reports keys that the mapping can't have.
+    pub(crate) fn known_keys(&mut self, node: &Node, section: &'static Section) {
+        let Data::Map(entries) = &node.data else { return };
+        for entry in entries {
+            if section.key(&entry.key).is_some() || entry.key.starts_with("x-") {
+                continue;
+            }
+            let names: Vec<_> = section.keys.iter().map(|key| key.name).collect();
+            let hint = match nearest(&entry.key, names.iter().copied()) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("its keys are `{}`", names.join("`, `")),
+            };
+            let message = format!("{} is not a key of {}", quoted(&entry.key), section.what);
+            self.sink.push(Diagnostic::error("unknown-key", message).at(entry.key_span, "unknown key").hint(hint));
+        }
+    }
+
+    /// Says that something of another kind was expected.
+    pub(crate) fn mistyped<T>(&mut self, node: &Node, what: &str, wanted: &str) -> Option<T> {
+        let message = format!("{what} is {wanted}, but this is {}", node.kind());
+        self.sink.push(Diagnostic::error("type", message).at(node.span, format!("expected {wanted}")));
+        None
     }
 
     /// Adds a file to the source map and parses it. `None` when it can't be a Compose file.
-    pub(crate) fn parse(&mut self, file: &InputFile<'_>, origin: &Origin) -> Option<Rc<Node>> {
+    pub(crate) fn parse(&mut self, file: &InputFile<'_>, origin: &Rc<Origin>) -> Option<Parsed> {
         let text = text_of(file).map_err(|problem| self.sink.push(*problem)).ok()?;
-        let Some(id) = self.sources.add(file.name, text) else {
-            self.sink.push(
-                Diagnostic::error("too-many", format!("{} is one file too many", quoted(file.name)))
-                    .hint("put the services into fewer files"),
-            );
+        self.bytes = self.bytes.saturating_add(text.len());
+        let many = self.origins.0.len() >= FILES_MAX;
+        if many || self.bytes > ALL_BYTES_MAX {
+            if !std::mem::replace(&mut self.exhausted, true) {
+                let limit =
+                    if many { format!("{FILES_MAX} files") } else { format!("{} MiB of files", ALL_BYTES_MAX >> 20) };
+                let message = format!("with {}, this stack has more than {limit}", quoted(file.name));
+                let hint = "put the services into fewer files, or into several stacks";
+                self.sink.push(Diagnostic::error("too-large", message).hint(hint));
+            }
             return None;
-        };
-        self.origins.0.push(Rc::new(origin.clone()));
-        let (root, problems) = yaml::parse(text, id);
+        }
+        let id = self.sources.add(file.name, text)?;
+        self.origins.0.push(Rc::clone(origin));
+        let (documents, problems) = yaml::parse(text, id);
         for problem in problems {
             self.sink.push(problem);
         }
-        let root = root?;
-        if !matches!(root.data, Data::Map(_)) {
-            let hint = "it begins with `services:`, and the services are indented below; if this is another kind of file, give the Compose file with `-f`";
-            let diagnostic = if text.trim().is_empty() {
-                Diagnostic::error("not-compose", format!("{} is empty", quoted(file.name)))
-            } else {
-                Diagnostic::error("not-compose", format!("a Compose file is a mapping, but this is {}", root.kind()))
-                    .at(first_line(text, root.span), "")
-            };
-            self.sink.push(diagnostic.hint(hint));
-            return None;
+        let mut documents = documents?;
+        if documents.len() > 1 {
+            // A `---` at the end, or above the first line, begins a document with nothing in it.
+            documents.retain(|document| !document.is_null());
         }
-        Some(root)
+        if documents.is_empty() {
+            documents.push(Rc::new(Node::made(Span { file: id, start: 0, end: 0 }, Data::Null)));
+        }
+        for root in &documents {
+            if !matches!(root.data, Data::Map(_)) {
+                let hint = "it begins with `services:`, and the services are indented below; if this is another kind of file, give the Compose file with `-f`";
+                let diagnostic = if text.trim().is_empty() {
+                    Diagnostic::error("not-compose", format!("{} is empty", quoted(file.name)))
+                } else {
+                    let message = format!("a Compose file is a mapping, but this is {}", root.kind());
+                    Diagnostic::error("not-compose", message).at(first_line(text, root.span), "")
+                };
+                self.sink.push(diagnostic.hint(hint));
+                return None;
+            }
+            if !self.afford(root.weight(), root.span) {
+                return None;
+            }
+        }
+        Some(Parsed { path: file.path.to_owned(), documents })
     }
 
     /// `.env`, or what `--env-file` names; a later one wins.
-    fn env_files(&mut self) -> BTreeMap<String, String> {
+    fn env_files(&mut self, known: &Variables) -> BTreeMap<String, String> {
         let mut all = BTreeMap::new();
         for file in self.inputs.env_files {
-            let name = quoted(file.name);
-            let Ok(text) = std::str::from_utf8(file.contents) else {
-                let diagnostic = Diagnostic::error("dot-env", format!("{name} is not UTF-8 text"));
-                self.sink.push(diagnostic.hint("save it as UTF-8"));
-                continue;
-            };
-            match dotenv::parse(text, &|name| self.inputs.environment.get(name).or_else(|| all.get(name)).cloned()) {
-                Ok(variables) => all.extend(variables.into_iter().filter_map(|(name, value)| Some((name, value?)))),
-                Err(problems) => {
-                    for problem in problems {
-                        let message = format!("line {} of {name}: {}", problem.line, problem.what);
-                        let diagnostic = Diagnostic::error("dot-env", message);
-                        self.sink.push(diagnostic.hint("lines are `NAME=value`, comments or empty"));
-                    }
-                }
-            }
+            self.env_file(file, known, &mut all);
         }
         all
     }
 
+    /// Adds the variables of one file to those of files before it; what is known already comes first in its `${…}`.
+    pub(crate) fn env_file(&mut self, file: &InputFile<'_>, known: &Variables, all: &mut BTreeMap<String, String>) {
+        let name = quoted(file.name);
+        let Ok(text) = std::str::from_utf8(file.contents) else {
+            let diagnostic = Diagnostic::error("dot-env", format!("{name} is not UTF-8 text"));
+            self.sink.push(diagnostic.hint("save it as UTF-8"));
+            return;
+        };
+        match dotenv::parse(text, &|name| known.get(name).or_else(|| all.get(name).cloned())) {
+            Ok(variables) => all.extend(variables.into_iter().filter_map(|(name, value)| Some((name, value?)))),
+            Err(problems) => {
+                for problem in problems {
+                    let message = format!("line {} of {name}: {}", problem.line, problem.what);
+                    let diagnostic = Diagnostic::error("dot-env", message);
+                    self.sink.push(diagnostic.hint("lines are `NAME=value`, comments or empty"));
+                }
+            }
+        }
+    }
+
     /// The project's name: from the option, COMPOSE_PROJECT_NAME, the last `name:`, or the directory.
-    fn project(&mut self, trees: &[Rc<Node>], variables: &Variables) -> Option<ProjectName> {
+    fn project(&mut self, files: &[Parsed], variables: &Variables) -> Option<ProjectName> {
         let rule = |error: crate::names::InvalidName| format!("project names are {}", error.rule);
         let variable = variables.get("COMPOSE_PROJECT_NAME").filter(|name| !name.is_empty());
         let given = self.inputs.project_name.map(|name| (name.to_owned(), "--project-name"));
@@ -164,7 +317,8 @@ impl<'a> Assembler<'a> {
                 })
                 .ok();
         }
-        let written = trees.iter().rev().filter_map(|tree| tree.get("name")).find(|entry| !entry.value.is_null());
+        let trees = files.iter().flat_map(|file| &file.documents);
+        let written = trees.rev().filter_map(|tree| tree.get("name")).find(|entry| !entry.value.is_null());
         if let Some(entry) = written {
             // What is wrong with its variables is told when the whole tree is filled in.
             let value = fill::fill(&entry.value, variables, self.sources, &mut Sink::default());
@@ -203,6 +357,33 @@ pub(crate) fn read_other(inputs: &LoadInputs<'_>, path: &Path) -> Result<Vec<u8>
         ReadError::NotFound => "it does not exist".to_owned(),
         ReadError::Other(why) => why,
     })
+}
+
+/// Where a path that is written in a file leads: without `.` and `..`, so that a file has one name only.
+pub(crate) fn join(directory: &Path, written: &str) -> PathBuf {
+    let mut joined = PathBuf::new();
+    for part in directory.join(written).components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                joined.pop();
+            }
+            part => joined.push(part),
+        }
+    }
+    joined
+}
+
+/// Compose also fetches files from elsewhere; here that is refused.
+pub(crate) fn is_remote(written: &str) -> bool {
+    let schemes = ["https://", "http://", "git://", "ssh://", "oci://", "git@", "github.com/"];
+    schemes.iter().any(|scheme| written.starts_with(scheme))
+}
+
+pub(crate) fn remote(what: &str, at: Span) -> Diagnostic {
+    Diagnostic::error("remote-file", format!("{what} is not a file of this machine, and Palisade fetches nothing"))
+        .at(at, "")
+        .hint("fetch it yourself (`git clone`, `curl -O`), read it, and give the path of the copy")
 }
 
 /// The file as text, if it can be.

@@ -15,14 +15,18 @@ use crate::stack::Stack;
 mod assemble;
 mod capabilities;
 mod dotenv;
+mod extends;
 mod file;
 mod fill;
+mod include;
 mod interpolate;
 pub mod keys;
+mod masks;
 mod merge;
 mod mounts;
 mod palisade;
 mod ports;
+mod profiles;
 mod read;
 mod service;
 mod settle;
@@ -70,6 +74,10 @@ pub struct LoadInputs<'a> {
 pub trait Files {
     /// The contents of the file at this absolute path.
     fn read(&self, path: &Path) -> Result<Vec<u8>, ReadError>;
+    /// What messages call the file: short, from where the user stands.
+    fn name(&self, path: &Path) -> String {
+        path.display().to_string()
+    }
 }
 
 /// Why there are no contents.
@@ -124,11 +132,14 @@ pub fn load(inputs: &LoadInputs<'_>) -> Result<Loaded, Box<Rejected>> {
     let mut sources = SourceMap::default();
     let mut sink = Sink::default();
     let mut masked = Vec::new();
-    let assembled = assemble::Assembler::new(inputs, &mut sources, &mut sink).assemble();
+    let assembled = assemble::Assembler::new(inputs, &mut sources, &mut sink, &mut masked).assemble();
     let file = assembled.and_then(|assembled| {
         let mut reader = read::Reader::new(&assembled.origins, &sources, std::mem::take(&mut sink));
         let file = reader.file(&assembled.root, inputs, assembled.project);
-        (sink, masked) = reader.finish();
+        reader.form_only(&assembled.inactive, inputs);
+        let (told, more) = reader.finish();
+        sink = told;
+        masked.extend(more);
         file
     });
     if let Some(file) = &file {
@@ -194,6 +205,18 @@ impl read::Reader<'_> {
             file.services.extend(self.service(entry, inputs));
         }
         Some(file)
+    }
+
+    /// Services that aren't part of the stack: what is written must be right, but files that they name may be missing.
+    fn form_only(&mut self, services: &[yaml::Entry], inputs: &LoadInputs<'_>) {
+        let before = std::mem::take(&mut self.sink);
+        for entry in services {
+            self.service(entry, inputs);
+        }
+        let found = std::mem::replace(&mut self.sink, before);
+        for diagnostic in found.finish().into_iter().filter(|diagnostic| diagnostic.id != "env-file") {
+            self.sink.push(diagnostic);
+        }
     }
 
     fn top_networks(&mut self, node: &yaml::Node, file: &mut ComposeFile) {

@@ -13,6 +13,8 @@ use crate::diagnostic::{Diagnostic, FileId, Span, quoted};
 pub(crate) const DEPTH_MAX: usize = 64;
 /// More nodes than this, aliases written out, are refused.
 pub(crate) const NODES_MAX: u64 = 2_000_000;
+/// More documents in one file are refused.
+pub(crate) const DOCUMENTS_MAX: usize = 100;
 /// So many nodes may come from aliases at most, whatever the size of the rest.
 pub(crate) const ALIASED_NODES_MAX: u64 = 200_000;
 
@@ -81,6 +83,28 @@ impl Node {
     pub(crate) fn text(span: Span, text: impl Into<String>) -> Self {
         Self::made(span, Data::Scalar(Scalar { text: text.into(), written: None, plain: false }))
     }
+    /// How many values it is, itself included, when what is shared is written out.
+    pub(crate) fn weight(&self) -> u64 {
+        self.weight
+    }
+    /// This mapping without that key.
+    pub(crate) fn without(self: &Rc<Self>, key: &str) -> Rc<Self> {
+        match &self.data {
+            Data::Map(entries) if entries.iter().any(|entry| entry.key == key) => {
+                self.with(Data::Map(entries.iter().filter(|entry| entry.key != key).cloned().collect()))
+            }
+            _ => Rc::clone(self),
+        }
+    }
+    /// This mapping with that value in place of the key's own.
+    pub(crate) fn replacing(self: &Rc<Self>, key: &str, value: &Rc<Self>) -> Rc<Self> {
+        let Data::Map(entries) = &self.data else { return Rc::clone(self) };
+        let entries = entries.iter().map(|entry| match entry.key == key {
+            true => Entry { value: Rc::clone(value), ..entry.clone() },
+            false => entry.clone(),
+        });
+        self.with(Data::Map(entries.collect()))
+    }
     /// The value of that key, if this is a mapping that has it.
     pub(crate) fn get(&self, key: &str) -> Option<&Entry> {
         match &self.data {
@@ -123,14 +147,16 @@ struct Builder<'t> {
     byte_of_char: Option<Vec<u32>>,
     open: Vec<Open>,
     anchors: HashMap<usize, Rc<Node>>,
+    /// Anchors up to this number stand in documents before.
+    anchors_before: usize,
     aliased: u64,
-    root: Option<Rc<Node>>,
+    documents: Vec<Rc<Node>>,
     problems: Vec<Diagnostic>,
 }
 
-/// Parses one document. `None`: the parser had to stop. Problems that don't stop it (a key given twice) come with
-/// the tree.
-pub(crate) fn parse(text: &str, file: FileId) -> (Option<Rc<Node>>, Vec<Diagnostic>) {
+/// Parses the documents of a file; one at least. `None`: the parser had to stop. Problems that don't stop it (a key
+/// given twice) come with the trees.
+pub(crate) fn parse(text: &str, file: FileId) -> (Option<Vec<Rc<Node>>>, Vec<Diagnostic>) {
     let byte_of_char = (!text.is_ascii())
         .then(|| text.char_indices().map(|(at, _)| at as u32).chain(std::iter::once(text.len() as u32)).collect());
     let mut builder = Builder {
@@ -139,22 +165,18 @@ pub(crate) fn parse(text: &str, file: FileId) -> (Option<Rc<Node>>, Vec<Diagnost
         byte_of_char,
         open: Vec::new(),
         anchors: HashMap::new(),
+        anchors_before: 0,
         aliased: 0,
-        root: None,
+        documents: Vec::new(),
         problems: Vec::new(),
     };
-    let mut documents = 0;
     for event in Parser::new_from_str(text) {
         let fatal = match event {
             Err(error) => Some(builder.scan_error(&error)),
-            Ok((Event::DocumentStart(_), _)) if documents == 0 => {
-                documents = 1;
-                None
-            }
-            Ok((Event::DocumentStart(_), span)) => Some(
-                Diagnostic::error("second-document", "a second YAML document starts here")
-                    .at(builder.span(span), "")
-                    .hint("a Compose file is one document: remove the `---`, or put the rest into a file of its own"),
+            Ok((Event::DocumentStart(_), span)) if builder.documents.len() >= DOCUMENTS_MAX => Some(
+                Diagnostic::error("too-many", format!("this file has more than {DOCUMENTS_MAX} YAML documents"))
+                    .at(builder.span(span), "this one is too much")
+                    .hint("is it a Compose file? It needs only one"),
             ),
             Ok((event, span)) => builder.event(event, builder.span(span)),
         };
@@ -163,8 +185,10 @@ pub(crate) fn parse(text: &str, file: FileId) -> (Option<Rc<Node>>, Vec<Diagnost
             return (None, builder.problems);
         }
     }
-    let nothing = || Rc::new(Node::made(Span { file, start: 0, end: 0 }, Data::Null));
-    (Some(builder.root.unwrap_or_else(nothing)), builder.problems)
+    if builder.documents.is_empty() {
+        builder.documents.push(Rc::new(Node::made(Span { file, start: 0, end: 0 }, Data::Null)));
+    }
+    (Some(builder.documents), builder.problems)
 }
 
 impl Builder<'_> {
@@ -217,6 +241,13 @@ impl Builder<'_> {
         match event {
             Event::Alias(anchor) => {
                 let Some(target) = self.anchors.get(&anchor).cloned() else {
+                    if anchor <= self.anchors_before {
+                        return Some(
+                            Diagnostic::error("alias", "this alias refers to another document")
+                                .at(span, "its anchor stands above a `---`")
+                                .hint("anchors end with their document: repeat the anchor, or take the `---` out"),
+                        );
+                    }
                     return Some(
                         Diagnostic::error("alias", "this alias stands inside what it refers to")
                             .at(span, "")
@@ -281,9 +312,12 @@ impl Builder<'_> {
                 let span = self.collection_span(open.start, span, &data);
                 self.finish(Node { span, data, tag: open.tag, weight: open.weight }, open.anchor)
             }
-            Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentStart(_) | Event::DocumentEnd => {
+            Event::DocumentStart(_) => {
+                let highest = self.anchors.drain().map(|(anchor, _)| anchor).max();
+                self.anchors_before = self.anchors_before.max(highest.unwrap_or_default());
                 None
             }
+            Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentEnd => None,
         }
     }
 
@@ -334,7 +368,7 @@ impl Builder<'_> {
     /// Puts a complete node into what is open.
     fn add(&mut self, node: Rc<Node>, span: Span) -> Option<Diagnostic> {
         let Some(open) = self.open.last_mut() else {
-            self.root = Some(node);
+            self.documents.push(node);
             return None;
         };
         open.weight = open.weight.saturating_add(node.weight);
@@ -434,7 +468,7 @@ mod tests {
         let mut sources = SourceMap::default();
         let file = sources.add("t.yaml", text).unwrap();
         match parse(text, file) {
-            (Some(root), problems) if problems.is_empty() => Ok(root),
+            (Some(mut roots), problems) if problems.is_empty() && roots.len() == 1 => Ok(roots.remove(0)),
             (_, problems) => Err(problems),
         }
     }
@@ -485,9 +519,30 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_one_plain_document_is_refused() {
+    fn each_document_is_a_tree() {
+        let mut sources = SourceMap::default();
+        let file = sources.add("t.yaml", "").unwrap();
+        let (roots, problems) = parse("a: 1\n---\nb: &x 2\nc: *x\n...\n---\n", file);
+        assert_eq!(problems, []);
+        assert_eq!(roots.unwrap().iter().map(|root| write(root)).collect::<Vec<_>>(), ["{a:1}", "{b:2 c:2}", "~"]);
+        let (roots, problems) = parse(&"--- a\n".repeat(DOCUMENTS_MAX + 1), file);
+        assert!(roots.is_none());
+        assert_eq!(problems.iter().map(|d| d.id).collect::<Vec<_>>(), ["too-many"]);
+    }
+
+    #[test]
+    fn tags_stand_on_every_kind_of_value() {
+        let root = tree("a: !reset null\nb: !reset [1]\nc: !reset {x: 1}\nd: !reset\ne: !reset 5\nf: !override {x: 1, y: !reset 2}\ng: [1, !reset 2]\nh: !override [3]\n").unwrap();
+        let Data::Map(entries) = &root.data else { panic!("{root:?}") };
+        let tags: Vec<_> = entries.iter().map(|entry| entry.value.tag).collect();
+        let (reset, over) = (MergeTag::Reset, MergeTag::Override);
+        assert_eq!(tags, [reset, reset, reset, reset, reset, over, MergeTag::None, over]);
+    }
+
+    #[test]
+    fn what_is_not_plain_yaml_is_refused() {
         assert_eq!(ids("a: 1\na: 2\na: 3\nb: 1\n"), ["duplicate-key", "duplicate-key"]);
-        assert_eq!(ids("a: 1\n---\nb: 1\n"), ["second-document"]);
+        assert_eq!(ids("a: &x 1\n---\nb: *x\n"), ["alias"]);
         assert_eq!(ids("a: 'open\n"), ["yaml"]);
         assert_eq!(ids("a:\n\t- b\n"), ["yaml"]);
         assert_eq!(ids("? [a]\n: b\n"), ["yaml"]);
