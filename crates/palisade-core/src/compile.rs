@@ -15,7 +15,7 @@ use crate::policy::{
     BindRule, EGRESS_RULES_MAX, EgressPolicy, LocalhostPort, Mode, NETWORKS_MAX, PeerGrant, Policy, PublishedAt,
     ServicePolicy,
 };
-use crate::stack::{Egress, Grant, MountSource, PortProto, Service, Stack};
+use crate::stack::{Egress, Grant, MountSource, PortProto, Service, Stack, Unguarded};
 
 /// What compiling needs to know besides the stack.
 #[derive(Clone, Copy)]
@@ -273,8 +273,21 @@ impl<'a> Compiler<'a> {
         lines.into()
     }
 
+    /// What the guard can't hold is not started, unless somebody has written down why it may be.
+    fn refuse_unguarded(&mut self, service: &Service) {
+        for breach in service.unguarded.iter().filter(|breach| breach.value.accepted.is_none()) {
+            let Unguarded { risk, could, .. } = &breach.value;
+            let finding = Finding::error("beyond-the-guard", &service.name, format!("{could}, so the guard can't hold it"));
+            let remedy = format!(
+                "remove it, or accept it with a reason: `x-palisade: {{allow: [{{id: {risk}, reason: \"…\"}}]}}`"
+            );
+            self.findings.push(finding.remedy(remedy).at(&breach.place));
+        }
+    }
+
     fn instances(&mut self, index: usize, instances: &mut Vec<CompiledInstance>) {
         let service = &self.stack.services[index];
+        self.refuse_unguarded(service);
         let Some(process) = &service.run.process else {
             let finding = Finding::error(
                 "needs-engine",
@@ -461,6 +474,28 @@ mod tests {
         let binds: Vec<_> =
             policy.services[0].binds.iter().map(|b| (b.container.port, b.published.map(|p| p.host_port))).collect();
         assert_eq!(binds, [(8094, Some(8084)), (9100, None)]);
+    }
+
+    #[test]
+    fn what_the_guard_can_not_hold_is_refused_unless_a_reason_accepts_it() {
+        let breach = |risk: &str, accepted: Option<&str>| {
+            at(Unguarded {
+                risk: risk.to_owned(),
+                could: "it is privileged".to_owned(),
+                accepted: accepted.map(str::to_owned),
+            })
+        };
+        let mut agent = service("agent");
+        agent.unguarded = vec![breach("privileged", None), breach("engine-socket", Some("it is the log shipper"))];
+        let findings = compiled(&stack([agent.clone()])).unwrap_err();
+        let text = findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+        assert_eq!(
+            text,
+            "error[beyond-the-guard]: agent: it is privileged, so the guard can't hold it\n  --> compose.yaml:12:5\n  \
+             hint: remove it, or accept it with a reason: `x-palisade: {allow: [{id: privileged, reason: \"…\"}]}`"
+        );
+        agent.unguarded.remove(0);
+        assert!(compiled(&stack([agent])).is_ok());
     }
 
     #[test]

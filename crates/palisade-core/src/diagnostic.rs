@@ -17,6 +17,8 @@ pub use render::{Style, render, render_all};
 pub enum Severity {
     /// Nothing is done until it is repaired.
     Error,
+    /// It works, and makes a bad day likelier or worse.
+    Risk,
     /// Probably not meant.
     Warning,
     /// Good to know.
@@ -91,17 +93,25 @@ pub struct Diagnostic {
     pub primary: Option<Label>,
     /// Other places that matter.
     pub secondary: Vec<Label>,
+    /// More places of the same kind: a text counts them, and programs get them all.
+    pub elsewhere: Vec<Label>,
+    /// Why it matters, in one sentence without a full stop.
+    pub why: Option<&'static str>,
     /// What to do about it.
     pub hints: Vec<String>,
 }
 
 impl Diagnostic {
     fn new(severity: Severity, id: &'static str, message: impl Into<String>) -> Self {
-        Self { severity, id, message: message.into(), primary: None, secondary: Vec::new(), hints: Vec::new() }
+        Self { severity, id, message: message.into(), primary: None, secondary: Vec::new(), elsewhere: Vec::new(), why: None, hints: Vec::new() }
     }
     /// Something that must be repaired.
     pub fn error(id: &'static str, message: impl Into<String>) -> Self {
         Self::new(Severity::Error, id, message)
+    }
+    /// Something that works and is dangerous.
+    pub fn risk(id: &'static str, message: impl Into<String>, why: &'static str) -> Self {
+        Self { why: Some(why), ..Self::new(Severity::Risk, id, message) }
     }
     /// Something that was probably not meant.
     pub fn warning(id: &'static str, message: impl Into<String>) -> Self {

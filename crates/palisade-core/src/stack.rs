@@ -87,12 +87,25 @@ pub struct Service {
     pub cap_drop: BTreeSet<String>,
     /// `read_only`.
     pub read_only: bool,
+    /// What lets an image's processes out of the guard; nothing of this is possible for a process of the host.
+    pub unguarded: Vec<Placed<Unguarded>>,
     /// `links`: other names of peers that this service alone knows.
     pub links: Vec<Placed<Link>>,
     /// `secrets` and `configs`: files that are put into its file system.
     pub files: Vec<Placed<ProvidedFile>>,
     /// What its processes start with.
     pub settings: ProcessSettings,
+}
+
+/// One thing that the guard can't hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unguarded {
+    /// The risk's id, as `x-palisade.allow` names it.
+    pub risk: String,
+    /// What the service could do, in one sentence without a full stop.
+    pub could: String,
+    /// Why that is accepted, from `x-palisade.allow`. `None`: such a service is not started.
+    pub accepted: Option<String>,
 }
 
 /// What a service runs.

@@ -77,6 +77,7 @@ pub(crate) fn service(text: &str) -> Service {
         cap_add: BTreeSet::new(),
         cap_drop: BTreeSet::new(),
         read_only: false,
+        unguarded: Vec::new(),
         links: Vec::new(),
         files: Vec::new(),
         settings: ProcessSettings::default(),

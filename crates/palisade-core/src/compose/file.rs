@@ -21,6 +21,8 @@ pub struct ComposeFile {
     pub networks: BTreeMap<String, FileNetwork>,
     /// `volumes:` of the file.
     pub volumes: BTreeMap<String, Span>,
+    /// `x-palisade.allow`.
+    pub allow: Vec<FileAllow>,
     /// `x-palisade.firewall.allow`.
     pub firewall_allow: Vec<Spanned<PortProto>>,
     /// `x-palisade.firewall.backend: none`.
@@ -95,6 +97,8 @@ pub struct FileService {
     pub cap_drop: Vec<String>,
     /// `read_only`.
     pub read_only: bool,
+    /// `x-palisade.allow`.
+    pub allow: Vec<FileAllow>,
     /// `x-palisade.connect`.
     pub connect: Option<Vec<Spanned<FileGrant>>>,
     /// `x-palisade.strict`.
@@ -143,6 +147,15 @@ pub struct FileGrant {
     pub service: String,
     /// `None`: all ports.
     pub port: Option<PortProto>,
+}
+
+/// One of `allow`: a risk that is accepted.
+#[derive(Clone, Debug)]
+pub struct FileAllow {
+    /// Its id.
+    pub risk: Spanned<&'static str>,
+    /// Why it is accepted.
+    pub reason: Option<String>,
 }
 
 /// `egress`.

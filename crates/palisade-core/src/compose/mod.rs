@@ -28,6 +28,7 @@ mod palisade;
 mod ports;
 mod profiles;
 mod read;
+pub mod risk;
 mod service;
 mod settle;
 mod suggest;
@@ -35,7 +36,7 @@ mod units;
 mod validate;
 mod yaml;
 
-pub use file::{ComposeFile, FileDependency, FileEgress, FileGrant, FileNetwork, FileService, NetworkMode, NetworkUse};
+pub use file::{ComposeFile, FileAllow, FileDependency, FileEgress, FileGrant, FileNetwork, FileService, NetworkMode, NetworkUse};
 
 /// A bigger file is refused: reading stops making sense long before.
 pub const FILE_BYTES_MAX: usize = 8 << 20;
@@ -171,6 +172,7 @@ impl read::Reader<'_> {
             services: Vec::new(),
             networks: BTreeMap::new(),
             volumes: BTreeMap::new(),
+            allow: Vec::new(),
             firewall_allow: Vec::new(),
             firewall_disabled: false,
         };

@@ -43,6 +43,9 @@ impl Reader<'_> {
         if let Some(entry) = own.written("egress") {
             service.egress = self.egress(&entry.value);
         }
+        if let Some(node) = own.value("allow") {
+            service.allow = self.allow(node);
+        }
         if let Some(node) = own.value("host") {
             service.host_ports = self.port_list(node, "`host`", port);
         }
@@ -138,6 +141,9 @@ impl Reader<'_> {
     /// `x-palisade` of the file.
     pub(crate) fn top_palisade(&mut self, node: &Node, file: &mut ComposeFile) {
         let Some(mut fields) = self.fields(node, &keys::TOP_PALISADE) else { return };
+        if let Some(node) = fields.value("allow") {
+            file.allow = self.allow(node);
+        }
         if let Some(mut firewall) = fields.value("firewall").and_then(|node| self.fields(node, &keys::FIREWALL)) {
             if let Some(node) = firewall.value("allow") {
                 file.firewall_allow = self.port_list(node, "`allow`", port_proto);

@@ -574,6 +574,7 @@ fn empty(name: Spanned<ServiceName>) -> FileService {
         cap_add: Vec::new(),
         cap_drop: Vec::new(),
         read_only: false,
+        allow: Vec::new(),
         connect: None,
         strict: false,
         egress: None,

@@ -116,6 +116,7 @@ fn settle_service(service: &FileService, file: &ComposeFile, sources: &SourceMap
         cap_add: service.cap_add.iter().cloned().collect(),
         cap_drop: service.cap_drop.iter().cloned().collect(),
         read_only: service.read_only,
+        unguarded: Vec::new(),
         links: Vec::new(),
         files: Vec::new(),
         settings: ProcessSettings::default(),

@@ -29,6 +29,7 @@ impl Default for Style {
 pub fn render(diagnostic: &Diagnostic, sources: &SourceMap, style: Style) -> String {
     let level = match diagnostic.severity {
         Severity::Error => Level::ERROR,
+        Severity::Risk => Level::WARNING.with_name("risk"),
         Severity::Warning => Level::WARNING,
         Severity::Note => Level::NOTE,
     };
@@ -41,6 +42,9 @@ pub fn render(diagnostic: &Diagnostic, sources: &SourceMap, style: Style) -> Str
             let others: Vec<&Label> = diagnostic.secondary.iter().filter(in_file).collect();
             group = add_snippet(group, sources, file, own, &others);
         }
+    }
+    if let Some(why) = diagnostic.why {
+        group = group.element(Level::NOTE.with_name("why").message(why));
     }
     for hint in &diagnostic.hints {
         group = group.element(Level::HELP.with_name("hint").message(hint.as_str()));

@@ -12,6 +12,7 @@ pub static SERVICE_PALISADE: Section = section(
         yes("strict", BOOL, "a bind to an undeclared port is refused"),
         yes("egress", Shape::Whole, "what it may reach outside: `none`, `all`, or a list of addresses"),
         yes("host", SET, "ports of the host's own loopback services that it may use"),
+        yes("allow", Shape::Any, "risks that are accepted for this service, each with a reason"),
         no("runtime", TEXT, "supervised processes are the only runtime so far", "remove it, and give `process`"),
     ],
 );
@@ -37,6 +38,7 @@ pub static TOP_PALISADE: Section = section(
     "`x-palisade` of the file",
     &[
         yes("firewall", Shape::Section(&FIREWALL), "what else the host's firewall lets in"),
+        yes("allow", Shape::Any, "risks that are accepted in the whole file, each with a reason"),
         no(
             "edge",
             Shape::Any,
@@ -54,4 +56,11 @@ pub static FIREWALL: Section = section(
         yes("allow", SET, "ports besides SSH and the published ones that stay open"),
         yes("backend", TEXT, "`auto`, or `none` to leave the host's firewall alone"),
     ],
+);
+
+/// One of `x-palisade.allow`.
+pub static ALLOW: Section = section(
+    "x-palisade.allow[]",
+    "one of `allow`",
+    &[yes("id", TEXT, "the risk's name, as `palisade check` shows it"), yes("reason", TEXT, "why it is accepted")],
 );
