@@ -277,7 +277,8 @@ impl<'a> Compiler<'a> {
     fn refuse_unguarded(&mut self, service: &Service) {
         for breach in service.unguarded.iter().filter(|breach| breach.value.accepted.is_none()) {
             let Unguarded { risk, could, .. } = &breach.value;
-            let finding = Finding::error("beyond-the-guard", &service.name, format!("{could}, so the guard can't hold it"));
+            let finding =
+                Finding::error("beyond-the-guard", &service.name, format!("{could}, so the guard can't hold it"));
             let remedy = format!(
                 "remove it, or accept it with a reason: `x-palisade: {{allow: [{{id: {risk}, reason: \"…\"}}]}}`"
             );

@@ -103,7 +103,16 @@ pub struct Diagnostic {
 
 impl Diagnostic {
     fn new(severity: Severity, id: &'static str, message: impl Into<String>) -> Self {
-        Self { severity, id, message: message.into(), primary: None, secondary: Vec::new(), elsewhere: Vec::new(), why: None, hints: Vec::new() }
+        Self {
+            severity,
+            id,
+            message: message.into(),
+            primary: None,
+            secondary: Vec::new(),
+            elsewhere: Vec::new(),
+            why: None,
+            hints: Vec::new(),
+        }
     }
     /// Something that must be repaired.
     pub fn error(id: &'static str, message: impl Into<String>) -> Self {

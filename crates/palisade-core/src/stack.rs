@@ -88,6 +88,7 @@ pub struct Service {
     /// `read_only`.
     pub read_only: bool,
     /// What lets an image's processes out of the guard; nothing of this is possible for a process of the host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unguarded: Vec<Placed<Unguarded>>,
     /// `links`: other names of peers that this service alone knows.
     pub links: Vec<Placed<Link>>,

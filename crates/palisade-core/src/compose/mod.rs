@@ -36,7 +36,9 @@ mod units;
 mod validate;
 mod yaml;
 
-pub use file::{ComposeFile, FileAllow, FileDependency, FileEgress, FileGrant, FileNetwork, FileService, NetworkMode, NetworkUse};
+pub use file::{
+    ComposeFile, FileAllow, FileDependency, FileEgress, FileGrant, FileNetwork, FileService, NetworkMode, NetworkUse,
+};
 
 /// A bigger file is refused: reading stops making sense long before.
 pub const FILE_BYTES_MAX: usize = 8 << 20;

@@ -59,9 +59,7 @@ impl Reader<'_> {
                     format!("the risks are `{}`", ids.join("`, `"))
                 }
             };
-            self.push(
-                Diagnostic::error("unknown-risk", format!("there is no risk {shown}")).at(span, "").hint(hint),
-            );
+            self.push(Diagnostic::error("unknown-risk", format!("there is no risk {shown}")).at(span, "").hint(hint));
             return None;
         };
         let reason = reason.map(|reason| reason.value.trim().to_owned()).filter(|reason| !reason.is_empty());
