@@ -22,15 +22,22 @@ pub(crate) struct Cli {
 /// Options that say which stack is meant.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct StackArgs {
-    /// Compose file [default: compose.yaml or docker-compose.yml here or in a folder above]
+    /// Compose file; several are merged in their order, `-` is standard input [default: COMPOSE_FILE, or compose.yaml,
+    /// docker-compose.yml … here or in a folder above, with its override file]
     #[arg(short, long = "file", value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,
-    /// Name of the stack [default: `name:` of the file, or the name of its folder]
-    #[arg(long, value_name = "NAME")]
+    /// Name of the stack [default: COMPOSE_PROJECT_NAME, `name:` of the file, or the name of its folder]
+    #[arg(short, long, value_name = "NAME")]
     pub(crate) project_name: Option<String>,
-    /// File of variables for ${…} in the Compose file [default: .env beside it]
-    #[arg(long, value_name = "FILE")]
-    pub(crate) env_file: Option<PathBuf>,
+    /// Where relative paths start, and where `.env` is [default: the folder of the first Compose file]
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) project_directory: Option<PathBuf>,
+    /// File of variables for ${…} in the Compose files; of several, later ones win [default: COMPOSE_ENV_FILES, or .env]
+    #[arg(long = "env-file", value_name = "FILE")]
+    pub(crate) env_files: Vec<PathBuf>,
+    /// Services with this profile belong to the stack too; `*`: all of them [default: COMPOSE_PROFILES]
+    #[arg(long = "profile", value_name = "NAME")]
+    pub(crate) profiles: Vec<String>,
     /// Keep state, cgroups and firewall apart from those of other realms; for tests in network namespaces
     #[arg(long, value_name = "NAME", hide = true, value_parser = realm)]
     pub(crate) realm: Option<String>,

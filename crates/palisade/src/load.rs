@@ -1,8 +1,7 @@
-//! Finds and reads the Compose file and what belongs to it, and shows what is wrong with it.
+//! Reads the Compose files that are meant and what belongs to them, and shows what is wrong with them.
 //!
-//! What it means is decided in `palisade_core::compose`, which is given contents only.
+//! Which files those are is decided in `find`, what they mean in `palisade_core::compose`, which is given contents only.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
@@ -17,8 +16,11 @@ use crate::cli::StackArgs;
 use crate::exit::Failure;
 use crate::progress::wants_color;
 
-/// Names that Compose looks for, in its order.
-const NAMES: [&str; 4] = ["compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml"];
+mod find;
+use find::Found;
+
+/// What messages call standard input.
+const STDIN: &str = "<stdin>";
 
 /// A file without mistakes.
 pub(crate) struct Loaded {
@@ -67,60 +69,47 @@ impl Unusable {
     }
 }
 
-/// The one file that is meant.
-pub(crate) fn path(args: &StackArgs) -> Result<PathBuf, Unusable> {
-    Ok(match args.files.as_slice() {
-        [] => find(
-            &std::env::current_dir()
-                .map_err(|error| Unusable::NoFile(format!("error: the current folder can't be read: {error}")))?,
-        )?,
-        [file] => file.clone(),
-        [first, second, ..] => {
-            return Err(Unusable::NoFile(format!(
-                "error: {} and {} can't be merged: this version reads one file\n  hint: `docker compose -f {} -f {} config` prints them as one",
-                first.display(),
-                second.display(),
-                first.display(),
-                second.display()
-            )));
-        }
-    })
-}
-
 /// Reads the stack that is meant.
 pub(crate) fn load(args: &StackArgs) -> Result<Loaded, Unusable> {
-    let path = path(args)?;
-    let contents = read(&path, FILE_BYTES_MAX + 1).map_err(|error| cannot_read(&path, &error))?;
-    let absolute = std::path::absolute(&path).map_err(|error| cannot_read(&path, &error))?;
-    let project_dir = absolute.parent().unwrap_or(Path::new("/"));
-    let dot_env = match &args.env_file {
-        Some(file) => Some(read(file, FILE_BYTES_MAX).map_err(|error| cannot_read(file, &error))?),
-        None => match read(&project_dir.join(".env"), FILE_BYTES_MAX) {
-            Ok(bytes) => Some(bytes),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory) => None,
-            Err(error) => return Err(cannot_read(&project_dir.join(".env"), &error)),
-        },
-    };
-    let dot_env_path = args.env_file.clone().unwrap_or_else(|| project_dir.join(".env"));
-    let dot_env_name = args.env_file.as_ref().map_or(".env".to_owned(), |file| file.display().to_string());
-    let dot_env = dot_env.as_deref().map(|contents| InputFile { name: &dot_env_name, path: &dot_env_path, contents });
+    let here = std::env::current_dir()
+        .map_err(|error| Unusable::NoFile(format!("error: the current folder can't be read: {error}")))?;
     // A variable that isn't text can't be written in a Compose file either.
-    let environment: BTreeMap<String, String> = std::env::vars_os()
+    let environment = std::env::vars_os()
         .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
         .collect();
-    let file_name = path.display().to_string();
+    let Found { files, project_dir, env_files, profiles, warnings } = find::find(args, &here, &environment)?;
+    let names: Vec<String> = files.iter().map(|file| find::shown(file, &here)).collect();
+    let files = files.iter().zip(&names).map(|(path, name)| {
+        let contents = match name.as_str() {
+            STDIN => read_from(io::stdin().lock(), FILE_BYTES_MAX + 1),
+            _ => read(path, FILE_BYTES_MAX + 1),
+        };
+        contents.map(|contents| (name, path, contents)).map_err(|error| cannot_read(name, &error))
+    });
+    let files = files.collect::<Result<Vec<_>, _>>()?;
+    let files: Vec<_> = files.iter().map(|(name, path, contents)| InputFile { name, path, contents }).collect();
+    let env_files: Vec<_> = env_files
+        .iter()
+        .map(|file| InputFile { name: &file.name, path: &file.path, contents: &file.contents })
+        .collect();
     let inputs = LoadInputs {
-        files: &[InputFile { name: &file_name, path: &absolute, contents: &contents }],
-        project_dir,
+        files: &files,
+        project_dir: &project_dir,
         project_name: args.project_name.as_deref(),
         environment: &environment,
-        profiles: &[],
-        env_files: dot_env.as_slice(),
-        others: &Disk,
+        profiles: &profiles,
+        env_files: &env_files,
+        others: &Disk { here },
     };
+    let with_warnings = |told: Vec<Diagnostic>| warnings.into_iter().chain(told).collect();
     match compose::load(&inputs) {
-        Ok(compose::Loaded { stack, diagnostics, sources }) => Ok(Loaded { stack, diagnostics, sources }),
-        Err(rejected) => Err(Unusable::Rejected(rejected)),
+        Ok(loaded) => {
+            Ok(Loaded { stack: loaded.stack, diagnostics: with_warnings(loaded.diagnostics), sources: loaded.sources })
+        }
+        Err(mut rejected) => {
+            rejected.diagnostics = with_warnings(std::mem::take(&mut rejected.diagnostics));
+            Err(Unusable::Rejected(rejected))
+        }
     }
 }
 
@@ -132,26 +121,8 @@ pub(crate) fn project(args: &StackArgs) -> Result<ProjectName, Failure> {
     }
 }
 
-/// The first file of a usual name in the folder or those above it, as Compose looks.
-fn find(folder: &Path) -> Result<PathBuf, Unusable> {
-    for above in folder.ancestors() {
-        for name in NAMES {
-            let path = above.join(name);
-            if path.is_file() {
-                // Messages are easier to read with the short name.
-                return Ok(if above == folder { name.into() } else { path });
-            }
-        }
-    }
-    Err(Unusable::NoFile(format!(
-        "error: there is no {} in {} or the folders above it\n  hint: give the file with `palisade -f FILE …`",
-        NAMES.join(", "),
-        folder.display()
-    )))
-}
-
-fn cannot_read(path: &Path, error: &io::Error) -> Unusable {
-    Unusable::NoFile(format!("error: can't read {}: {}", path.display(), plain(error)))
+fn cannot_read(name: &str, error: &io::Error) -> Unusable {
+    Unusable::NoFile(format!("error: can't read {name}: {}", plain(error)))
 }
 
 /// What the system said, without its number.
@@ -166,20 +137,30 @@ fn plain(error: &io::Error) -> String {
 
 /// At most so many bytes: a device or a huge file must not fill our memory.
 fn read(path: &Path, bytes_max: usize) -> io::Result<Vec<u8>> {
+    read_from(File::open(path)?, bytes_max)
+}
+
+fn read_from(from: impl Read, bytes_max: usize) -> io::Result<Vec<u8>> {
     let mut contents = Vec::new();
-    File::open(path)?.take(bytes_max as u64).read_to_end(&mut contents)?;
+    from.take(bytes_max as u64).read_to_end(&mut contents)?;
     Ok(contents)
 }
 
-/// Files that `env_file` names.
-struct Disk;
+/// Files that the Compose files name.
+struct Disk {
+    /// Where the user stands.
+    here: PathBuf,
+}
 
 impl Files for Disk {
     fn read(&self, path: &Path) -> Result<Vec<u8>, ReadError> {
-        read(path, FILE_BYTES_MAX).map_err(|error| match error.kind() {
+        read(path, FILE_BYTES_MAX + 1).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => ReadError::NotFound,
             _ => ReadError::Other(plain(&error)),
         })
+    }
+    fn name(&self, path: &Path) -> String {
+        find::shown(path, &self.here)
     }
 }
 
@@ -200,24 +181,4 @@ fn to_json(diagnostics: &[Diagnostic], sources: &SourceMap) -> Value {
         })
     };
     diagnostics.iter().map(one).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_nearest_file_of_the_first_name_is_found() {
-        let root = std::env::temp_dir().join(format!("palisade-test-{}-find", std::process::id()));
-        let inner = root.join("a/b");
-        std::fs::create_dir_all(&inner).unwrap();
-        let found = |folder: &Path| find(folder).ok();
-        std::fs::write(root.join("docker-compose.yml"), "").unwrap();
-        assert_eq!(found(&inner), Some(root.join("docker-compose.yml")));
-        std::fs::write(root.join("a/docker-compose.yaml"), "").unwrap();
-        std::fs::write(root.join("a/compose.yml"), "").unwrap();
-        assert_eq!(found(&inner), Some(root.join("a/compose.yml")));
-        assert_eq!(found(&root.join("a")), Some("compose.yml".into()));
-        std::fs::remove_dir_all(root).unwrap();
-    }
 }

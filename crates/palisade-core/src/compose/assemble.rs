@@ -272,7 +272,7 @@ impl<'a> Assembler<'a> {
                 return None;
             }
         }
-        Some(Parsed { path: file.path.to_owned(), documents })
+        Some(Parsed { path: join(Path::new("/"), file.path), documents })
     }
 
     /// `.env`, or what `--env-file` names; a later one wins.
@@ -360,7 +360,7 @@ pub(crate) fn read_other(inputs: &LoadInputs<'_>, path: &Path) -> Result<Vec<u8>
 }
 
 /// Where a path that is written in a file leads: without `.` and `..`, so that a file has one name only.
-pub(crate) fn join(directory: &Path, written: &str) -> PathBuf {
+pub(crate) fn join(directory: &Path, written: impl AsRef<Path>) -> PathBuf {
     let mut joined = PathBuf::new();
     for part in directory.join(written).components() {
         match part {

@@ -130,6 +130,18 @@ fn count(diagnostics: &[Diagnostic]) -> String {
     }
 }
 
+/// What `.env` or `--env-file`s set; later ones win. What is wrong in them is left out: [`load`] reports it.
+pub fn variables(files: &[InputFile<'_>], environment: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut all = BTreeMap::new();
+    for file in files {
+        let text = String::from_utf8_lossy(file.contents);
+        let known = |name: &str| environment.get(name).or_else(|| all.get(name)).cloned();
+        let read = dotenv::parse(&text, &known).unwrap_or_default();
+        all.extend(read.into_iter().filter_map(|(name, value)| Some((name, value?))));
+    }
+    all
+}
+
 /// Reads Compose files and settles what they mean.
 pub fn load(inputs: &LoadInputs<'_>) -> Result<Loaded, Box<Rejected>> {
     let mut sources = SourceMap::default();

@@ -4,6 +4,7 @@
 //! What was seen becomes a policy in `palisade_core::learn`. The old policy is back when this ends, however it ends:
 //! after a SIGKILL the agent puts it back within a few seconds.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::IsTerminal;
 use std::net::IpAddr;
@@ -38,23 +39,27 @@ pub(crate) fn run(args: &StackArgs, seconds: Option<u64>) -> Result<Answer, Fail
     signals::catch();
     let layout = args.layout(loaded.stack.project.clone());
     let _lock = super::lock(&layout, "learn from")?;
-    let path = load::path(args).map_err(load::Unusable::into_failure)?;
-    let text =
-        fs::read_to_string(&path).map_err(|error| Failure::new(format!("can't read {}", path.display()), error))?;
     let seen = watch(&layout, &loaded.stack, seconds)?;
-    let file = path.display().to_string();
     let all = lessons(&loaded.stack, seen);
-    let new = rewrite(&text, &file, &loaded.stack, &all);
-    if new.text == text && new.by_hand.is_empty() {
+    // A service is patched in the file that it is written in.
+    let files: BTreeSet<_> = loaded.stack.services.iter().map(|service| service.place.file.clone()).collect();
+    let mut changed = false;
+    for file in files {
+        let text = fs::read_to_string(&*file)
+            .map_err(|error| Failure::new(format!("can't read {file} again, to write a patch for it"), error))?;
+        let new = rewrite(&text, &file, &loaded.stack, &all);
+        changed |= new.text != text || !new.by_hand.is_empty();
+        print!(
+            "{}",
+            TextDiff::from_lines(&text, &new.text).unified_diff().header(&format!("a/{file}"), &format!("b/{file}"))
+        );
+        for by_hand in &new.by_hand {
+            eprintln!("to be written by hand: {by_hand}");
+        }
+    }
+    if !changed {
         eprintln!("the file already says no more than what was used");
         return Ok(Answer::Yes);
-    }
-    print!(
-        "{}",
-        TextDiff::from_lines(&text, &new.text).unified_diff().header(&format!("a/{file}"), &format!("b/{file}"))
-    );
-    for by_hand in &new.by_hand {
-        eprintln!("to be written by hand: {by_hand}");
     }
     for (service, lesson) in &all {
         for (address, port) in &lesson.outside {
