@@ -234,6 +234,7 @@ pub(crate) fn service(index: u16) -> ServicePolicy {
         localhost: vec![],
         host_ports: vec![],
         egress: EgressPolicy::All,
+        resolvers: vec![],
     }
 }
 

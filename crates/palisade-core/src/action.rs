@@ -26,8 +26,8 @@ pub struct Step {
 pub enum Action {
     /// Makes the directory of a named volume.
     CreateVolume {
-        /// The volume.
-        name: String,
+        /// The stack's volume.
+        name: VolumeName,
         /// `user[:group]` of the service that writes to it; `None`: root.
         owner: Option<String>,
     },
@@ -74,6 +74,8 @@ pub enum Action {
         condition: Condition,
         /// Longest time to wait; `None`: as long as it takes.
         timeout_ms: Option<u64>,
+        /// When it never is, that is told and the plan goes on (`required: false`).
+        optional: bool,
     },
     /// Stops an instance: stop signal, grace period, SIGKILL.
     StopInstance {
@@ -93,9 +95,26 @@ pub enum Action {
     StopAgent,
     /// Deletes a named volume with its data.
     RemoveVolume {
-        /// The volume.
-        name: String,
+        /// The stack's volume.
+        name: VolumeName,
     },
+}
+
+/// Which volume of the host.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum VolumeName {
+    /// The stack's own, by its key in the file.
+    Own(String),
+    /// One with a name of its own, that other stacks may use too.
+    Named(String),
+}
+
+impl fmt::Display for VolumeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            VolumeName::Own(name) | VolumeName::Named(name) => f.write_str(name),
+        }
+    }
 }
 
 impl Action {
@@ -167,17 +186,17 @@ impl fmt::Display for Action {
                 write!(f, "tell {id} the addresses of {}", counted(hosts.len(), "name"))
             }
             Action::StartInstance { spec } => write!(f, "start {}", spec.id),
-            Action::Await { id, condition, timeout_ms } => {
+            Action::Await { id, condition, timeout_ms, optional } => {
                 let condition = match condition {
                     Condition::ServiceStarted => "runs",
                     Condition::ServiceHealthy => "is healthy",
                     Condition::ServiceCompletedSuccessfully => "has exited with 0",
                 };
                 write!(f, "wait until {id} {condition}")?;
-                match timeout_ms {
-                    Some(ms) => write!(f, ", at most {} s", ms.div_ceil(1_000)),
-                    None => Ok(()),
+                if let Some(ms) = timeout_ms {
+                    write!(f, ", at most {} s", ms.div_ceil(1_000))?;
                 }
+                if *optional { f.write_str(", or go on without it") } else { Ok(()) }
             }
             Action::StopInstance { id } => write!(f, "stop {id}"),
             Action::RemoveInstance { id } => write!(f, "remove {id}"),

@@ -203,7 +203,7 @@ fn undo<H: Host>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::action::Cause;
+    use crate::action::{Cause, VolumeName};
     use crate::address::AddressBook;
     use crate::names::ProjectName;
     use std::cell::Cell;
@@ -214,7 +214,7 @@ mod tests {
 
     /// A host on which volumes can be made and deleted, and the n-th action from the start fails.
     struct Fake {
-        volumes: Vec<String>,
+        volumes: Vec<VolumeName>,
         calls: usize,
         fails: Vec<usize>,
     }
@@ -243,7 +243,7 @@ mod tests {
     fn plan(steps: usize) -> Plan {
         let steps = (0..steps)
             .map(|n| Step {
-                action: Action::CreateVolume { name: format!("v{n}"), owner: None },
+                action: Action::CreateVolume { name: VolumeName::Own(format!("v{n}")), owner: None },
                 cause: Cause::Missing,
             })
             .collect();
@@ -314,10 +314,10 @@ mod tests {
     #[test]
     fn what_cannot_be_undone_is_said() {
         let mut plan = plan(0);
-        for action in [Action::RemoveVolume { name: "old".into() }, Action::StartAgent] {
+        for action in [Action::RemoveVolume { name: VolumeName::Own("old".into()) }, Action::StartAgent] {
             plan.steps.push(Step { action, cause: Cause::Down });
         }
-        let mut host = Fake { volumes: vec!["old".into()], ..fake(&[2]) };
+        let mut host = Fake { volumes: vec![VolumeName::Own("old".into())], ..fake(&[2]) };
         let failure = apply(&plan, &mut host, &|| false, &mut |_| {}).unwrap_err();
         let left: Vec<_> = failure.left.iter().map(ToString::to_string).collect();
         assert_eq!(left, ["`delete volume old and its data` stays: its data is gone"]);

@@ -9,13 +9,17 @@ use std::path::PathBuf;
 use crate::address::{AddressBook, ServiceAddress};
 use crate::digest::{Fingerprint, digest_of};
 use crate::finding::Finding;
-use crate::instance::{Hosts, InstanceMount, InstanceMountSource, InstanceSpec};
+use crate::instance::{Hosts, InstanceFile, InstanceMount, InstanceMountSource, InstanceSpec};
 use crate::names::{InstanceId, ServiceName};
+use crate::observed::FileSeen;
 use crate::policy::{
     BindRule, EGRESS_RULES_MAX, EgressPolicy, LocalhostPort, Mode, NETWORKS_MAX, PeerGrant, Policy, PublishedAt,
-    ServicePolicy,
+    RESOLVERS_MAX, ServicePolicy,
 };
-use crate::stack::{Egress, Grant, MountSource, PortProto, Service, Stack, Unguarded};
+use crate::stack::{
+    Dns, Egress, EgressRule, FileSource, Grant, MountSource, PortProto, Proto, ProvidedFile, Service, Stack, Unguarded,
+    Volume,
+};
 
 /// What compiling needs to know besides the stack.
 #[derive(Clone, Copy)]
@@ -26,8 +30,10 @@ pub struct Surroundings<'a> {
     pub resolvers: &'a [IpAddr],
     /// What is done about a breach.
     pub mode: Mode,
-    /// Where a named volume's data is.
-    pub volume_path: &'a dyn Fn(&str) -> PathBuf,
+    /// Where a volume's data is, by its key and what the file says about it.
+    pub volume_path: &'a dyn Fn(&str, &Volume) -> PathBuf,
+    /// Files that secrets and configs come from, as they were seen; `None`: nobody looked.
+    pub files: Option<&'a BTreeMap<PathBuf, FileSeen>>,
 }
 
 /// A stack as its guard and its runtime see it.
@@ -53,6 +59,7 @@ pub struct CompiledInstance {
 /// Compiles the stack, or says everything that stands against it.
 pub fn compile(stack: &Stack, surroundings: Surroundings<'_>) -> Result<Compiled, Vec<Finding>> {
     let mut compiler = Compiler::new(stack, surroundings)?;
+    compiler.volume_names();
     let mut services = Vec::with_capacity(stack.services.len());
     let mut instances = Vec::with_capacity(stack.services.len());
     for index in 0..stack.services.len() {
@@ -154,6 +161,8 @@ impl<'a> Compiler<'a> {
             grants.collect()
         });
         let egress = match &service.egress {
+            // `network_mode: none`.
+            _ if service.networks.is_empty() => EgressPolicy::None,
             Egress::All => EgressPolicy::All,
             Egress::None => EgressPolicy::None,
             Egress::Only(rules) => {
@@ -176,7 +185,75 @@ impl<'a> Compiler<'a> {
             connect,
             localhost: if service.host_mode { self.localhost(index) } else { Vec::new() },
             host_ports: service.host_ports.iter().map(|port| port.value).collect(),
+            resolvers: self.resolvers(service, &egress),
             egress,
+        }
+    }
+
+    /// Name servers that the file gives the service and that need a rule of their own. One that its egress rules keep
+    /// it from is refused: every look-up would only time out.
+    fn resolvers(&mut self, service: &Service, egress: &EgressPolicy) -> Vec<IpAddr> {
+        let Some(Dns { servers, .. }) = &service.settings.dns else { return Vec::new() };
+        let host_port = service.host_ports.iter().any(|port| port.value == 53);
+        let mut resolvers = Vec::new();
+        for server in servers.iter().map(IpAddr::to_canonical) {
+            let loopback = server.is_loopback() || server.is_unspecified();
+            let allowed = match egress {
+                // Another container's localhost is its own; only with the host's network it is the host's.
+                _ if loopback => {
+                    let own = ports_of(service).any(|port| port.port == 53);
+                    if !(service.host_mode || host_port || own || self.surroundings.resolvers.contains(&server)) {
+                        let message = format!("its name server {server} is itself, and it has no port 53");
+                        let remedy = "write `expose: [\"53/udp\"]` if it has one, x-palisade.host: [53] if the host's is meant, or take it off `dns`";
+                        self.findings.push(
+                            Finding::error("dns-unreachable", &service.name, message).remedy(remedy).at(&service.place),
+                        );
+                        continue;
+                    }
+                    service.host_mode && *egress == EgressPolicy::All
+                }
+                EgressPolicy::All => true,
+                EgressPolicy::None => host_port,
+                EgressPolicy::Only(rules) => host_port || rules.iter().any(|rule| lets_ask(rule, server)),
+            };
+            if !allowed && !loopback {
+                let message = format!("its egress doesn't let it ask its name server {server}");
+                let remedy = match egress {
+                    EgressPolicy::None if service.networks.is_empty() => {
+                        "take `dns` away: with network_mode none it reaches nobody".to_owned()
+                    }
+                    _ => {
+                        let prefix = if server.is_ipv4() { 32 } else { 128 };
+                        let rule = if server.is_ipv4() {
+                            format!("{server}/{prefix}:53")
+                        } else {
+                            format!("[{server}]/{prefix}:53")
+                        };
+                        format!("add \"{rule}\" to x-palisade.egress, or take `dns` away")
+                    }
+                };
+                self.findings
+                    .push(Finding::error("dns-unreachable", &service.name, message).remedy(remedy).at(&service.place));
+                continue;
+            }
+            if allowed && resolvers.len() < RESOLVERS_MAX && !resolvers.contains(&server) {
+                resolvers.push(server);
+            }
+        }
+        resolvers
+    }
+
+    /// Volumes become folders, so what they are called must be a name and not a path.
+    fn volume_names(&mut self) {
+        for (key, volume) in &self.stack.volumes {
+            let name = volume.name.as_deref().unwrap_or(key);
+            let first = name.chars().next().is_some_and(|c| c.is_ascii_alphanumeric());
+            let rest = name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
+            if !(first && rest && name.len() <= 255) {
+                let message = format!("a volume can't be called `{name}`");
+                let remedy = "use letters, digits, `_`, `.` and `-`, beginning with a letter or digit";
+                self.findings.push(Finding::error("volume-name", key, message).remedy(remedy));
+            }
         }
     }
 
@@ -254,11 +331,59 @@ impl<'a> Compiler<'a> {
                 }
             }
         };
-        if service.extra_hosts.is_empty() {
+        if service.extra_hosts.is_empty() && service.links.is_empty() {
             return shared;
         }
         let extra = service.extra_hosts.iter().cloned();
-        shared.iter().cloned().chain(extra).collect::<Vec<_>>().into()
+        let mut links = Vec::new();
+        for link in &service.links {
+            let Some(&server) = self.by_name.get(&link.value.service) else { continue };
+            let ip = IpAddr::V4(self.addresses[server].ip());
+            // A link gives a name to somebody who may be reached, and no right to reach him.
+            if !shared.iter().any(|(_, known)| *known == ip) {
+                let why = if self.masks[client] & self.masks[server] == 0 {
+                    "they share no network"
+                } else {
+                    "its x-palisade.connect doesn't have it"
+                };
+                let message = format!("it is linked to {}, which it can't reach: {why}", link.value.service);
+                let finding = Finding::error("link-unreachable", &service.name, message).at(&link.place);
+                self.findings.push(finding.remedy("take the link away, or let it reach that service"));
+                continue;
+            }
+            let entry = (link.value.alias.clone(), ip);
+            if !shared.contains(&entry) && !links.contains(&entry) {
+                links.push(entry);
+            }
+        }
+        shared.iter().cloned().chain(links).chain(extra).collect::<Vec<_>>().into()
+    }
+
+    /// With the digest of what the host's file holds, or a finding about it.
+    fn file(&mut self, service: &Service, file: &ProvidedFile, place: &crate::place::Place) -> InstanceFile {
+        let mut whole = InstanceFile { file: file.clone(), content_digest: None };
+        let FileSource::Path(path) = &file.source else { return whole };
+        let kind = if file.secret { "secret" } else { "config" };
+        let mut wrong = |id, what: &str, remedy: &str| {
+            let message = format!("the file of its {kind} `{}`, {}, {what}", file.name, path.display());
+            self.findings.push(Finding::error(id, &service.name, message).remedy(remedy).at(place));
+        };
+        match self.surroundings.files.map(|files| files.get(path)) {
+            None | Some(Some(FileSeen::NotForUs)) => {}
+            Some(Some(FileSeen::Readable { digest })) => whole.content_digest = Some(digest.clone()),
+            Some(Some(FileSeen::Missing)) => {
+                wrong("file-missing", "doesn't exist", "make the file, or correct the path")
+            }
+            Some(Some(FileSeen::Unusable { why })) => {
+                wrong(
+                    "file-unusable",
+                    &format!("can't be used: {why}"),
+                    "name a file; a directory can be mounted with `volumes`",
+                );
+            }
+            Some(None) => wrong("file-unusable", "was not looked at", "this is a fault of Palisade: please report it"),
+        }
+        whole
     }
 
     fn hosts_of(&self, peers: impl IntoIterator<Item = usize>) -> Hosts {
@@ -286,8 +411,24 @@ impl<'a> Compiler<'a> {
         }
     }
 
+    fn check_limits(&mut self, service: &Service) {
+        let limits = &service.limits;
+        let Some(with_swap) = limits.memory_swap_bytes else { return };
+        let message = match limits.memory_bytes {
+            None => "its memswap_limit needs a limit of memory: it is memory and swap together",
+            Some(memory) if with_swap < memory => "its memswap_limit is below its limit of memory, which it includes",
+            Some(_) => return,
+        };
+        let finding = Finding::error("swap-limit", &service.name, message).at(&service.place);
+        self.findings.push(finding.remedy("write `mem_limit` and a memswap_limit of at least as much"));
+    }
+
     fn instances(&mut self, index: usize, instances: &mut Vec<CompiledInstance>) {
-        let service = &self.stack.services[index];
+        let stack = self.stack;
+        let service = &stack.services[index];
+        if service.replicas == 0 {
+            return;
+        }
         self.refuse_unguarded(service);
         let Some(process) = &service.run.process else {
             let finding = Finding::error(
@@ -312,11 +453,16 @@ impl<'a> Compiler<'a> {
             self.findings.push(Finding::error("published-replicas", &service.name, message).at(&publish.place));
         }
         let hosts = self.hosts(index);
+        let files: Vec<_> = service.files.iter().map(|file| self.file(service, &file.value, &file.place)).collect();
+        self.check_limits(service);
         let volume_path = self.surroundings.volume_path;
         let mounts = service.mounts.iter().map(|mount| InstanceMount {
             source: match &mount.value.source {
                 MountSource::Bind(path) => InstanceMountSource::Path(path.clone()),
-                MountSource::Volume(name) => InstanceMountSource::Volume(volume_path(name)),
+                MountSource::Volume(key) => {
+                    let unknown = Volume::default();
+                    InstanceMountSource::Volume(volume_path(key, stack.volumes.get(key).unwrap_or(&unknown)))
+                }
                 MountSource::Tmpfs { size_bytes } => InstanceMountSource::Tmpfs { size_bytes: *size_bytes },
             },
             target: mount.value.target.clone(),
@@ -339,7 +485,7 @@ impl<'a> Compiler<'a> {
             cap_add: service.cap_add.clone(),
             cap_drop: service.cap_drop.clone(),
             read_only: service.read_only,
-            files: service.files.iter().map(|file| file.value.clone()).collect(),
+            files,
             settings: service.settings.clone(),
         };
         for number in 1..=service.replicas {
@@ -348,6 +494,18 @@ impl<'a> Compiler<'a> {
             instances.push(CompiledInstance { fingerprint: spec.fingerprint(), spec: spec.clone() });
         }
     }
+}
+
+/// The egress rule lets a name server be asked.
+fn lets_ask(rule: &EgressRule, server: IpAddr) -> bool {
+    let port = rule.port.is_none_or(|port| port == 53) && rule.proto.is_none_or(|proto| proto == Proto::Udp);
+    let bits = |ip: IpAddr| match ip {
+        IpAddr::V4(ip) => (u128::from(u32::from(ip)) << 96, 32),
+        IpAddr::V6(ip) => (u128::from(ip), 128),
+    };
+    let ((network, length), (server, server_length)) = (bits(rule.network), bits(server));
+    let mask = u128::MAX.checked_shl(128 - u32::from(rule.prefix_len)).unwrap_or(0);
+    port && length == server_length && (network ^ server) & mask == 0
 }
 
 /// Ports that peers may expect at the service, each once.
@@ -382,7 +540,8 @@ mod tests {
                 addresses: &addresses,
                 resolvers: &[],
                 mode: Mode::Enforce,
-                volume_path: &|name| PathBuf::from("/volumes").join(name),
+                volume_path: &|name, _| PathBuf::from("/volumes").join(name),
+                files: None,
             },
         )
     }

@@ -11,7 +11,7 @@ use crate::address::InstanceAddress;
 use crate::digest::{Fingerprint, digest_of};
 use crate::environment::Environment;
 use crate::names::{InstanceId, ProjectName};
-use crate::stack::{Healthcheck, Limits, LogRotation, Process, ProcessSettings, ProvidedFile, Restart};
+use crate::stack::{FileSource, Healthcheck, Limits, LogRotation, Process, ProcessSettings, ProvidedFile, Restart};
 
 /// Everything that a runtime needs to run one instance. Holds secrets (the environment): stored with mode 0600.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,7 +49,7 @@ pub struct InstanceSpec {
     /// The root file system is not writable (it is host's, read-only, anyway): also no writable `/tmp`.
     pub read_only: bool,
     /// `secrets` and `configs`.
-    pub files: Vec<ProvidedFile>,
+    pub files: Vec<InstanceFile>,
     /// What its processes start with.
     pub settings: ProcessSettings,
 }
@@ -64,17 +64,82 @@ impl InstanceSpec {
             ("user".to_owned(), digest_of(&self.process.user)),
             ("working_dir".to_owned(), digest_of(&self.process.working_dir)),
             ("mounts".to_owned(), digest_of(&(&self.mounts, self.read_only))),
-            ("limits".to_owned(), digest_of(&self.limits)),
             ("stop".to_owned(), digest_of(&(&self.stop_signal, self.stop_grace_ms))),
             ("restart".to_owned(), digest_of(&self.restart)),
             ("healthcheck".to_owned(), digest_of(&self.healthcheck)),
             ("log".to_owned(), digest_of(&self.log)),
-            ("files".to_owned(), digest_of(&self.files)),
-            ("settings".to_owned(), digest_of(&self.settings)),
             ("capabilities".to_owned(), digest_of(&(&self.cap_add, &self.cap_drop))),
         ];
+        parts.extend(self.limit_parts());
+        parts.extend(self.settings_parts());
+        parts.extend(self.files.iter().map(|file| {
+            let kind = if file.file.secret { "secret" } else { "config" };
+            (format!("{kind}.{}", file.file.name), digest_of(file))
+        }));
         parts.extend(self.environment.iter().map(|(key, value)| (format!("environment.{key}"), digest_of(value))));
         Fingerprint::new(parts)
+    }
+
+    fn limit_parts(&self) -> impl Iterator<Item = (String, String)> {
+        let Limits { memory_bytes, cpu_milli, pids, memory_reservation_bytes, memory_swap_bytes, cpu_shares, cpuset } =
+            &self.limits;
+        let parts = [
+            ("limits.memory", digest_of(memory_bytes)),
+            ("limits.cpus", digest_of(cpu_milli)),
+            ("limits.pids", digest_of(pids)),
+            ("limits.memory_reservation", digest_of(memory_reservation_bytes)),
+            ("limits.memory_swap", digest_of(memory_swap_bytes)),
+            ("limits.cpu_shares", digest_of(cpu_shares)),
+            ("limits.cpuset", digest_of(cpuset)),
+        ];
+        parts.into_iter().map(|(name, digest)| (name.to_owned(), digest))
+    }
+
+    fn settings_parts(&self) -> impl Iterator<Item = (String, String)> {
+        // Taken apart whole, so that a setting that is added can't be forgotten here.
+        let ProcessSettings {
+            groups,
+            ulimits,
+            oom_score_adj,
+            hostname,
+            domainname,
+            dns,
+            shm_bytes,
+            post_start,
+            pre_stop,
+        } = &self.settings;
+        let parts = [
+            ("groups", digest_of(groups)),
+            ("ulimits", digest_of(ulimits)),
+            ("oom_score_adj", digest_of(oom_score_adj)),
+            ("hostname", digest_of(hostname)),
+            ("domainname", digest_of(domainname)),
+            ("dns", digest_of(dns)),
+            ("shm_size", digest_of(shm_bytes)),
+            ("post_start", digest_of(post_start)),
+            ("pre_stop", digest_of(pre_stop)),
+        ];
+        parts.into_iter().map(|(name, digest)| (name.to_owned(), digest))
+    }
+}
+
+/// One of an instance's secrets and configs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceFile {
+    /// What the file says.
+    pub file: ProvidedFile,
+    /// Stands for the content and the owner of the host's file, so that another content is another specification.
+    /// `None`: the content is part of `file`, or nobody could read it when it was planned.
+    pub content_digest: Option<String>,
+}
+
+impl InstanceFile {
+    /// The host's file that it is read from when the instance starts.
+    pub fn path(&self) -> Option<&std::path::Path> {
+        match &self.file.source {
+            FileSource::Path(path) => Some(path),
+            FileSource::Inline(_) => None,
+        }
     }
 }
 
@@ -218,4 +283,7 @@ pub struct InstanceStatus {
     pub started_at_s: u64,
     /// What the last failed health check printed, shortened.
     pub health_output: Option<String>,
+    /// Why it was stopped, if that was its own `post_start` failing.
+    #[serde(default)]
+    pub hook_failure: Option<String>,
 }

@@ -119,7 +119,8 @@ mod tests {
 
     #[test]
     fn leaving_out_any_safety_step_is_noticed() {
-        let wishes = Wishes { mode: Mode::Enforce, wait_for_health: false, volume_path: &|name| PathBuf::from(name) };
+        let wishes =
+            Wishes { mode: Mode::Enforce, wait_for_health: false, volume_path: &|name, _| PathBuf::from(name) };
         let host = Observed::default();
         let good = plan(&stack([service("a")]), &host, wishes).unwrap();
         assert_eq!(ids(&good, &host), [""; 0]);
@@ -150,7 +151,7 @@ mod tests {
         let mut plan = plan(
             &stack([]),
             &Observed::default(),
-            Wishes { mode: Mode::Enforce, wait_for_health: false, volume_path: &|name| PathBuf::from(name) },
+            Wishes { mode: Mode::Enforce, wait_for_health: false, volume_path: &|name, _| PathBuf::from(name) },
         )
         .unwrap();
         let rules = FirewallRules { ssh_ports: BTreeSet::from([22]), ..FirewallRules::default() };

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use crate::address::{AddressBook, InstanceAddress, ServiceIndex};
 use crate::digest::Fingerprint;
@@ -37,12 +38,40 @@ pub struct Observed {
     pub resolvers: Vec<IpAddr>,
     /// Addresses of the host's interfaces.
     pub host_addresses: Vec<IpAddr>,
-    /// Named volumes of the stack that exist.
+    /// The stack's own volumes that exist, by their keys.
     pub volumes: BTreeSet<String>,
+    /// Volumes of this host by the names that any stack can use: those that have one of their own, and
+    /// `<project>_<key>` of all others.
+    pub named_volumes: BTreeSet<String>,
+    /// Volumes with a name of their own that this stack has made.
+    pub made_volumes: BTreeSet<String>,
+    /// Volumes with a name of their own that other stacks use, which are up.
+    pub volumes_of_others: BTreeSet<String>,
+    /// Files of the host that secrets and configs of the stack come from.
+    pub files: BTreeMap<PathBuf, FileSeen>,
     /// What the kernel can do.
     pub kernel: KernelFacts,
     /// What could not be read, and why.
     pub unknown: Vec<String>,
+}
+
+/// A file that a secret or a config comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FileSeen {
+    /// It can be read.
+    Readable {
+        /// Stands for its content and its owner.
+        digest: String,
+    },
+    /// It isn't there.
+    Missing,
+    /// Only somebody else can read it: root, mostly. Whoever starts instances is root.
+    NotForUs,
+    /// It is no file, or too large, or the disk fails.
+    Unusable {
+        /// Why.
+        why: String,
+    },
 }
 
 /// An agent that answers.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::action::{Action, Cause, Step, counted};
+use crate::action::{Action, Cause, Step, VolumeName, counted};
 use crate::address::AddressBook;
 use crate::compile::{Compiled, CompiledInstance, Surroundings, compile};
 use crate::finding::Finding;
@@ -17,7 +17,7 @@ use crate::names::{InstanceId, ProjectName, ServiceName};
 use crate::observed::{InstanceSeen, Observed, SocketOwner};
 use crate::policy::Mode;
 use crate::ports;
-use crate::stack::{Condition, MountSource, Restart, Service, Stack};
+use crate::stack::{Condition, MountSource, Restart, Service, Stack, Volume};
 
 /// What is to be planned, besides the stack and the host.
 #[derive(Clone, Copy)]
@@ -26,8 +26,8 @@ pub struct Wishes<'a> {
     pub mode: Mode,
     /// Wait for the health of everything that was started, not only of what others depend on.
     pub wait_for_health: bool,
-    /// Where a named volume's data is.
-    pub volume_path: &'a dyn Fn(&str) -> PathBuf,
+    /// Where a volume's data is, by its key and what the file says about it.
+    pub volume_path: &'a dyn Fn(&str, &Volume) -> PathBuf,
 }
 
 /// What is done, in order.
@@ -108,10 +108,12 @@ pub fn plan(stack: &Stack, observed: &Observed, wishes: Wishes<'_>) -> Result<Pl
         resolvers: &observed.resolvers,
         mode: wishes.mode,
         volume_path: wishes.volume_path,
+        files: Some(&observed.files),
     };
     let compiled = compile(stack, surroundings);
     let order = start_order(stack);
-    let conflicts = ports::conflicts(stack, observed);
+    let mut conflicts = ports::conflicts(stack, observed);
+    conflicts.extend(missing_volumes(stack, observed, wishes));
     match (compiled, order, conflicts.is_empty()) {
         (Ok(compiled), Ok(order), true) => {
             let steps = Planner::new(stack, observed, &compiled, order).steps(wishes);
@@ -162,10 +164,44 @@ pub fn plan_down(project: &ProjectName, applied: Option<&Stack>, observed: &Obse
         actions.push(Action::StopAgent);
     }
     if volumes {
-        actions.extend(observed.volumes.iter().map(|name| Action::RemoveVolume { name: name.clone() }));
+        let own = observed.volumes.iter().cloned().map(VolumeName::Own);
+        // What another stack works with stays, whoever made it.
+        let named = observed.made_volumes.intersection(&observed.named_volumes);
+        let named = named.filter(|name| !observed.volumes_of_others.contains(*name)).cloned().map(VolumeName::Named);
+        actions.extend(own.chain(named).map(|name| Action::RemoveVolume { name }));
     }
     let steps = actions.into_iter().map(|action| Step { action, cause: Cause::Down }).collect();
     Plan { project: project.clone(), steps, addresses: AddressBook::default() }
+}
+
+/// External volumes that nobody has made.
+fn missing_volumes(stack: &Stack, observed: &Observed, wishes: Wishes<'_>) -> Vec<Finding> {
+    let missing = stack.volumes.iter().filter(|(_, volume)| volume.external).filter_map(|(key, volume)| {
+        let name = volume.name.as_ref().unwrap_or(key);
+        if observed.named_volumes.contains(name) {
+            return None;
+        }
+        let path = (wishes.volume_path)(key, volume);
+        let finding =
+            Finding::error("volume-missing", key, format!("the external volume `{name}` doesn't exist on this host"));
+        let hint =
+            format!("bring up the stack that has it, make it (`mkdir -p {}`), or take `external` away", path.display());
+        Some(finding.remedy(hint))
+    });
+    missing.collect()
+}
+
+/// Volumes that have to be made: neither external nor there.
+fn new_volumes(stack: &Stack, observed: &Observed) -> Vec<(String, VolumeName)> {
+    let new = stack.volumes.iter().filter(|(_, volume)| !volume.external).filter_map(|(key, volume)| {
+        let name = volume.named(&stack.project, key);
+        let there = match &name {
+            VolumeName::Own(key) => observed.volumes.contains(key),
+            VolumeName::Named(name) => observed.named_volumes.contains(name),
+        };
+        (!there).then(|| (key.clone(), name))
+    });
+    new.collect()
 }
 
 /// Services in the order in which they can be started: what depends on nothing first, otherwise as in the file.
@@ -259,9 +295,9 @@ impl<'a> Planner<'a> {
 
     fn steps(mut self, wishes: Wishes<'_>) -> Vec<Step> {
         let fates = self.fates();
-        for name in self.stack.volumes.keys().filter(|name| !self.observed.volumes.contains(*name)) {
-            let owner = volume_owner(self.stack, name);
-            self.push(Action::CreateVolume { name: name.clone(), owner }, Cause::Missing);
+        for (key, name) in new_volumes(self.stack, self.observed) {
+            let owner = volume_owner(self.stack, &key);
+            self.push(Action::CreateVolume { name, owner }, Cause::Missing);
         }
         if self.observed.agent.is_none() {
             self.push(Action::StartAgent, Cause::Missing);
@@ -388,7 +424,7 @@ impl<'a> Planner<'a> {
 
     fn start(&mut self, fates: &HashMap<&'a InstanceId, Fate>, early: &HashSet<&'a InstanceId>, wishes: Wishes<'_>) {
         let stack = self.stack;
-        let mut awaited: HashSet<(&InstanceId, Condition)> = HashSet::new();
+        let mut awaited: HashMap<(&InstanceId, Condition), bool> = HashMap::new();
         for position in 0..self.order.len() {
             let service = self.order[position];
             let starts = self.instances[service].iter().any(|instance| fates[&instance.spec.id].start.is_some());
@@ -419,15 +455,17 @@ impl<'a> Planner<'a> {
                 Some(_) if wishes.wait_for_health => Condition::ServiceHealthy,
                 _ => Condition::ServiceStarted,
             };
+            let optional = stack.is_optional(&stack.services[service].name);
             for instance in self.instances[service].clone() {
                 let id = &instance.spec.id;
-                let known = |condition| awaited.contains(&(id, condition));
+                let known = |condition| awaited.contains_key(&(id, condition));
                 let enough = known(condition)
                     || known(Condition::ServiceHealthy)
                     || known(Condition::ServiceCompletedSuccessfully);
                 if fates[id].start.is_some() && !enough {
                     let timeout_ms = timeout_ms(condition, &stack.services[service]);
-                    self.push(Action::Await { id: id.clone(), condition, timeout_ms }, Cause::JustStarted);
+                    let action = Action::Await { id: id.clone(), condition, timeout_ms, optional };
+                    self.push(action, Cause::JustStarted);
                 }
             }
         }
@@ -437,21 +475,30 @@ impl<'a> Planner<'a> {
         &mut self,
         client: &Service,
         fates: &HashMap<&'a InstanceId, Fate>,
-        awaited: &mut HashSet<(&'a InstanceId, Condition)>,
+        // Whom was waited for, and whether the plan may go on without.
+        awaited: &mut HashMap<(&'a InstanceId, Condition), bool>,
     ) {
         for dependency in &client.depends_on {
-            let condition = dependency.value.condition;
+            let (condition, optional) = (dependency.value.condition, !dependency.value.required);
+            // One that isn't in the file is waited for only if it is required, and then the file is refused before.
             let Some(&server) = self.index.get(&dependency.value.service) else { continue };
             for instance in self.instances[server].clone() {
                 let id = &instance.spec.id;
                 // What runs and isn't touched counts as it was seen; anything else is waited for, once.
                 let seen = self.seen.get(id).filter(|_| fates[id].start.is_none());
-                if seen.is_some_and(|seen| satisfies(&seen.status, condition)) || !awaited.insert((id, condition)) {
+                if seen.is_some_and(|seen| satisfies(&seen.status, condition)) {
                     continue;
                 }
+                match awaited.get(&(id, condition)) {
+                    // Somebody could do without it, and this one can't.
+                    Some(true) if !optional => {}
+                    Some(_) => continue,
+                    None => {}
+                }
+                awaited.insert((id, condition), optional);
                 let timeout_ms = timeout_ms(condition, &self.stack.services[server]);
                 let cause = Cause::NeededBy { service: client.name.clone() };
-                self.push(Action::Await { id: id.clone(), condition, timeout_ms }, cause);
+                self.push(Action::Await { id: id.clone(), condition, timeout_ms, optional }, cause);
             }
         }
     }
@@ -508,6 +555,8 @@ fn satisfies(status: &InstanceStatus, condition: Condition) -> bool {
 /// Longest time after which waiting makes no sense any more.
 fn timeout_ms(condition: Condition, service: &Service) -> Option<u64> {
     match condition {
+        // Hooks have no time limit, as in Compose, and it counts as started when they are through.
+        Condition::ServiceStarted | Condition::ServiceHealthy if !service.settings.post_start.is_empty() => None,
         Condition::ServiceStarted => Some(STARTED_TIMEOUT_MS),
         Condition::ServiceHealthy => {
             let check = service.healthcheck.as_ref();

@@ -12,6 +12,9 @@ pub const NETWORKS_MAX: usize = 64;
 /// At most this many egress rules for one service: the kernel walks them.
 pub const EGRESS_RULES_MAX: usize = 32;
 
+/// At most this many name servers: what C libraries read of resolv.conf.
+pub const RESOLVERS_MAX: usize = 3;
+
 /// The policy of one stack, swapped into the kernel as a whole.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
@@ -57,6 +60,9 @@ pub struct ServicePolicy {
     pub host_ports: Vec<u16>,
     /// Outside the stack and the host.
     pub egress: EgressPolicy,
+    /// Name servers of its own that it may ask on port 53 although they are on the host or link-local: at most
+    /// [`RESOLVERS_MAX`].
+    pub resolvers: Vec<IpAddr>,
 }
 
 /// A declared port.

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use crate::action::VolumeName;
 use crate::environment::{Environment, Hidden};
 use crate::names::{ProjectName, ServiceName};
 use crate::place::{Place, Placed};
@@ -29,6 +30,17 @@ impl Stack {
     /// The service of that name.
     pub fn service(&self, name: &ServiceName) -> Option<&Service> {
         self.services.iter().find(|s| &s.name == name)
+    }
+
+    /// Somebody depends on the service, and everybody who does can do without it (`required: false`).
+    pub fn is_optional(&self, name: &ServiceName) -> bool {
+        let mut dependencies = self
+            .services
+            .iter()
+            .flat_map(|service| &service.depends_on)
+            .filter(|d| &d.value.service == name)
+            .peekable();
+        dependencies.peek().is_some() && dependencies.all(|dependency| !dependency.value.required)
     }
 }
 
@@ -264,6 +276,22 @@ pub struct Volume {
     pub name: Option<String>,
     /// `external`: it exists already, and belongs to somebody else.
     pub external: bool,
+}
+
+impl Volume {
+    /// Which volume of the host it is, `key` being what the file of `project` calls it.
+    pub fn named(&self, project: &ProjectName, key: &str) -> VolumeName {
+        let own = |name: &str| {
+            let rest = name.strip_prefix(project.as_str()).and_then(|rest| rest.strip_prefix('_'));
+            rest == Some(key)
+        };
+        match &self.name {
+            Some(name) if own(name) => VolumeName::Own(key.to_owned()),
+            Some(name) => VolumeName::Named(name.clone()),
+            None if self.external => VolumeName::Named(key.to_owned()),
+            None => VolumeName::Own(key.to_owned()),
+        }
+    }
 }
 
 /// `x-palisade.process`.

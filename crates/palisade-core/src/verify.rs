@@ -44,22 +44,27 @@ fn instances(stack: &Stack, compiled: &Compiled, host: &Observed, findings: &mut
             continue;
         };
         let status = &seen.status;
+        // What everybody can do without doesn't make the stack wrong.
+        let optional = stack.is_optional(&id.service);
+        let bad = |rule: &'static str, message: String| {
+            if optional { Finding::warning(rule, id, message) } else { Finding::error(rule, id, message) }
+        };
         match status.state {
             RunState::Exited { code: 0 }
                 if matches!(instance.spec.restart, Restart::No | Restart::OnFailure { .. }) => {}
             RunState::Exited { code } => findings.push(
-                Finding::error("instance-exited", id, format!("it exited with {code}"))
+                bad("instance-exited", status.hook_failure.clone().unwrap_or_else(|| format!("it exited with {code}")))
                     .remedy(format!("`palisade logs {}` shows why", id.service)),
             ),
             RunState::BackingOff => findings.push(
-                Finding::error("instance-crashing", id, "it keeps exiting and is started again after a pause")
+                bad("instance-crashing", "it keeps exiting and is started again after a pause".to_owned())
                     .seen(format!("{} restarts", status.restarts))
                     .remedy(format!("`palisade logs {}` shows why", id.service)),
             ),
             RunState::Starting | RunState::Running => {}
         }
         if status.health == Health::Unhealthy {
-            let mut finding = Finding::error("instance-unhealthy", id, "its health check fails");
+            let mut finding = bad("instance-unhealthy", "its health check fails".to_owned());
             finding.evidence.extend(status.health_output.clone());
             findings.push(finding.remedy(format!("`palisade logs {}` may show why", id.service)));
         }

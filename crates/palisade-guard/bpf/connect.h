@@ -102,15 +102,13 @@ static __always_inline bool host_listens(void *ctx, __u8 proto, __u16 port)
 	return true;
 }
 
-static __always_inline bool is_resolver(void *policy, const __u32 *dst, __u16 port)
+static __always_inline bool is_resolver_of(void *policy, __u32 client, const __u32 *dst)
 {
 	struct rule *resolver;
 	int i;
 
-	if (port != 53)
-		return false;
 	for (i = 0; i < RESOLVERS_MAX; i++) {
-		resolver = find(policy, RULE_RESOLVER, 0, i, 0, 0);
+		resolver = find(policy, RULE_RESOLVER, 0, i, client, 0);
 		if (!resolver)
 			return false;
 		if (resolver->addr[0] == dst[0] && resolver->addr[1] == dst[1] && resolver->addr[2] == dst[2] &&
@@ -118,6 +116,16 @@ static __always_inline bool is_resolver(void *policy, const __u32 *dst, __u16 po
 			return true;
 	}
 	return false;
+}
+
+/* A name server of the host's, for whoever may go out at all, or one that the file names for this service. */
+static __always_inline bool is_resolver(void *policy, struct rule *mine, __u32 service, const __u32 *dst, __u16 port)
+{
+	if (port != 53)
+		return false;
+	if ((mine->flags & SERVICE_EGRESS_ALL) && is_resolver_of(policy, 0, dst))
+		return true;
+	return is_resolver_of(policy, service, dst);
 }
 
 /* Has this datagram socket heard from, or written to, the destination? */
@@ -165,7 +173,7 @@ static __always_inline int to_this_host(void *ctx, struct call *c, void *policy,
 	rule = find(policy, RULE_PUBLISHED, c->proto, c->port, 0, 0);
 	if (rule && (!loopback || (mine->flags & SERVICE_HOST_MODE)))
 		return to_peer(ctx, c, policy, mine, rule->addr[0], rule->port);
-	if ((mine->flags & SERVICE_EGRESS_ALL) && is_resolver(policy, c->dst, c->port))
+	if (is_resolver(policy, mine, service, c->dst, c->port))
 		return OUTCOME_AS_IS;
 	if (!loopback)
 		return refuse(c, REASON_HOST_PORT);
@@ -220,7 +228,7 @@ static __always_inline int to_outside(void *ctx, struct call *c, void *policy, s
 	int i;
 
 	if (is_metadata(c->dst)) {
-		if ((mine->flags & SERVICE_EGRESS_ALL) && is_resolver(policy, c->dst, c->port))
+		if (is_resolver(policy, mine, service, c->dst, c->port))
 			return OUTCOME_OUTSIDE;
 		return refuse(c, REASON_METADATA);
 	}

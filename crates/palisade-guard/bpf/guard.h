@@ -22,7 +22,7 @@ enum rule_kind {
 	RULE_HOST_PORT = 6, /* client, port */
 	RULE_EGRESS = 7,    /* client, port: 0 … count-1 */
 	RULE_PUBLISHED = 8, /* proto, port as the host knows it */
-	RULE_RESOLVER = 9,  /* port: 0 … RESOLVERS_MAX-1 */
+	RULE_RESOLVER = 9,  /* client, or 0 for everybody whose egress is open; port: 0 … RESOLVERS_MAX-1 */
 };
 
 struct rule_key {

@@ -3,7 +3,7 @@
 //! Only layout lives here; what is allowed was decided in `palisade_core::policy`.
 
 use palisade_core::address::ServiceAddress;
-use palisade_core::policy::{EGRESS_RULES_MAX, EgressPolicy, Mode, Policy, ServicePolicy};
+use palisade_core::policy::{EGRESS_RULES_MAX, EgressPolicy, Mode, Policy, RESOLVERS_MAX, ServicePolicy};
 use palisade_core::stack::Proto;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -12,8 +12,6 @@ use std::net::{IpAddr, Ipv6Addr};
 pub(crate) const KEY_LEN: usize = 12;
 /// `struct rule`.
 pub(crate) const RULE_LEN: usize = 40;
-/// `RESOLVERS_MAX`, what glibc reads of resolv.conf.
-const RESOLVERS_MAX: usize = 3;
 /// `NEAR_BACKENDS`: so many fit into the service's own rule.
 const NEAR_BACKENDS: usize = 4;
 
@@ -116,11 +114,15 @@ pub(crate) fn encode(policy: &Policy) -> BTreeMap<Key, Value> {
     for service in &policy.services {
         encode_service(policy.mode, service, &mut entries);
     }
-    for (slot, resolver) in policy.resolvers.iter().take(RESOLVERS_MAX).enumerate() {
-        let rule = Rule { addr: mapped(*resolver), ..Rule::default() };
-        entries.insert(key(Kind::Resolver, 0, slot as u16, None, None), rule.bytes());
-    }
+    encode_resolvers(None, &policy.resolvers, &mut entries);
     entries
+}
+
+fn encode_resolvers(client: Option<ServiceAddress>, resolvers: &[IpAddr], entries: &mut BTreeMap<Key, Value>) {
+    for (slot, resolver) in resolvers.iter().take(RESOLVERS_MAX).enumerate() {
+        let rule = Rule { addr: mapped(*resolver), ..Rule::default() };
+        entries.insert(key(Kind::Resolver, 0, slot as u16, client, None), rule.bytes());
+    }
 }
 
 fn encode_service(mode: Mode, service: &ServicePolicy, entries: &mut BTreeMap<Key, Value>) {
@@ -204,6 +206,7 @@ fn encode_service(mode: Mode, service: &ServicePolicy, entries: &mut BTreeMap<Ke
             rule.bytes(),
         );
     }
+    encode_resolvers(Some(me), &service.resolvers, entries);
     for port in &service.host_ports {
         entries.insert(key(Kind::HostPort, 0, *port, Some(me), None), Rule::default().bytes());
     }

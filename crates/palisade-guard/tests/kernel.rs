@@ -96,6 +96,7 @@ fn service(name: &str, index: u16) -> ServicePolicy {
         localhost: vec![],
         host_ports: vec![],
         egress: EgressPolicy::All,
+        resolvers: vec![],
     }
 }
 

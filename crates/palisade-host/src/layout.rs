@@ -49,6 +49,19 @@ impl Layout {
     pub fn volume(&self, name: &str) -> PathBuf {
         self.lib().join("volumes").join(name)
     }
+    /// The data of a volume that has a name of its own and may be used by several stacks. No project is called like the
+    /// folder that it is in.
+    pub fn named_volume(&self, name: &str) -> PathBuf {
+        self.named_volumes().join(name)
+    }
+    /// Where all of those are.
+    pub fn named_volumes(&self) -> PathBuf {
+        Path::new("/var/lib").join(&self.realm).join("_volumes")
+    }
+    /// Notes, one empty file each, which of those this stack has made.
+    pub fn made_volumes(&self) -> PathBuf {
+        self.lib().join("made-volumes")
+    }
     /// Logs of the stack: `/var/log/palisade/<project>`.
     pub fn log_directory(&self) -> PathBuf {
         Path::new("/var/log").join(&self.realm).join(self.project.as_str())

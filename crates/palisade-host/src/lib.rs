@@ -13,6 +13,8 @@ pub mod netns;
 pub mod nft;
 mod packets;
 pub mod probe;
+pub mod provided;
 pub mod runtime;
 pub mod sockets;
 pub mod twin;
+pub mod volumes;

@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use palisade_core::action::Action;
+use palisade_core::action::{Action, VolumeName};
 use palisade_core::apply::{Host, Undo};
 use palisade_core::instance::{Health, InstanceSpec, InstanceStatus, RunState};
 use palisade_core::names::InstanceId;
@@ -188,7 +188,8 @@ impl Adapters {
         }
         // Folders of volumes go when no volume is in them.
         let lib = self.layout.lib();
-        for folder in [lib.join("volumes"), lib.clone()].iter().map(PathBuf::as_path).chain(lib.parent()) {
+        let folders = [lib.join("volumes"), self.layout.made_volumes(), lib.clone(), self.layout.named_volumes()];
+        for folder in folders.iter().map(PathBuf::as_path).chain(lib.parent()) {
             let _ = fs::remove_dir(folder);
         }
         self.clean_up_realm();
@@ -236,8 +237,8 @@ impl Adapters {
         self.guard.as_ref().ok_or(HostError::NoGuard)
     }
 
-    fn create_volume(&self, name: &str, owner: Option<&str>) -> Result<Undo, HostError> {
-        let path = self.layout.volume(name);
+    fn create_volume(&self, name: &VolumeName, owner: Option<&str>) -> Result<Undo, HostError> {
+        let path = self.volume_folder(name);
         if path.exists() {
             return Ok(Undo::Nothing);
         }
@@ -245,10 +246,29 @@ impl Adapters {
         make_private_parents(&path)?;
         fs::create_dir(&path).map_err(io_error("making", &path))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).map_err(io_error("making", &path))?;
+        if let Some(note) = self.volume_note(name) {
+            make_private_parents(&note)?;
+            fs::write(&note, "").map_err(io_error("making", &note))?;
+        }
         if let Some((uid, gid)) = owner {
             std::os::unix::fs::chown(&path, Some(uid), gid).map_err(io_error("giving away", &path))?;
         }
-        Ok(Undo::Do(vec![Action::RemoveVolume { name: name.to_owned() }]))
+        Ok(Undo::Do(vec![Action::RemoveVolume { name: name.clone() }]))
+    }
+
+    fn volume_folder(&self, name: &VolumeName) -> PathBuf {
+        match name {
+            VolumeName::Own(key) => self.layout.volume(key),
+            VolumeName::Named(name) => self.layout.named_volume(name),
+        }
+    }
+
+    /// Where it is noted that this stack has made a volume that others may use.
+    fn volume_note(&self, name: &VolumeName) -> Option<PathBuf> {
+        match name {
+            VolumeName::Own(_) => None,
+            VolumeName::Named(name) => Some(self.layout.made_volumes().join(name)),
+        }
     }
 
     fn load_guard(&mut self) -> Result<Undo, HostError> {
@@ -386,7 +406,16 @@ impl Host for Adapters {
                 Ok(old.map_or(Undo::Nothing, |hosts| Undo::Do(vec![Action::SetHosts { id: id.clone(), hosts }])))
             }
             Action::StartInstance { spec } => self.start_instance(spec),
-            Action::Await { id, condition, timeout_ms } => self.wait(id, *condition, *timeout_ms),
+            Action::Await { id, condition, timeout_ms, optional } => match self.wait(id, *condition, *timeout_ms) {
+                Err(error @ HostError::NotReady { .. }) if *optional => {
+                    eprintln!("warning: {error}; what depends on it goes on without (`required: false`)");
+                    if let Some(hint) = error.hint() {
+                        eprintln!("  hint: {hint}");
+                    }
+                    Ok(Undo::Nothing)
+                }
+                waited => waited,
+            },
             Action::StopInstance { id } => self.stop_instance(id),
             Action::RemoveInstance { id } => {
                 let cgroup = Cgroup::of_instance(&self.layout, id)?;
@@ -418,8 +447,11 @@ impl Host for Adapters {
                 Ok(Undo::Do(vec![Action::StartAgent]))
             }
             Action::RemoveVolume { name } => {
-                let path = self.layout.volume(name);
+                let path = self.volume_folder(name);
                 fs::remove_dir_all(&path).map_err(io_error("deleting", &path))?;
+                if let Some(note) = self.volume_note(name) {
+                    fs::remove_file(&note).map_err(io_error("deleting", &note))?;
+                }
                 Ok(Undo::Impossible("its data is deleted"))
             }
         }
@@ -443,7 +475,10 @@ fn judge(status: Option<&InstanceStatus>, condition: Condition, waited: Duration
         (RunState::Exited { code: 0 }, Condition::ServiceStarted | Condition::ServiceCompletedSuccessfully) => {
             Verdict::Reached
         }
-        (RunState::Exited { code }, _) => Verdict::Never(format!("exited with {code}")),
+        (RunState::Exited { code }, _) => match &status.hook_failure {
+            Some(failure) => Verdict::Never(format!("was stopped: {failure}")),
+            None => Verdict::Never(format!("exited with {code}")),
+        },
         (RunState::BackingOff, Condition::ServiceStarted) => Verdict::Never("exits as soon as it is started".into()),
         (RunState::Running, Condition::ServiceStarted) if waited >= SETTLED => Verdict::Reached,
         (RunState::Running, Condition::ServiceHealthy) => match status.health {
@@ -514,6 +549,7 @@ mod tests {
             restarts: 0,
             started_at_s: 0,
             health_output: Some("connection refused\n".into()),
+            hook_failure: None,
         }
     }
 

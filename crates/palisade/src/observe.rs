@@ -9,18 +9,20 @@ use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use palisade_core::action::VolumeName;
 use palisade_core::address::InstanceAddress;
 use palisade_core::digest::digest_of;
 use palisade_core::names::{InstanceId, ProjectName};
 use palisade_core::observed::{
-    AgentSeen, FirewallSeen, GuardSeen, InstanceSeen, KernelFacts, Observed, SocketOwner, SocketSeen,
+    AgentSeen, FileSeen, FirewallSeen, GuardSeen, InstanceSeen, KernelFacts, Observed, SocketOwner, SocketSeen,
 };
-use palisade_core::stack::Proto;
+use palisade_core::stack::{FileSource, Proto, Stack};
 use palisade_guard::Guard;
 use palisade_host::cgroup::{Cgroup, Mounts};
 use palisade_host::firewall::Firewall;
 use palisade_host::layout::Layout;
 use palisade_host::sockets::{self, SocketProto, Which};
+use palisade_host::{provided, volumes};
 
 use crate::agent;
 use crate::state::{Applied, State, read_json};
@@ -30,7 +32,25 @@ pub(crate) fn pins(layout: &Layout) -> PathBuf {
     palisade_guard::pin_root(&layout.realm, &layout.realm_run()).join(layout.project.as_str())
 }
 
-/// Reads everything that can be read.
+/// Reads everything that can be read, and the files that secrets and configs of this stack come from.
+pub(crate) fn observe_for(layout: &Layout, stack: &Stack) -> Observed {
+    let mut host = observe(layout);
+    let files = stack.services.iter().flat_map(|service| &service.files);
+    for file in files {
+        if let FileSource::Path(path) = &file.value.source
+            && !host.files.contains_key(path)
+        {
+            let seen = provided::look_at(path);
+            if seen == FileSeen::NotForUs {
+                host.unknown.push(format!("what {} holds: only root can read it", path.display()));
+            }
+            host.files.insert(path.clone(), seen);
+        }
+    }
+    host
+}
+
+/// Reads everything that can be read without knowing the stack's file.
 pub(crate) fn observe(layout: &Layout) -> Observed {
     let mut observer = Observer { layout, host: Observed::default() };
     let state = observer.state();
@@ -41,6 +61,8 @@ pub(crate) fn observe(layout: &Layout) -> Observed {
     observer.network();
     observer.kernel();
     observer.host.volumes = folders(&layout.lib().join("volumes")).collect();
+    observer.host.named_volumes = volumes::names(layout);
+    observer.host.made_volumes = volumes::made(layout);
     observer.host
 }
 
@@ -74,7 +96,16 @@ impl Observer<'_> {
             }
             let other = Layout { project, ..self.layout.clone() };
             match State::read(&other) {
-                Ok(state) => self.host.taken.extend(state.addresses.iter().map(|(_, index)| index)),
+                Ok(state) => {
+                    self.host.taken.extend(state.addresses.iter().map(|(_, index)| index));
+                    let volumes = state.stack.iter().flat_map(|stack| &stack.volumes);
+                    self.host.volumes_of_others.extend(volumes.filter_map(|(key, volume)| {
+                        match volume.named(&other.project, key) {
+                            VolumeName::Named(name) => Some(name),
+                            VolumeName::Own(_) => None,
+                        }
+                    }));
+                }
                 Err(error) => {
                     let what = format!("addresses of stack {}", other.project);
                     self.unknown(&what, error);

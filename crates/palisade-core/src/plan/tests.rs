@@ -9,7 +9,7 @@ fn wishes() -> Wishes<'static> {
     Wishes {
         mode: Mode::Enforce,
         wait_for_health: false,
-        volume_path: &|name| PathBuf::from("/var/lib/palisade/shop/volumes").join(name),
+        volume_path: &|name, _| PathBuf::from("/var/lib/palisade/shop/volumes").join(name),
     }
 }
 
@@ -46,8 +46,16 @@ fn after(plan: &Plan, before: &Observed) -> Observed {
     for Step { action, .. } in &plan.steps {
         let guard = |host: &mut Observed| host.guard.take().unwrap_or_default();
         match action {
-            Action::CreateVolume { name, .. } => drop(host.volumes.insert(name.clone())),
-            Action::RemoveVolume { name } => drop(host.volumes.remove(name)),
+            Action::CreateVolume { name: VolumeName::Own(key), .. } => drop(host.volumes.insert(key.clone())),
+            Action::RemoveVolume { name: VolumeName::Own(key) } => drop(host.volumes.remove(key)),
+            Action::CreateVolume { name: VolumeName::Named(name), .. } => {
+                host.named_volumes.insert(name.clone());
+                host.made_volumes.insert(name.clone());
+            }
+            Action::RemoveVolume { name: VolumeName::Named(name) } => {
+                host.named_volumes.remove(name);
+                host.made_volumes.remove(name);
+            }
             Action::StartAgent => host.agent = Some(AgentSeen { pid: 1 }),
             Action::StopAgent => host.agent = None,
             Action::LoadGuard => host.guard = Some(GuardSeen::default()),
@@ -83,6 +91,7 @@ fn after(plan: &Plan, before: &Observed) -> Observed {
                         restarts: 0,
                         started_at_s: 0,
                         health_output: None,
+                        hook_failure: None,
                     },
                     fingerprint: Some(fingerprint),
                     hosts_digest: Some(spec.hosts.digest().to_owned()),

@@ -4,6 +4,7 @@ use crate::compile::{Surroundings, compile};
 use crate::instance::InstanceStatus;
 use crate::observed::{AgentSeen, FirewallSeen, GuardSeen};
 use crate::policy::Mode;
+use crate::stack::Volume;
 use crate::testing::{at, name, publish, service, stack, tcp};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -17,8 +18,9 @@ fn good() -> (Stack, Compiled, Observed) {
     let stack = stack([db, web]);
     let names = stack.services.iter().map(|service| &service.name);
     let addresses = AddressBook::default().assign(names, &BTreeSet::new()).unwrap();
-    let volume_path: &dyn Fn(&str) -> PathBuf = &|name| PathBuf::from(name);
-    let surroundings = Surroundings { addresses: &addresses, resolvers: &[], mode: Mode::Enforce, volume_path };
+    let volume_path: &dyn Fn(&str, &Volume) -> PathBuf = &|name, _| PathBuf::from(name);
+    let surroundings =
+        Surroundings { addresses: &addresses, resolvers: &[], mode: Mode::Enforce, volume_path, files: None };
     let compiled = compile(&stack, surroundings).unwrap();
     let mut host = Observed {
         agent: Some(AgentSeen { pid: 1 }),
@@ -39,6 +41,7 @@ fn good() -> (Stack, Compiled, Observed) {
                 restarts: 0,
                 started_at_s: 0,
                 health_output: None,
+                hook_failure: None,
             },
             fingerprint: Some(fingerprint.clone()),
             hosts_digest: Some(spec.hosts.digest().to_owned()),

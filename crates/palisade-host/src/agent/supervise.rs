@@ -17,7 +17,7 @@ use serde_json::json;
 
 use palisade_core::instance::{Health, Hosts, InstanceSpec, InstanceStatus, RunState};
 use palisade_core::names::InstanceId;
-use palisade_core::stack::HealthTest;
+use palisade_core::stack::{HealthTest, Hook};
 
 use super::events::EventSink;
 use super::rules::{HealthState, Restarts};
@@ -29,6 +29,12 @@ use crate::runtime::{self, EnterOptions, Exit, Found, Inside, Running};
 
 /// What a health check printed is kept up to this.
 const HEALTH_OUTPUT_BYTES_MAX: usize = 4096;
+/// What one hook printed goes into the log up to this.
+const HOOK_OUTPUT_BYTES_MAX: usize = 64 << 10;
+/// A hook has no time limit of its own, as in Compose.
+const HOOK_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// What a service gets after its stop signal when its `pre_stop` used up the grace period.
+const AFTER_PRE_STOP: Duration = Duration::from_secs(2);
 /// After SIGKILL, what is left must be gone within this time.
 const KILL_WAIT: Duration = Duration::from_secs(10);
 
@@ -40,7 +46,33 @@ enum Order {
     Stop(Reply),
     SetHosts(Hosts, Reply),
     Forget,
-    Checked { run: u64, passed: bool, output: String },
+    Checked {
+        run: u64,
+        passed: bool,
+        output: String,
+    },
+    /// The hooks of a moment are through; an error says which one failed, and with which exit code.
+    Hooked {
+        run: u64,
+        moment: Moment,
+        result: Result<(), (String, i32)>,
+    },
+}
+
+/// When hooks run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Moment {
+    PostStart,
+    PreStop,
+}
+
+impl Moment {
+    fn name(self) -> &'static str {
+        match self {
+            Moment::PostStart => "post_start",
+            Moment::PreStop => "pre_stop",
+        }
+    }
 }
 
 /// What outlives an agent: kept as `status.json`.
@@ -109,6 +141,7 @@ impl Supervised {
             restarts: 0,
             started_at_s: now_s(),
             health_output: None,
+            hook_failure: None,
         };
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
@@ -132,6 +165,8 @@ impl Supervised {
             health: HealthState::new(Health::None),
             check_at: None,
             last_code: 0,
+            by_user: false,
+            hook_failure: None,
         };
         let work = move || {
             if let Some((saved, found)) = before {
@@ -182,6 +217,8 @@ impl Supervised {
 
 struct Stopping {
     deadline: Instant,
+    /// The stop signal was sent; before, `pre_stop` is running.
+    signalled: bool,
     killed: bool,
     replies: Vec<Reply>,
 }
@@ -201,6 +238,10 @@ struct Worker {
     health: HealthState,
     check_at: Option<Instant>,
     last_code: i32,
+    /// Started by an order, and not again after it exited.
+    by_user: bool,
+    /// Why it is being stopped, and the exit code that this counts as.
+    hook_failure: Option<(String, i32)>,
 }
 
 impl Worker {
@@ -281,6 +322,7 @@ impl Worker {
                 let _ = reply.send(answer);
             }
             Order::Checked { run, passed, output } => self.checked(run, passed, output),
+            Order::Hooked { run, moment, result } => self.hooked(run, moment, result),
             Order::Forget => {}
         }
     }
@@ -289,6 +331,7 @@ impl Worker {
         let now = Instant::now();
         if self.restart_at.is_some_and(|at| at <= now) {
             self.restart_at = None;
+            self.by_user = false;
             if let Err(message) = self.start() {
                 self.event("start_failed", json!({ "error": message }));
                 self.exited(Exit { code: 127, ended_at_s: now_s() });
@@ -301,7 +344,11 @@ impl Worker {
         if let Some(stopping) = &mut self.stopping
             && stopping.deadline <= now
         {
-            if stopping.killed {
+            if !stopping.signalled {
+                stopping.deadline = now + AFTER_PRE_STOP;
+                self.event("hook_failed", json!({ "hook": "pre_stop", "error": "it used up the grace period" }));
+                self.send_stop_signal();
+            } else if stopping.killed {
                 let message = format!("{} is still there {} s after SIGKILL", self.spec.id, KILL_WAIT.as_secs());
                 for reply in self.stopping.take().into_iter().flat_map(|stopping| stopping.replies) {
                     let _ = reply.send(Err(message.clone()));
@@ -329,6 +376,7 @@ impl Worker {
         self.stopped_by_user = false;
         self.restart_at = None;
         self.restarts = Restarts::default();
+        self.by_user = true;
         let (digest, address) = (self.spec.fingerprint().digest, self.spec.address);
         self.publish(|status| {
             status.spec_digest = digest;
@@ -350,7 +398,9 @@ impl Worker {
             status.state = RunState::Starting;
             status.started_at_s = now_s();
             status.health_output = None;
+            status.hook_failure = None;
         });
+        self.hook_failure = None;
         match runtime::start(self.layout(), &self.spec, self.exe()) {
             Ok(Found::Running(running)) => {
                 self.event("started", json!({ "pid": running.process().pid }));
@@ -367,9 +417,15 @@ impl Worker {
         }
     }
 
+    /// It runs; it counts as started when its `post_start` is through.
     fn runs(&mut self, running: Running) {
         self.running = Some(running);
-        self.publish(|status| status.state = RunState::Running);
+        if self.spec.settings.post_start.is_empty() {
+            self.publish(|status| status.state = RunState::Running);
+        } else {
+            self.publish(|status| status.state = RunState::Starting);
+            self.hook(Moment::PostStart);
+        }
     }
 
     fn adopt(&mut self, saved: Option<Saved>, found: Option<Found>) {
@@ -392,7 +448,13 @@ impl Worker {
                     (Some(_), _) => HealthState::new(Health::Starting),
                 };
                 self.check_at = self.spec.healthcheck.as_ref().map(|_| Instant::now());
-                self.runs(running);
+                if saved.as_ref().is_some_and(|saved| saved.status.state == RunState::Starting) {
+                    // Whether its hooks got through isn't known: they run once more.
+                    self.runs(running);
+                } else {
+                    self.running = Some(running);
+                    self.publish(|status| status.state = RunState::Running);
+                }
                 if self.stopped_by_user {
                     // The agent that was told to stop it died before it was done.
                     self.begin_to_stop(None);
@@ -419,8 +481,18 @@ impl Worker {
         self.exited(exit);
     }
 
-    fn exited(&mut self, exit: Exit) {
+    fn exited(&mut self, mut exit: Exit) {
         self.running = None;
+        let hook_failure = self.hook_failure.take();
+        if let Some((_, code)) = &hook_failure {
+            // How it reacted to the stop signal says nothing: that it was sent is a failure.
+            exit.code = *code;
+        }
+        let told = hook_failure.map(|(message, _)| message);
+        if told.is_some() {
+            self.publish(|status| status.hook_failure = told.clone());
+        }
+        let ordered = self.stopped_by_user || (self.stopping.is_some() && (told.is_none() || self.by_user));
         self.check_at = None;
         self.last_code = exit.code;
         // A health check may be on its way inside.
@@ -428,11 +500,8 @@ impl Worker {
             eprintln!("{}: {}", self.id(), chain(&error));
         }
         self.event("exited", json!({ "code": exit.code }));
-        let next = if self.stopping.is_some() || self.stopped_by_user {
-            None
-        } else {
-            self.restarts.next(self.spec.restart, exit.code, self.started.elapsed())
-        };
+        let next =
+            if ordered { None } else { self.restarts.next(self.spec.restart, exit.code, self.started.elapsed()) };
         self.health = HealthState::new(if self.spec.healthcheck.is_some() { Health::Starting } else { Health::None });
         match next {
             Some(pause) => {
@@ -468,13 +537,73 @@ impl Worker {
     }
 
     fn begin_to_stop(&mut self, reply: Option<Reply>) {
+        let deadline = Instant::now() + Duration::from_millis(self.spec.stop_grace_ms);
+        let replies = reply.into_iter().collect();
+        self.stopping = Some(Stopping { deadline, signalled: false, killed: false, replies });
+        if self.spec.settings.pre_stop.is_empty() || self.hook_failure.is_some() {
+            self.send_stop_signal();
+        } else {
+            self.hook(Moment::PreStop);
+        }
+    }
+
+    fn send_stop_signal(&mut self) {
         self.event("stopping", json!({ "signal": self.spec.stop_signal }));
         let signal = runtime::signal_number(&self.spec.stop_signal).unwrap_or(libc::SIGTERM);
         if let Some(running) = &self.running {
             let _ = running.signal(signal);
         }
-        let deadline = Instant::now() + Duration::from_millis(self.spec.stop_grace_ms);
-        self.stopping = Some(Stopping { deadline, killed: false, replies: reply.into_iter().collect() });
+        if let Some(stopping) = &mut self.stopping {
+            stopping.signalled = true;
+        }
+    }
+
+    /// Runs the hooks of a moment, one after the other, on a thread of its own; the result comes back as an order.
+    fn hook(&self, moment: Moment) {
+        let (run, supervised) = (self.run, Supervised(self.shared.clone()));
+        let (hooks, timeout) = match moment {
+            Moment::PostStart => (self.spec.settings.post_start.clone(), HOOK_TIMEOUT),
+            Moment::PreStop => {
+                (self.spec.settings.pre_stop.clone(), Duration::from_millis(self.spec.stop_grace_ms) + AFTER_PRE_STOP)
+            }
+        };
+        let running = self.running.as_ref().map(Running::try_clone);
+        let Some(Ok(running)) = running else {
+            let result = Err(("its process can't be reached".to_owned(), 1));
+            return supervised.order(Order::Hooked { run, moment, result });
+        };
+        let (surroundings, spec) = (self.surroundings.clone(), self.spec.clone());
+        let work = move || {
+            let result = run_hooks(&surroundings, &spec, &running, moment, &hooks, timeout);
+            supervised.order(Order::Hooked { run, moment, result });
+        };
+        if let Err(error) = std::thread::Builder::new().name("hook".into()).spawn(work) {
+            let result = Err((format!("cannot start a thread: {error}"), 1));
+            Supervised(self.shared.clone()).order(Order::Hooked { run, moment, result });
+        }
+    }
+
+    fn hooked(&mut self, run: u64, moment: Moment, result: Result<(), (String, i32)>) {
+        if run != self.run || self.running.is_none() {
+            return;
+        }
+        if let Err((message, code)) = &result {
+            self.event("hook_failed", json!({ "hook": moment.name(), "error": message, "code": code }));
+        }
+        match (moment, result) {
+            (Moment::PreStop, _) => {
+                // A hook that failed is told, and no reason to go on running.
+                if self.stopping.as_ref().is_some_and(|stopping| !stopping.signalled) {
+                    self.send_stop_signal();
+                }
+            }
+            (Moment::PostStart, Ok(())) => self.publish(|status| status.state = RunState::Running),
+            (Moment::PostStart, Err(failure)) if self.stopping.is_none() => {
+                self.hook_failure = Some(failure);
+                self.begin_to_stop(None);
+            }
+            (Moment::PostStart, Err(_)) => {}
+        }
     }
 
     fn set_hosts(&mut self, hosts: Hosts) -> Result<(), String> {
@@ -550,4 +679,46 @@ impl Worker {
             }
         });
     }
+}
+
+/// Runs hooks until one fails; says which, by its number and program (arguments may be secrets), and its exit code.
+fn run_hooks(
+    surroundings: &Surroundings,
+    spec: &InstanceSpec,
+    running: &Running,
+    moment: Moment,
+    hooks: &[Hook],
+    timeout: Duration,
+) -> Result<(), (String, i32)> {
+    let Surroundings { layout, exe, .. } = surroundings;
+    let deadline = Instant::now() + timeout;
+    for (number, hook) in (1..).zip(hooks) {
+        let mut spec = spec.clone();
+        if hook.user.is_some() {
+            spec.process.user.clone_from(&hook.user);
+        }
+        if hook.working_dir.is_some() {
+            spec.process.working_dir.clone_from(&hook.working_dir);
+        }
+        spec.environment.extend(hook.environment.iter().map(|(name, value)| (name.clone(), value.clone())));
+        let timeout = deadline.saturating_duration_since(Instant::now());
+        let options = EnterOptions { timeout, output_bytes_max: HOOK_OUTPUT_BYTES_MAX, as_root: false };
+        let program = hook.command.first().map_or("", String::as_str);
+        let failed =
+            |how: String, code| Err((format!("its {} hook {number} (`{program}`) {how}", moment.name()), code));
+        match runtime::enter(layout, &spec, running, exe, Inside::Command(hook.command.clone()), options) {
+            Ok(result) => {
+                if let Err(error) = runtime::logs::append(&layout.log(&spec.id), &result.output) {
+                    eprintln!("{}: cannot log what a hook printed: {error}", spec.id);
+                }
+                match result.code {
+                    Some(0) => {}
+                    Some(code) => return failed(format!("exited with {code}"), code),
+                    None => return failed("took too long".to_owned(), 1),
+                }
+            }
+            Err(error) => return failed(format!("can't be run: {}", chain(&error)), 1),
+        }
+    }
+    Ok(())
 }

@@ -30,7 +30,30 @@ pub(super) struct Confinement {
     capabilities: u64,
     pub(super) environment: BTreeMap<String, String>,
     working_dir: PathBuf,
+    /// Soft and hard limit by `RLIMIT_…`.
+    limits: BTreeMap<u32, (u64, u64)>,
+    oom_score_adj: Option<i16>,
 }
+
+/// The limits of setrlimit(2) by the names that Compose has for them.
+const ULIMITS: [(&str, u32); 16] = [
+    ("as", libc::RLIMIT_AS),
+    ("core", libc::RLIMIT_CORE),
+    ("cpu", libc::RLIMIT_CPU),
+    ("data", libc::RLIMIT_DATA),
+    ("fsize", libc::RLIMIT_FSIZE),
+    ("locks", libc::RLIMIT_LOCKS),
+    ("memlock", libc::RLIMIT_MEMLOCK),
+    ("msgqueue", libc::RLIMIT_MSGQUEUE),
+    ("nice", libc::RLIMIT_NICE),
+    ("nofile", libc::RLIMIT_NOFILE),
+    ("nproc", libc::RLIMIT_NPROC),
+    ("rss", libc::RLIMIT_RSS),
+    ("rtprio", libc::RLIMIT_RTPRIO),
+    ("rttime", libc::RLIMIT_RTTIME),
+    ("sigpending", libc::RLIMIT_SIGPENDING),
+    ("stack", libc::RLIMIT_STACK),
+];
 
 /// What is run.
 pub(super) enum Program {
@@ -62,7 +85,33 @@ impl Confinement {
         environment.entry("PATH".into()).or_insert_with(|| DEFAULT_PATH.into());
         environment.entry("HOME".into()).or_insert_with(|| identity.home.to_string_lossy().into_owned());
         let working_dir = spec.process.working_dir.clone().unwrap_or_else(|| PathBuf::from("/"));
-        Ok(Self { identity, capabilities, environment, working_dir })
+        // A core dump of a service holds its secrets and lands wherever the host's core_pattern says: only for those
+        // who ask for it.
+        let mut limits = BTreeMap::from([(libc::RLIMIT_CORE, (0, 0))]);
+        for (name, limit) in &spec.settings.ulimits {
+            let wrong = |why: String| {
+                let operation = format!("set the limit `{name}`");
+                Err(Failure::new(operation, io::Error::new(io::ErrorKind::InvalidInput, why)))
+            };
+            let Some((_, resource)) = ULIMITS.iter().find(|(known, _)| known == name) else {
+                let known: Vec<_> = ULIMITS.iter().map(|(name, _)| *name).collect();
+                return wrong(format!("there is no limit `{name}`; there are {}", known.join(", ")));
+            };
+            let unlimited = libc::RLIM_INFINITY;
+            let (soft, hard) = (limit.soft.unwrap_or(unlimited), limit.hard.unwrap_or(unlimited));
+            if soft > hard {
+                return wrong("its soft limit is above its hard limit".into());
+            }
+            limits.insert(*resource, (soft, hard));
+        }
+        Ok(Self {
+            identity,
+            capabilities,
+            environment,
+            working_dir,
+            limits,
+            oom_score_adj: spec.settings.oom_score_adj,
+        })
     }
 
     /// Becomes the program. Returns only what went wrong.
@@ -87,11 +136,19 @@ impl Confinement {
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
         sys::reset_signals();
         step(sys::cloexec_from(3), "close the runtime's files")?;
-        // A core dump of a service holds its secrets and would land wherever the host's core_pattern says.
-        step(
-            nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0).map_err(Into::into),
-            "forbid core dumps",
-        )?;
+        if let Some(score) = self.oom_score_adj {
+            // Going below what it was takes a capability, as does raising a hard limit: both come before those go.
+            step(
+                fs::write("/proc/self/oom_score_adj", score.to_string()),
+                &format!("set oom_score_adj to {score}{}", capability_hint()),
+            )?;
+        }
+        for (resource, (soft, hard)) in &self.limits {
+            step(
+                sys::set_limit(*resource, *soft, *hard),
+                &format!("set the limit `{}`{}", limit_name(*resource), capability_hint()),
+            )?;
+        }
         step(capability::bound(set), "drop capabilities for good")?;
         let groups: Vec<_> = identity.groups.iter().map(|gid| nix::unistd::Gid::from_raw(*gid)).collect();
         step(nix::unistd::setgroups(&groups).map_err(Into::into), "set the supplementary groups")?;
@@ -170,4 +227,14 @@ impl Confinement {
             ),
         }
     }
+}
+
+fn limit_name(resource: u32) -> &'static str {
+    ULIMITS.iter().find(|(_, known)| *known == resource).map_or("?", |(name, _)| name)
+}
+
+/// Containers and some machines keep from root what raising a hard limit or lowering oom_score_adj takes.
+fn capability_hint() -> &'static str {
+    let needed = capability::bit("SYS_RESOURCE").unwrap_or(0);
+    if Set(needed).missing_here().is_empty() { "" } else { " (root of this machine lacks CAP_SYS_RESOURCE)" }
 }

@@ -212,7 +212,7 @@ fn run(request: &Request) -> Result<Answer, Failure> {
         return Err(Failure::new("find the instance's init process".into(), gone));
     }
     let user = if request.as_root { None } else { spec.process.user.as_deref() };
-    let identity = user::resolve(user, Path::new("/etc"));
+    let identity = user::resolve(user, &spec.settings.groups, Path::new("/etc"));
     let identity =
         identity.map_err(|error| Failure::new("find the service's user".into(), std::io::Error::other(error)))?;
     let confinement = Confinement::of(spec, identity)?;

@@ -165,7 +165,7 @@ fn prepare_and_fork(request: Request, reporter: &mut Reporter) -> Result<(), Fai
         .map_err(|(_, error)| Failure::new(format!("lock instance {}: it runs already", spec.id), error.into()))?;
     let directory = OwnedFd::from(failed(File::open(&path), || format!("open {}", path.display()))?);
 
-    let resolved = user::resolve(spec.process.user.as_deref(), Path::new("/etc"));
+    let resolved = user::resolve(spec.process.user.as_deref(), &spec.settings.groups, Path::new("/etc"));
     let identity = resolved.map_err(|error| Failure::new("find the service's user".into(), io::Error::other(error)))?;
     for mount in &spec.mounts {
         match &mount.source {
@@ -283,11 +283,14 @@ struct Service {
 /// Makes the namespaces and the file system, then the service's process in it.
 fn start_service(request: &Request, confinement: &Confinement, cgroup: &Cgroup) -> Result<Service, Failure> {
     let spec = &request.spec;
-    let name = hostname(&spec.id);
+    let name = spec.settings.hostname.clone().unwrap_or_else(|| hostname(&spec.id));
     let flags =
         CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWCGROUP;
     failed(unshare(flags), || "make namespaces".into())?;
-    failed(nix::unistd::sethostname(&name), || "set the host name".into())?;
+    failed(nix::unistd::sethostname(&name), || format!("set the host name to `{name}`"))?;
+    if let Some(domain) = &spec.settings.domainname {
+        failed(sys::set_domain_name(domain), || format!("set the domain name to `{domain}`"))?;
+    }
     let private = nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE;
     failed(nix::mount::mount(None::<&str>, "/", None::<&str>, private, None::<&str>), || "make mounts private".into())?;
     let staging = request.layout.instance(&spec.id).join("root");

@@ -1,7 +1,8 @@
 //! The log of an instance: lines of its output with time and stream, in files that are rotated by size.
 //!
 //! Every line is `<RFC 3339 time> stdout|stderr F|P <text>`, the format that Kubernetes runtimes write: `P` marks a piece
-//! of a line that goes on in the next one. Only the init process writes; what reads and follows lives elsewhere.
+//! of a line that goes on in the next one. The init process writes, and the agent adds what hooks print; what reads and
+//! follows lives elsewhere.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -38,6 +39,15 @@ impl Stream {
     pub(super) fn new(name: &'static str) -> Self {
         Self { name, partial: Vec::new() }
     }
+}
+
+/// Adds lines to the log of an instance whose init process writes it too: each comes whole, and rotating stays its part.
+pub(crate) fn append(path: &Path, output: &[u8]) -> io::Result<()> {
+    let mut log = Log::open(path, LogRotation { max_bytes: u64::MAX, max_files: 1 })?;
+    let mut stream = Stream::new("stdout");
+    log.take(&mut stream, output);
+    log.finish(&mut stream);
+    Ok(())
 }
 
 impl Log {

@@ -6,8 +6,10 @@
 mod capability;
 mod confine;
 mod enter;
+mod files;
 mod init;
 pub(crate) mod logs;
+mod resolver;
 mod rootfs;
 mod seccomp;
 pub(crate) mod sys;

@@ -14,9 +14,11 @@ use std::path::{Component, Path, PathBuf};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
-use palisade_core::instance::{InstanceMountSource, InstanceSpec};
+use palisade_core::instance::{InstanceMount, InstanceMountSource, InstanceSpec};
 
+use super::files::{self, Ready, Shown};
 use super::init::Failure;
+use super::resolver;
 use super::sys::{self, NODEV, NOEXEC, NOSUID, RDONLY};
 use crate::cgroup::Mounts;
 
@@ -71,6 +73,7 @@ pub(super) struct Plan<'a> {
     resolv_conf: String,
     ssh_keys: Vec<String>,
     mounts: Vec<Option<OwnedFd>>,
+    files: Vec<Ready>,
 }
 
 enum Tree {
@@ -78,7 +81,7 @@ enum Tree {
     Directory(OwnedFd),
 }
 
-fn failed<T>(result: io::Result<T>, operation: impl FnOnce() -> String) -> Result<T, Failure> {
+pub(super) fn failed<T>(result: io::Result<T>, operation: impl FnOnce() -> String) -> Result<T, Failure> {
     result.map_err(|source| Failure::new(operation(), source))
 }
 
@@ -100,6 +103,7 @@ impl<'a> Plan<'a> {
         }
         // Follows a link to what a resolver daemon keeps below /run; a host without the file has no resolver.
         let resolv_conf = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        let resolv_conf = resolver::resolv_conf(&resolv_conf, spec.settings.dns.as_ref());
         let ssh_keys = fs::read_dir("/etc/ssh")
             .into_iter()
             .flatten()
@@ -117,7 +121,8 @@ impl<'a> Plan<'a> {
             });
         }
         let etc = clone(Path::new("/etc"), RDONLY | NOSUID | NODEV)?;
-        Ok(Self { spec, hostname: hostname.to_owned(), cgroups, trees, etc, resolv_conf, ssh_keys, mounts })
+        let files = files::gather(&spec.files)?;
+        Ok(Self { spec, hostname: hostname.to_owned(), cgroups, trees, etc, resolv_conf, ssh_keys, mounts, files })
     }
 
     /// Makes an empty file system the root and lets go of the host's. `staging` is an existing directory.
@@ -162,11 +167,14 @@ impl<'a> Plan<'a> {
         failed(symlink("/run", "/var/run"), || "link /var/run".into())?;
         failed(symlink("/run/lock", "/var/lock"), || "link /var/lock".into())?;
         self.resolv_conf_behind_a_link()?;
-        let mut targets: Vec<_> = self.spec.mounts.iter().zip(&self.mounts).collect();
-        // What is mounted below another mount comes after it.
-        targets.sort_by_key(|(mount, _)| mount.target.components().count());
-        for (mount, tree) in targets {
-            self.place(mount, tree.as_ref())?;
+        let shown = files::write(&self.files)?;
+        let mounts = self.spec.mounts.iter().zip(&self.mounts);
+        let mut places: Vec<_> = mounts.map(|(mount, tree)| Placing::Mount(mount, tree.as_ref())).collect();
+        places.extend(shown.iter().map(Placing::File));
+        // What is mounted below another mount comes after it, and a file over a mount of the same place.
+        places.sort_by_key(|place| place.target().components().count());
+        for place in places {
+            place.put()?;
         }
         for path in ["/run", "/tmp", "/var"] {
             if read_only {
@@ -175,49 +183,6 @@ impl<'a> Plan<'a> {
         }
         set_read_only(Path::new("/dev"), NOSUID | NOEXEC)?;
         set_read_only(Path::new("/"), NOSUID | NODEV)
-    }
-
-    fn place(&self, mount: &palisade_core::instance::InstanceMount, tree: Option<&OwnedFd>) -> Result<(), Failure> {
-        let target = &mount.target;
-        let wrong = |why: &str| {
-            let operation = format!("mount on {}", target.display());
-            Err(Failure::new(operation, io::Error::new(io::ErrorKind::InvalidInput, why.to_owned())))
-        };
-        if !target.is_absolute() || target.components().any(|part| part == Component::ParentDir) {
-            return wrong("the target must be an absolute path without `..`");
-        }
-        let protected =
-            ["/proc", "/sys", "/dev"].iter().any(|path| target.starts_with(path) && target != Path::new("/dev/shm"));
-        if target == Path::new("/") || protected {
-            return wrong("this place belongs to the runtime");
-        }
-        let file = match &mount.source {
-            InstanceMountSource::Path(_) => {
-                // The clone's own root tells whether it is a file; its path may mean something else by now.
-                let tree = tree.map(|tree| nix::sys::stat::fstat(tree.as_fd()));
-                matches!(tree, Some(Ok(stat)) if stat.st_mode & libc::S_IFMT != libc::S_IFDIR)
-            }
-            _ => false,
-        };
-        if target.symlink_metadata().is_err() {
-            let made = match (file, target.parent()) {
-                (true, Some(parent)) => fs::create_dir_all(parent).and_then(|()| fs::write(target, "")),
-                _ => fs::create_dir_all(target),
-            };
-            failed(made, || {
-                format!("make the mount point {} (it is in a read-only directory of the host)", target.display())
-            })?;
-        }
-        match (&mount.source, tree) {
-            (InstanceMountSource::Tmpfs { size_bytes }, _) => {
-                let size = size_bytes.map(|bytes| format!(",size={bytes}")).unwrap_or_default();
-                let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-                flags.set(MsFlags::MS_RDONLY, mount.read_only);
-                tmpfs(target, &format!("mode=1777{size}"), flags)
-            }
-            (_, Some(tree)) => put(tree, target),
-            (_, None) => Ok(()),
-        }
     }
 
     fn kernel_file_systems(&self) -> Result<(), Failure> {
@@ -279,13 +244,16 @@ impl<'a> Plan<'a> {
         directory("/dev/pts", 0o755)?;
         new("devpts", Path::new("/dev/pts"), safe, "newinstance,ptmxmode=0666,mode=620,gid=5")?;
         directory("/dev/shm", 0o1777)?;
-        tmpfs(Path::new("/dev/shm"), "mode=1777", safe | MsFlags::MS_NODEV)
+        let size = self.spec.settings.shm_bytes.map(|bytes| format!(",size={bytes}")).unwrap_or_default();
+        tmpfs(Path::new("/dev/shm"), &format!("mode=1777{size}"), safe | MsFlags::MS_NODEV)
     }
 
     /// Lines of the instance's own hosts file.
     fn hosts(&self) -> String {
         let mut text = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
-        text += &format!("{}\t{}\n", self.spec.address, self.hostname);
+        let full = self.spec.settings.domainname.as_ref().filter(|_| !self.hostname.contains('.'));
+        let full = full.map(|domain| format!("{}.{domain} ", self.hostname)).unwrap_or_default();
+        text += &format!("{}\t{full}{}\n", self.spec.address, self.hostname);
         for (name, address) in &self.spec.hosts {
             text += &format!("{address}\t{name}\n");
         }
@@ -313,23 +281,19 @@ impl<'a> Plan<'a> {
             failed(made, || format!("write /etc/{name}"))?;
         }
         // Mount points that the file asks for below /etc are made in our layer, because the host's is read-only.
-        for mount in &self.spec.mounts {
-            let Ok(inner) = mount.target.strip_prefix("/etc") else { continue };
-            if inner.as_os_str().is_empty() || lower.join(inner).exists() {
+        let mounts = self.spec.mounts.iter().zip(&self.mounts);
+        let mounts = mounts.map(|(mount, tree)| (mount.target.as_path(), tree.as_ref().is_some_and(is_file)));
+        let points: Vec<_> = mounts.chain(files::targets(&self.files).map(|target| (target, true))).collect();
+        for (target, is_file) in &points {
+            let Ok(inner) = target.strip_prefix("/etc") else { continue };
+            if inner.components().any(|part| part == Component::ParentDir) {
                 continue;
             }
-            let path = layer.join(inner);
-            let is_file = matches!(&mount.source, InstanceMountSource::Path(_))
-                && {
-                    let tree =
-                        self.spec.mounts.iter().position(|other| other == mount).and_then(|i| self.mounts[i].as_ref());
-                    matches!(tree.map(|tree| nix::sys::stat::fstat(tree.as_fd())), Some(Ok(s)) if s.st_mode & libc::S_IFMT != libc::S_IFDIR)
-                };
-            let made = match path.parent() {
-                Some(parent) if is_file => fs::create_dir_all(parent).and_then(|()| fs::write(&path, "")),
-                _ => fs::create_dir_all(&path),
-            };
-            failed(made, || format!("make the mount point {}", mount.target.display()))?;
+            if !inner.as_os_str().is_empty() && !lower.join(inner).exists() {
+                failed(mount_point(&layer.join(inner), *is_file), || {
+                    format!("make the mount point {}", target.display())
+                })?;
+            }
         }
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_RDONLY;
         let layers = format!("lowerdir={}:{}", layer.display(), lower.display());
@@ -351,7 +315,18 @@ impl<'a> Plan<'a> {
         failed(detached, || "detach the host's /etc".into())?;
         let secrets = SECRETS.iter().map(|name| (*name).to_owned()).chain(self.ssh_keys.iter().cloned());
         for name in secrets {
-            mask(&etc.join(name))?;
+            let path = etc.join(name);
+            let inside: Vec<_> = points.iter().filter(|(at, _)| at.starts_with(&path) && *at != path).collect();
+            if inside.is_empty() || !path.is_dir() {
+                mask(&path)?;
+                continue;
+            }
+            // The file puts something of its own there: that is all that is seen.
+            tmpfs(&path, "mode=755,size=64k", MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC)?;
+            for (target, is_file) in inside {
+                failed(mount_point(target, *is_file), || format!("make the mount point {}", target.display()))?;
+            }
+            set_read_only(&path, 0)?;
         }
         Ok(())
     }
@@ -376,7 +351,71 @@ impl<'a> Plan<'a> {
     }
 }
 
-fn clone(path: &Path, attributes: u64) -> Result<OwnedFd, Failure> {
+/// Something that gets a place in the tree.
+enum Placing<'a> {
+    Mount(&'a InstanceMount, Option<&'a OwnedFd>),
+    File(&'a Shown),
+}
+
+impl Placing<'_> {
+    fn target(&self) -> &Path {
+        match self {
+            Placing::Mount(mount, _) => &mount.target,
+            Placing::File(shown) => &shown.target,
+        }
+    }
+
+    fn put(&self) -> Result<(), Failure> {
+        let target = self.target();
+        let wrong = |why: &str| {
+            let operation = format!("mount on {}", target.display());
+            Err(Failure::new(operation, io::Error::new(io::ErrorKind::InvalidInput, why.to_owned())))
+        };
+        if !target.is_absolute() || target.components().any(|part| part == Component::ParentDir) {
+            return wrong("the target must be an absolute path without `..`");
+        }
+        let protected =
+            ["/proc", "/sys", "/dev"].iter().any(|path| target.starts_with(path) && target != Path::new("/dev/shm"));
+        if target == Path::new("/") || protected {
+            return wrong("this place belongs to the runtime");
+        }
+        let tree = match self {
+            Placing::Mount(InstanceMount { source: InstanceMountSource::Tmpfs { .. }, .. }, _) => None,
+            Placing::Mount(_, tree) => *tree,
+            Placing::File(shown) => Some(&shown.tree),
+        };
+        if target.symlink_metadata().is_err() {
+            failed(mount_point(target, tree.is_some_and(is_file)), || {
+                format!("make the mount point {} (it is in a read-only directory of the host)", target.display())
+            })?;
+        }
+        match (self, tree) {
+            (_, Some(tree)) => put(tree, target),
+            (Placing::Mount(mount, _), None) => {
+                let InstanceMountSource::Tmpfs { size_bytes } = &mount.source else { return Ok(()) };
+                let size = size_bytes.map(|bytes| format!(",size={bytes}")).unwrap_or_default();
+                let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+                flags.set(MsFlags::MS_RDONLY, mount.read_only);
+                tmpfs(target, &format!("mode=1777{size}"), flags)
+            }
+            (Placing::File(_), None) => Ok(()),
+        }
+    }
+}
+
+/// A detached tree is a single file. Its own root tells; its path may mean something else by now.
+fn is_file(tree: &OwnedFd) -> bool {
+    nix::sys::stat::fstat(tree.as_fd()).is_ok_and(|stat| stat.st_mode & libc::S_IFMT != libc::S_IFDIR)
+}
+
+fn mount_point(path: &Path, is_file: bool) -> io::Result<()> {
+    match path.parent() {
+        Some(parent) if is_file => fs::create_dir_all(parent).and_then(|()| fs::write(path, "")),
+        _ => fs::create_dir_all(path),
+    }
+}
+
+pub(super) fn clone(path: &Path, attributes: u64) -> Result<OwnedFd, Failure> {
     let tree = failed(sys::clone_tree(path), || format!("bind {}", path.display()))?;
     failed(sys::set_attributes(tree.as_fd(), attributes), || format!("set mount flags of {}", path.display()))?;
     Ok(tree)
@@ -391,11 +430,11 @@ fn new(kind: &str, target: &Path, flags: MsFlags, options: &str) -> Result<(), F
     failed(mounted.map_err(io::Error::from), || format!("mount {kind} on {}", target.display()))
 }
 
-fn tmpfs(target: &Path, options: &str, flags: MsFlags) -> Result<(), Failure> {
+pub(super) fn tmpfs(target: &Path, options: &str, flags: MsFlags) -> Result<(), Failure> {
     new("tmpfs", target, flags, options)
 }
 
-fn directory(path: impl AsRef<Path>, mode: u32) -> Result<(), Failure> {
+pub(super) fn directory(path: impl AsRef<Path>, mode: u32) -> Result<(), Failure> {
     let path = path.as_ref();
     let made = fs::create_dir_all(path).and_then(|()| fs::set_permissions(path, Permissions::from_mode(mode)));
     failed(made, || format!("make the directory {}", path.display()))

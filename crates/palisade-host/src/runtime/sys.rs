@@ -130,6 +130,21 @@ pub(crate) fn prctl(option: i32, argument: u64) -> io::Result<i32> {
     result(unsafe { libc::prctl(option, argument, 0, 0, 0) }.into()).map(|value| value as i32)
 }
 
+/// Sets a resource limit of the calling process; `resource` is a `RLIMIT_…`.
+pub(crate) fn set_limit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
+    let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: `limit` is valid through the call, which only reads it.
+    result(unsafe { libc::setrlimit(resource as _, &limit) }.into())?;
+    Ok(())
+}
+
+/// Sets the NIS domain name of the calling process's UTS namespace.
+pub(crate) fn set_domain_name(name: &str) -> io::Result<()> {
+    // SAFETY: the pointer and the length describe `name`.
+    result(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) }.into())?;
+    Ok(())
+}
+
 /// This program as a descriptor that a process inside an instance may run, but can't use to change the host's file:
 /// the path that leads to it (`/proc/<pid>/exe`) goes through a mount of its own that is read-only. Without it, root in an
 /// instance could reopen it for writing once it no longer runs (CVE-2019-5736 of runc).

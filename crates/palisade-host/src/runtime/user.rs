@@ -38,8 +38,8 @@ pub enum UserError {
     },
 }
 
-/// Resolves `user[:group]`; `None` is root.
-pub(super) fn resolve(user: Option<&str>, etc: &Path) -> Result<Identity, UserError> {
+/// Resolves `user[:group]`; `None` is root. `more` are supplementary groups besides the user's own, by name or number.
+pub(super) fn resolve(user: Option<&str>, more: &[String], etc: &Path) -> Result<Identity, UserError> {
     let read = |file: &str| {
         let file = etc.join(file);
         std::fs::read_to_string(&file).map_err(|source| UserError::Read { file, source })
@@ -62,13 +62,13 @@ pub(super) fn resolve(user: Option<&str>, etc: &Path) -> Result<Identity, UserEr
     });
     let uid = entry.and_then(|entry| number(entry, 2)).or_else(|| user.parse().ok());
     let uid = uid.ok_or_else(|| UserError::Unknown { kind: "user", name: user.into(), file: etc.join("passwd") })?;
+    let group_number = |name: &str| {
+        let entry = group.iter().find(|entry| entry[0] == name);
+        let gid = entry.and_then(|entry| number(entry, 2)).or_else(|| name.parse().ok());
+        gid.ok_or_else(|| UserError::Unknown { kind: "group", name: name.into(), file: etc.join("group") })
+    };
     let gid = match group_name {
-        Some(name) => group
-            .iter()
-            .find(|entry| entry[0] == name)
-            .and_then(|entry| number(entry, 2))
-            .or_else(|| name.parse().ok())
-            .ok_or_else(|| UserError::Unknown { kind: "group", name: name.into(), file: etc.join("group") })?,
+        Some(name) => group_number(name)?,
         None => entry.and_then(|entry| number(entry, 3)).unwrap_or(0),
     };
     let mut groups = vec![gid];
@@ -79,6 +79,12 @@ pub(super) fn resolve(user: Option<&str>, etc: &Path) -> Result<Identity, UserEr
             if let Some(gid) = number(candidate, 2).filter(|gid| member && !groups.contains(gid)) {
                 groups.push(gid);
             }
+        }
+    }
+    for name in more {
+        let gid = group_number(name)?;
+        if !groups.contains(&gid) {
+            groups.push(gid);
         }
     }
     let home = entry.and_then(|entry| entry.get(5)).filter(|home| !home.is_empty());
@@ -95,7 +101,8 @@ mod tests {
         std::fs::create_dir_all(&etc).unwrap();
         std::fs::write(etc.join("passwd"), "root:x:0:0::/root:/bin/sh\ndb:x:105:110::/var/lib/db:/bin/sh\n").unwrap();
         std::fs::write(etc.join("group"), "root:x:0:\ndb:x:110:\nssl:x:112:web,db\nweb:x:5:\n").unwrap();
-        let ids = |user| resolve(user, &etc).map(|id| (id.uid, id.gid, id.groups)).map_err(|error| error.to_string());
+        let ids =
+            |user| resolve(user, &[], &etc).map(|id| (id.uid, id.gid, id.groups)).map_err(|error| error.to_string());
         assert_eq!(ids(None), Ok((0, 0, vec![0])));
         assert_eq!(ids(Some("db")), Ok((105, 110, vec![110, 112])));
         assert_eq!(ids(Some("105")), Ok((105, 110, vec![110, 112])));
@@ -104,7 +111,13 @@ mod tests {
         assert_eq!(ids(Some("4242")), Ok((4242, 0, vec![0])));
         assert!(ids(Some("nobody-here")).unwrap_err().starts_with("there is no user `nobody-here` in "));
         assert!(ids(Some("db:nope")).unwrap_err().contains("no group `nope`"));
-        assert_eq!(resolve(Some("db"), &etc).unwrap().home, Path::new("/var/lib/db"));
+        let more = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            resolve(Some("db:web"), &names, &etc).map(|id| id.groups).map_err(|error| error.to_string())
+        };
+        assert_eq!(more(&["ssl", "4242", "web", "4242"]), Ok(vec![5, 112, 4242]));
+        assert!(more(&["nope"]).unwrap_err().contains("no group `nope`"));
+        assert_eq!(resolve(Some("db"), &[], &etc).unwrap().home, Path::new("/var/lib/db"));
         std::fs::remove_dir_all(&etc).unwrap();
     }
 }

@@ -26,9 +26,14 @@ pub(crate) fn run(args: &StackArgs, format: Format) -> Result<Answer, Failure> {
     let addresses = AddressBook::default()
         .assign(names, &BTreeSet::new())
         .map_err(|error| Failure::Input(format!("error: {error}")))?;
-    let volume_path = |name: &str| name.into();
-    let surroundings =
-        Surroundings { addresses: &addresses, resolvers: &[], mode: Mode::Enforce, volume_path: &volume_path };
+    let volume_path = |name: &str, _: &_| name.into();
+    let surroundings = Surroundings {
+        addresses: &addresses,
+        resolvers: &[],
+        mode: Mode::Enforce,
+        volume_path: &volume_path,
+        files: None,
+    };
     let findings = compile(stack, surroundings).err().unwrap_or_default();
     match format {
         Format::Json => println!(

@@ -19,6 +19,7 @@ use palisade_core::policy::{Mode, Policy};
 use palisade_core::stack::{PortProto, Proto, Stack};
 use palisade_guard::{Guard, GuardError, Hook, Kind};
 use palisade_host::layout::Layout;
+use palisade_host::volumes;
 use similar::TextDiff;
 
 use crate::cli::StackArgs;
@@ -95,18 +96,19 @@ impl Drop for Learning<'_> {
 
 fn watch(layout: &Layout, stack: &Stack, seconds: Option<u64>) -> Result<Vec<(ServiceName, Use)>, Failure> {
     let guarded = |error: GuardError| Failure::new("can't watch the stack", error);
-    let host = observe::observe(layout);
+    let host = observe::observe_for(layout, stack);
     let not_up = || {
         Failure::plain(format!("{} isn't up, so there is nothing to learn from", stack.project))
             .hint("run `palisade up --wait` first")
     };
     let guard = Guard::open(&pins(layout)).map_err(guarded)?.ok_or_else(not_up)?;
-    let volume_path = |name: &str| layout.volume(name);
+    let volume_path = |key: &str, volume: &_| volumes::folder(layout, key, volume);
     let surroundings = Surroundings {
         addresses: &host.addresses,
         resolvers: &host.resolvers,
         mode: Mode::Enforce,
         volume_path: &volume_path,
+        files: Some(&host.files),
     };
     let compiled = compile(stack, surroundings).map_err(|findings| super::refused(&findings))?;
     // The agent looks after this lock: when nobody holds it, nobody is there to put the policy back.
@@ -131,7 +133,7 @@ fn watch(layout: &Layout, stack: &Stack, seconds: Option<u64>) -> Result<Vec<(Se
     }
     let mut seen = events(layout, &host, before)?;
     // What was bound before the watching began is still there to be seen.
-    let now = observe::observe(layout);
+    let now = observe::observe_for(layout, stack);
     seen.extend(now.sockets.iter().filter_map(|socket| {
         let SocketOwner::Instance(id) = &socket.owner else { return None };
         let private =

@@ -17,6 +17,7 @@ use palisade_core::finding::Finding;
 use palisade_core::names::ProjectName;
 use palisade_core::plan::Wishes;
 use palisade_core::policy::Mode;
+use palisade_core::stack::Volume;
 use palisade_host::cgroup::{self, Mounts};
 use palisade_host::layout::Layout;
 use std::path::PathBuf;
@@ -47,7 +48,11 @@ pub(crate) fn run(cli: Cli) -> Result<Answer, Failure> {
 }
 
 /// What every plan of this binary wishes, and how a volume is found.
-pub(crate) fn wishes<'a>(mode: Mode, wait_for_health: bool, volume_path: &'a dyn Fn(&str) -> PathBuf) -> Wishes<'a> {
+pub(crate) fn wishes<'a>(
+    mode: Mode,
+    wait_for_health: bool,
+    volume_path: &'a dyn Fn(&str, &Volume) -> PathBuf,
+) -> Wishes<'a> {
     Wishes { mode, wait_for_health, volume_path }
 }
 

@@ -2,6 +2,7 @@
 
 use palisade_core::plan;
 use palisade_core::policy::Mode;
+use palisade_host::volumes;
 
 use crate::cli::{Format, StackArgs};
 use crate::exit::{Answer, Failure};
@@ -11,8 +12,8 @@ use crate::{load, observe};
 pub(crate) fn run(args: &StackArgs, format: Format) -> Result<Answer, Failure> {
     let loaded = load::load(args).map_err(load::Unusable::into_failure)?;
     let layout = args.layout(loaded.stack.project.clone());
-    let host = observe::observe(&layout);
-    let volume_path = |name: &str| layout.volume(name);
+    let host = observe::observe_for(&layout, &loaded.stack);
+    let volume_path = |key: &str, volume: &_| volumes::folder(&layout, key, volume);
     let wishes = super::wishes(Mode::Enforce, false, &volume_path);
     let plan = plan::plan(&loaded.stack, &host, wishes).map_err(|findings| super::refused(&findings))?;
     match format {

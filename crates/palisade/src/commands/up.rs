@@ -9,6 +9,7 @@ use palisade_core::policy::Mode;
 use palisade_core::stack::Stack;
 use palisade_core::verify::verify;
 use palisade_host::layout::Layout;
+use palisade_host::volumes;
 
 use crate::cli::{StackArgs, UpArgs};
 use crate::exit::{Answer, Failure};
@@ -65,8 +66,8 @@ fn change(layout: &Layout, stack: &Stack, mode: Mode, wait: bool, adapters: &mut
         LockError::State(error) => Failure::new("can't lock the addresses of this host", error),
         LockError::Held(_) => Failure::plain("can't lock the addresses of this host"),
     })?;
-    let before = observe::observe(layout);
-    let volume_path = |name: &str| layout.volume(name);
+    let before = observe::observe_for(layout, stack);
+    let volume_path = |key: &str, volume: &_| volumes::folder(layout, key, volume);
     let wishes = super::wishes(mode, wait, &volume_path);
     let plan = plan::plan(stack, &before, wishes).map_err(|findings| super::refused(&findings))?;
     super::require_safe(&lint(&plan, &before))?;
@@ -98,10 +99,15 @@ fn change(layout: &Layout, stack: &Stack, mode: Mode, wait: bool, adapters: &mut
 
 /// Reads the host afresh and says what isn't as the file says.
 fn report(layout: &Layout, stack: &Stack, mode: Mode) -> Result<Answer, Failure> {
-    let host = observe::observe(layout);
-    let volume_path = |name: &str| layout.volume(name);
-    let surroundings =
-        Surroundings { addresses: &host.addresses, resolvers: &host.resolvers, mode, volume_path: &volume_path };
+    let host = observe::observe_for(layout, stack);
+    let volume_path = |key: &str, volume: &_| volumes::folder(layout, key, volume);
+    let surroundings = Surroundings {
+        addresses: &host.addresses,
+        resolvers: &host.resolvers,
+        mode,
+        volume_path: &volume_path,
+        files: Some(&host.files),
+    };
     let compiled = compile(stack, surroundings).map_err(|findings| super::refused(&findings))?;
     let findings = verify(stack, &compiled, &host);
     for finding in &findings {

@@ -8,6 +8,7 @@ mod rehearse;
 mod runtime;
 mod scratch;
 mod servers;
+mod settings;
 mod support;
 mod takeover;
 mod up;

@@ -1,0 +1,294 @@
+//! What a service's settings, secrets and configs are inside of its instance, on the real kernel, and who can't get at them.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use palisade_core::environment::Hidden;
+use palisade_core::instance::{InstanceFile, InstanceSpec};
+use palisade_core::stack::{CpuSet, Dns, FileSource, ProvidedFile, Ulimit};
+use palisade_host::cgroup::{Cgroup, Mounts};
+use palisade_host::runtime::{self, Exit, Found};
+
+use crate::need_root;
+use crate::support::{PALISADE, Realm, Scratch, eventually};
+
+fn exit_of(realm: &Realm, spec: &InstanceSpec) -> Exit {
+    eventually("the instance's end", || match runtime::find(&realm.layout, &spec.id).unwrap() {
+        Some(Found::Ended(exit)) => Some(exit.expect("an exit status")),
+        _ => None,
+    })
+}
+
+/// Runs the instance to its end; returns its exit code and what it printed, without the streams' names.
+fn run(realm: &Realm, spec: &InstanceSpec) -> (i32, String) {
+    runtime::start(&realm.layout, spec, Path::new(PALISADE)).unwrap_or_else(|error| {
+        panic!("{error}: {:?}", std::error::Error::source(&error));
+    });
+    let code = exit_of(realm, spec).code;
+    let log = realm.log(spec);
+    (code, log.lines().map(|line| line.splitn(3, ' ').nth(2).unwrap_or(line).to_owned() + "\n").collect())
+}
+
+fn refusal(realm: &Realm, spec: &InstanceSpec) -> String {
+    let error = runtime::start(&realm.layout, spec, Path::new(PALISADE)).expect_err("it must not start");
+    let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
+    format!("{error}{source}")
+}
+
+fn file(secret: bool, name: &str, target: &str, source: FileSource, mode: u32) -> InstanceFile {
+    let (name, target) = (name.to_owned(), PathBuf::from(target));
+    let file = ProvidedFile { name, secret, target, source, uid: None, gid: None, mode };
+    InstanceFile { file, content_digest: None }
+}
+
+fn inline(text: &str) -> FileSource {
+    FileSource::Inline(Hidden(text.to_owned()))
+}
+
+#[test]
+fn root_in_another_instance_gets_at_no_secret_and_at_no_setting() {
+    need_root!("root_in_another_instance_gets_at_no_secret_and_at_no_setting");
+    let realm = Realm::new();
+    let scratch = Scratch::new(&realm);
+    let host_file = scratch.0.join("token");
+    std::fs::write(&host_file, "hunter2-token").unwrap();
+    std::fs::set_permissions(&host_file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let mut holder =
+        realm.shell("holder", "cat /run/secrets/token /run/secrets/inline > /dev/null && echo ready; sleep 1000");
+    holder.files = vec![
+        file(true, "token", "/run/secrets/token", FileSource::Path(host_file.clone()), 0o400),
+        file(true, "inline", "/run/secrets/inline", inline("hunter2-inline"), 0o400),
+    ];
+    let Found::Running(running) = runtime::start(&realm.layout, &holder, Path::new(PALISADE)).unwrap() else {
+        panic!("{}", realm.log(&holder))
+    };
+    eventually("ready", || realm.log(&holder).contains("ready").then_some(()));
+
+    // Every line that it prints is a success of the attacker's, but for the last.
+    let script = format!(
+        r#"
+        found() {{ grep -rl "hunt""er2" "$@" 2>/dev/null; }}
+        found /run /tmp /var /dev/shm /root {scratch} /run/{realm} && echo "FOUND A SECRET"
+        for p in /proc/[0-9]*; do
+            found $p/root/run/secrets $p/environ $p/cmdline && echo "FOUND THROUGH $p"
+        done
+        test -e /proc/{pid} && echo "SEES THE OTHER'S PROCESS"
+        test -e /run/secrets/token && echo "SEES THE OTHER'S FILE"
+        (ulimit -n 4096) 2>/dev/null && echo "RAISED NOFILE"
+        python3 -c 'import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))' 2>/dev/null && echo "RAISED NOFILE"
+        python3 -c 'import os, resource; resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (4096, 4096))' 2>/dev/null && echo "RAISED NOFILE OF ANOTHER"
+        hostname evil 2>/dev/null && echo "RENAMED"
+        domainname evil 2>/dev/null && echo "RENAMED DOMAIN"
+        echo evil 2>/dev/null > /proc/sys/kernel/hostname && echo "RENAMED THROUGH PROC"
+        (echo -500 > /proc/self/oom_score_adj) 2>/dev/null && echo "PROTECTED FROM OOM"
+        (echo evil > /run/secrets/own) 2>/dev/null && echo "WROTE ITS SECRET"
+        (echo evil > /run/secrets/other) 2>/dev/null && echo "WROTE BESIDE ITS SECRET"
+        rm -f /run/secrets/own 2>/dev/null && echo "REMOVED ITS SECRET"
+        mv /run/secrets /run/elsewhere 2>/dev/null && echo "MOVED THE SECRETS"
+        mount -o remount,rw /run/secrets 2>/dev/null && echo "REMOUNTED"
+        umount /run/secrets 2>/dev/null && echo "UNMOUNTED"
+        (echo evil > /etc/app.conf) 2>/dev/null && echo "WROTE ITS CONFIG"
+        chmod 777 /run/secrets/own 2>/dev/null && echo "CHANGED THE MODE"
+        (echo nameserver 192.0.2.66 > /etc/resolv.conf) 2>/dev/null && echo "CHANGED THE RESOLVER"
+        for f in /.files /run/own /run/host; do test -e $f && echo "SEES $f"; done
+        cat /run/secrets/own
+        "#,
+        scratch = scratch.0.display(),
+        realm = realm.layout.realm,
+        pid = running.process().pid,
+    );
+    let mut attacker = realm.shell("attacker", &script);
+    attacker.files = vec![
+        file(true, "own", "/run/secrets/own", inline("its own\n"), 0o440),
+        file(false, "conf", "/etc/app.conf", inline("x\n"), 0o444),
+    ];
+    attacker.settings.ulimits.insert("nofile".into(), Ulimit { soft: Some(256), hard: Some(512) });
+    attacker.settings.oom_score_adj = Some(300);
+    let (code, log) = run(&realm, &attacker);
+    assert_eq!((code, log.as_str()), (0, "its own\n"));
+
+    // Another user of the same instance, and what is left afterwards.
+    let mut user =
+        realm.shell("user", "cat /run/secrets/root-only 2>&1; cat /run/secrets/all; stat -c '%u:%g %a' /run/secrets/*");
+    user.process.user = Some("nobody".into());
+    user.files = vec![
+        file(true, "root-only", "/run/secrets/root-only", inline("hunter2-root"), 0o400),
+        file(true, "all", "/run/secrets/all", inline("for all\n"), 0o444),
+    ];
+    let (_, log) = run(&realm, &user);
+    assert_eq!(log, "cat: /run/secrets/root-only: Permission denied\nfor all\n0:0 444\n0:0 400\n");
+
+    runtime::stop(&realm.layout, &holder, &running).unwrap();
+    for spec in [&holder, &attacker, &user] {
+        runtime::remove(&realm.layout, &spec.id).unwrap();
+    }
+    std::fs::remove_file(host_file).unwrap();
+    for base in ["/run", "/var/lib", "/var/log"] {
+        let folder = Path::new(base).join(&realm.layout.realm);
+        let grep = std::process::Command::new("grep").arg("-rl").arg("hunter2").arg(&folder).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&grep.stdout), "", "a secret is left in {}", folder.display());
+    }
+}
+
+#[test]
+fn a_service_sees_its_settings() {
+    need_root!("a_service_sees_its_settings");
+    let realm = Realm::new();
+    let scratch = Scratch::new(&realm);
+    std::fs::write(scratch.0.join("conf"), "from the host\n").unwrap();
+    std::os::unix::fs::chown(scratch.0.join("conf"), Some(1234), Some(0)).unwrap();
+    let mut spec = realm.shell(
+        "app",
+        r#"
+        id -G
+        ulimit -Sn; ulimit -Hn; ulimit -Sc; ulimit -Hc; ulimit -Ss
+        cat /proc/self/oom_score_adj
+        hostname; domainname; cat /etc/hostname; grep 127.77 /etc/hosts | head -n 1
+        cat /etc/resolv.conf
+        df -B1 --output=size /dev/shm | tail -n 1
+        cat /run/secrets/token /usr-conf /etc/deep/inside/conf /etc/hosts.extra /srv/app/conf
+        stat -c '%n %u:%g %a' /run/secrets/token /usr-conf /etc/deep/inside/conf /srv/app/conf
+        "#,
+    );
+    spec.settings.groups = vec!["daemon".into(), "4242".into()];
+    let ulimit = |soft, hard| Ulimit { soft, hard };
+    spec.settings.ulimits = [
+        ("nofile".to_owned(), ulimit(Some(777), Some(888))),
+        ("core".to_owned(), ulimit(Some(0), Some(4096))),
+        ("stack".to_owned(), ulimit(Some(4 << 20), Some(8 << 20))),
+    ]
+    .into();
+    // Below what it was takes a capability that not every machine's root has.
+    spec.settings.oom_score_adj = Some(321);
+    spec.settings.hostname = Some("front".into());
+    spec.settings.domainname = Some("example.test".into());
+    spec.settings.dns = Some(Dns {
+        servers: vec!["192.0.2.53".parse().unwrap(), "2001:db8::53".parse().unwrap()],
+        search: vec!["corp.test".into()],
+        options: vec!["ndots:2".into()],
+    });
+    spec.settings.shm_bytes = Some(8 << 20);
+    let mut owned = file(false, "owned", "/srv/app/conf", FileSource::Path(scratch.0.join("conf")), 0o640);
+    owned.file.gid = Some(77);
+    spec.files = vec![
+        file(true, "token", "/run/secrets/token", inline("a token\n"), 0o400),
+        file(false, "usr-conf", "/usr-conf", inline("at the root\n"), 0o444),
+        file(false, "deep", "/etc/deep/inside/conf", inline("deep\n"), 0o444),
+        file(false, "extra", "/etc/hosts.extra", inline("extra\n"), 0o444),
+        owned,
+    ];
+    let (code, log) = run(&realm, &spec);
+    assert_eq!(code, 0, "{log}");
+    insta::assert_snapshot!(log, @r"
+    0 1 4242
+    777
+    888
+    0
+    8
+    4096
+    321
+    front
+    example.test
+    front
+    127.77.8.1	front.example.test front
+    nameserver 192.0.2.53
+    nameserver 2001:db8::53
+    search corp.test
+    options ndots:2
+      8388608
+    a token
+    at the root
+    deep
+    extra
+    from the host
+    /run/secrets/token 0:0 400
+    /usr-conf 0:0 444
+    /etc/deep/inside/conf 0:0 444
+    /srv/app/conf 1234:77 640
+    ");
+
+    // Without any, it is as before: the host's resolver, and a name of its own.
+    let plain = realm.shell("plain", "hostname; cat /etc/resolv.conf; ulimit -c");
+    let (_, log) = run(&realm, &plain);
+    let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    assert_eq!(log, format!("plain-1\n{host}0\n"));
+}
+
+#[test]
+fn settings_that_cannot_be_are_refused_by_name() {
+    need_root!("settings_that_cannot_be_are_refused_by_name");
+    let realm = Realm::new();
+    // An instance each: what has just failed may still be ending.
+    let refused = |service: &str, change: &dyn Fn(&mut InstanceSpec)| {
+        let mut spec = realm.shell(service, "true");
+        change(&mut spec);
+        refusal(&realm, &spec)
+    };
+    let ulimit = |name: &str, soft, hard| [(name.to_owned(), Ulimit { soft: Some(soft), hard: Some(hard) })].into();
+    let message = refused("a", &|spec| spec.settings.ulimits = ulimit("nosuch", 1, 1));
+    assert!(message.contains("set the limit `nosuch`: there is no limit `nosuch`; there are as, core"), "{message}");
+    let message = refused("b", &|spec| spec.settings.ulimits = ulimit("nofile", 9, 3));
+    assert!(message.contains("its soft limit is above its hard limit"), "{message}");
+    let message = refused("c", &|spec| spec.settings.groups = vec!["no-such-group".into()]);
+    assert!(message.contains("no group `no-such-group`"), "{message}");
+    let message = refused("d", &|spec| spec.settings.hostname = Some("x".repeat(65)));
+    assert!(message.contains("set the host name to `xxx"), "{message}");
+    let missing = FileSource::Path("/no/such/token".into());
+    let missing = file(true, "token", "/run/secrets/token", missing, 0o400);
+    let message = refused("e", &|spec| spec.files = vec![missing.clone()]);
+    assert!(message.contains("read /no/such/token for the secret token"), "{message}");
+    let forbidden = file(true, "token", "/proc/token", inline("hunter2"), 0o400);
+    let message = refused("f", &|spec| spec.files = vec![forbidden.clone()]);
+    assert!(message.contains("mount on /proc/token: this place belongs to the runtime"), "{message}");
+    assert!(!message.contains("hunter2"), "{message}");
+}
+
+#[test]
+fn limits_are_what_the_kernel_enforces() {
+    need_root!("limits_are_what_the_kernel_enforces");
+    let realm = Realm::new();
+    let mounts = Mounts::find().unwrap();
+    let mut spec = realm.shell("app", "grep Cpus_allowed_list /proc/self/status; sleep 1000");
+    spec.limits.memory_bytes = Some(64 << 20);
+    spec.limits.memory_reservation_bytes = Some(32 << 20);
+    spec.limits.memory_swap_bytes = Some(96 << 20);
+    spec.limits.cpu_shares = Some(2048);
+    spec.limits.cpuset = Some(CpuSet("0".into()));
+    let Found::Running(running) = runtime::start(&realm.layout, &spec, Path::new(PALISADE)).unwrap() else {
+        panic!("{}", realm.log(&spec))
+    };
+    eventually("its processors", || realm.log(&spec).contains("Cpus_allowed_list:\t0\n").then_some(()));
+    let path = realm.layout.instance_cgroup(&spec.id);
+    let read = |controller: &str, v1: &str, v2: &str| {
+        let v2 = mounts.v2.join(&path).join(v2);
+        let file = if v2.exists() { v2 } else { mounts.v1(controller).unwrap().join(&path).join(v1) };
+        std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display())).trim().to_owned()
+    };
+    assert_eq!(read("memory", "memory.limit_in_bytes", "memory.max"), (64 << 20).to_string());
+    assert_eq!(read("memory", "memory.soft_limit_in_bytes", "memory.low"), (32 << 20).to_string());
+    let v1 = !mounts.v2.join(&path).join("memory.max").exists();
+    let swap = read("memory", "memory.memsw.limit_in_bytes", "memory.swap.max");
+    assert_eq!(swap, (if v1 { 96 << 20 } else { 32 << 20 }).to_string());
+    let shares = read("cpu", "cpu.shares", "cpu.weight");
+    assert!(["2048", "174"].contains(&shares.as_str()), "{shares}");
+    runtime::stop(&realm.layout, &spec, &running).unwrap();
+    // Lifted again, in the same cgroup.
+    spec.limits = Default::default();
+    let (read, spec) = (read, spec);
+    let Found::Running(running) = runtime::start(&realm.layout, &spec, Path::new(PALISADE)).unwrap() else {
+        panic!("{}", realm.log(&spec))
+    };
+    assert_ne!(read("memory", "memory.limit_in_bytes", "memory.max"), (64 << 20).to_string());
+    assert_ne!(read("memory", "memory.soft_limit_in_bytes", "memory.low"), (32 << 20).to_string());
+    assert!(["1024", "100"].contains(&read("cpu", "cpu.shares", "cpu.weight").as_str()));
+    runtime::stop(&realm.layout, &spec, &running).unwrap();
+    let mut impossible = spec.clone();
+    impossible.limits.cpuset = Some(CpuSet("4095".into()));
+    assert!(refusal(&realm, &impossible).contains("cpuset.cpus"), "{}", refusal(&realm, &impossible));
+    runtime::remove(&realm.layout, &spec.id).unwrap();
+    Cgroup::of_realm(&realm.layout).unwrap().remove().unwrap();
+    assert!(!mounts.v2.join(&realm.layout.realm).exists());
+    if let Some(cpuset) = mounts.v1("cpuset") {
+        assert!(!cpuset.join(&realm.layout.realm).exists(), "the cpuset hierarchy is cleaned up too");
+    }
+}
