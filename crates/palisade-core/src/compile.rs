@@ -571,6 +571,79 @@ mod tests {
     }
 
     #[test]
+    fn a_link_names_whom_one_may_reach_for_its_own_service_only() {
+        let link = |to: &str, alias: &str| at(crate::stack::Link { service: name(to), alias: alias.into() });
+        let mut app = service("app");
+        app.links = vec![link("db", "database"), link("db", "db")];
+        let compiled_one = compiled(&stack([app.clone(), service("db")])).unwrap();
+        assert_eq!(hosts(&compiled_one, "app"), ["app=127.77.1.0", "db=127.77.2.0", "database=127.77.2.0"]);
+        assert_eq!(hosts(&compiled_one, "db"), ["app=127.77.1.0", "db=127.77.2.0"]);
+        let mut db = service("db");
+        db.networks = BTreeSet::from(["back".into()]);
+        let ids = |stack| compiled(&stack).unwrap_err().iter().map(|f| f.message.clone()).collect::<Vec<_>>();
+        let far = ids(stack([app.clone(), db]));
+        assert_eq!(far, ["it is linked to db, which it can't reach: they share no network"; 2]);
+        app.connect = Some(Vec::new());
+        assert!(ids(stack([app, service("db")]))[0].ends_with("its x-palisade.connect doesn't have it"));
+    }
+
+    #[test]
+    fn a_name_server_of_its_own_is_let_through_or_refused_with_what_to_do() {
+        let with = |egress: Egress, servers: &[&str], change: &dyn Fn(&mut Service)| {
+            let mut app = service("app");
+            app.egress = egress;
+            let servers = servers.iter().map(|server| server.parse().unwrap()).collect();
+            app.settings.dns = Some(Dns { servers, ..Dns::default() });
+            change(&mut app);
+            match compiled(&stack([app])) {
+                Ok(compiled) => {
+                    let servers = compiled.policy.services[0].resolvers.iter().map(ToString::to_string);
+                    servers.collect::<Vec<_>>().join(" ")
+                }
+                Err(findings) => findings.iter().filter_map(|f| f.remedy.clone()).collect::<Vec<_>>().join("; "),
+            }
+        };
+        let rule = |port, prefix_len| {
+            let network = "192.0.2.0".parse().unwrap();
+            Egress::Only(vec![at(EgressRule { network, prefix_len, port, proto: None })])
+        };
+        let nothing = |_: &mut Service| {};
+        // Also one that is link-local, as clouds have it, or an address of the host.
+        assert_eq!(with(Egress::All, &["169.254.169.253", "192.0.2.53"], &nothing), "169.254.169.253 192.0.2.53");
+        let hint = "add \"192.0.2.53/32:53\" to x-palisade.egress, or take `dns` away";
+        assert_eq!(with(Egress::None, &["192.0.2.53"], &nothing), hint);
+        assert_eq!(with(rule(Some(443), 24), &["192.0.2.53"], &nothing), hint);
+        assert_eq!(with(rule(Some(53), 24), &["192.0.2.53"], &nothing), "192.0.2.53");
+        assert_eq!(with(rule(None, 28), &["192.0.2.53"], &nothing), hint);
+        assert!(with(Egress::None, &["2001:db8::53"], &nothing).starts_with("add \"[2001:db8::53]/128:53\""));
+        assert_eq!(with(Egress::None, &[], &nothing), "", "search and options alone need nobody");
+        assert!(with(Egress::All, &["127.0.0.1"], &nothing).contains("expose"));
+        assert_eq!(with(Egress::All, &["127.0.0.1"], &|app| app.expose = vec![at(tcp(53))]), "");
+        assert_eq!(with(Egress::All, &["127.0.0.1"], &|app| app.host_mode = true), "127.0.0.1");
+        assert_eq!(with(Egress::None, &["127.0.0.1"], &|app| app.host_ports = vec![at(53)]), "");
+        let isolated = |app: &mut Service| app.networks.clear();
+        assert!(with(Egress::All, &["192.0.2.53"], &isolated).contains("network_mode none"));
+    }
+
+    #[test]
+    fn without_networks_nothing_is_reached() {
+        let mut lonely = service("lonely");
+        lonely.networks.clear();
+        let policy = compiled(&stack([lonely, service("app")])).unwrap().policy;
+        assert_eq!((policy.services[0].networks, &policy.services[0].egress), (0, &EgressPolicy::None));
+    }
+
+    #[test]
+    fn a_volume_that_is_a_path_and_a_swap_limit_alone_are_refused() {
+        let mut app = service("app");
+        app.limits.memory_swap_bytes = Some(1);
+        let mut stack = stack([app]);
+        stack.volumes.insert("data".into(), Volume { name: Some("../../etc".into()), external: true });
+        let findings = compiled(&stack).unwrap_err();
+        assert_eq!(findings.iter().map(|f| f.id).collect::<Vec<_>>(), ["volume-name", "swap-limit"]);
+    }
+
+    #[test]
     fn a_grant_across_networks_gives_no_name() {
         let mut app = service("app");
         app.connect = Some(vec![grant("db", None)]);

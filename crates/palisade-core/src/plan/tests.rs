@@ -452,3 +452,125 @@ fn a_thousand_services_are_planned_in_time() {
     // Unoptimized hashing is what takes the time in a debug build.
     assert!(took_ms < if cfg!(debug_assertions) { 400 } else { 20 }, "{took_ms} ms");
 }
+
+#[test]
+fn what_is_optional_is_waited_for_and_no_reason_to_fail() {
+    let mut stack = shop();
+    for service in &mut stack.services {
+        for dependency in &mut service.depends_on {
+            dependency.value.required = dependency.value.service != name("migrate");
+        }
+    }
+    let text = planned(&stack, &empty_host()).to_string();
+    assert!(text.contains("wait until migrate.1 has exited with 0, or go on without it (app depends on it)"), "{text}");
+    assert!(text.contains("wait until db.1 is healthy, at most 24 s (migrate depends on it)"), "{text}");
+    assert_eq!(text.matches("or go on without it").count(), 1, "{text}");
+
+    // Somebody can do without it, and somebody else can't.
+    let mut stack = shop();
+    stack.services[0].depends_on[1].value.required = false;
+    let text = planned(&stack, &empty_host()).to_string();
+    assert!(!text.contains("go on without"), "the one who needs it is asked for first: {text}");
+    assert!(!stack.is_optional(&name("db")) && !stack.is_optional(&name("web")));
+}
+
+#[test]
+fn a_service_without_instances_loses_those_it_has_and_keeps_its_address() {
+    let before = shop();
+    let host = running(&before);
+    let mut stack = before.clone();
+    let db = stack.services.iter_mut().find(|service| service.name == name("db")).unwrap();
+    db.replicas = 0;
+    let address = host.addresses.address(&name("db"));
+    let plan = planned(&stack, &host);
+    let text = plan.to_string();
+    assert!(text.contains("stop db.1 (") && text.contains("remove db.1 ("), "{text}");
+    assert_eq!(plan.addresses.address(&name("db")), address);
+    let Some(Action::SetPolicy { policy, .. }) =
+        plan.steps.iter().map(|step| &step.action).find(|action| action.kind() == "set_policy")
+    else {
+        panic!("{text}")
+    };
+    let db = policy.services.iter().find(|service| service.name == name("db")).unwrap();
+    assert!(db.backends.is_empty(), "connects are refused, as there is nobody");
+}
+
+#[test]
+fn an_external_volume_must_be_there_and_is_never_deleted() {
+    let mut stack = shop();
+    let shared = crate::stack::Volume { name: Some("shared".into()), external: true };
+    stack.volumes.insert("data".into(), shared.clone());
+    let findings = plan(&stack, &empty_host(), wishes()).unwrap_err();
+    assert_eq!(findings.iter().map(|finding| finding.id).collect::<Vec<_>>(), ["volume-missing"]);
+    assert!(findings[0].to_string().contains("mkdir -p /var/lib/palisade/shop/volumes/data"), "{}", findings[0]);
+    let mut host = empty_host();
+    host.named_volumes.insert("shared".into());
+    let host = after(&planned(&stack, &host), &host);
+    let down = plan_down(&stack.project, Some(&stack), &host, true).to_string();
+    assert!(!down.contains("delete volume"), "{down}");
+
+    // With a name of its own, it is the stack's that made it, unless somebody else uses it.
+    stack.volumes.insert("data".into(), crate::stack::Volume { external: false, ..shared });
+    let plan = planned(&stack, &empty_host());
+    assert!(plan.to_string().contains("create volume shared for postgres"), "{plan}");
+    let mut host = after(&plan, &empty_host());
+    let down = |host: &Observed| plan_down(&stack.project, Some(&stack), host, true).to_string();
+    assert!(down(&host).contains("delete volume shared and its data"));
+    host.volumes_of_others.insert("shared".into());
+    assert!(!down(&host).contains("delete volume"));
+}
+
+#[test]
+fn another_content_of_a_secret_is_another_instance_and_stays_unseen() {
+    use crate::observed::FileSeen;
+    use crate::stack::{FileSource, ProvidedFile};
+    let mut stack = shop();
+    let path = PathBuf::from("/srv/token");
+    let source = FileSource::Path(path.clone());
+    let target = PathBuf::from("/run/secrets/token");
+    let secret = ProvidedFile { name: "token".into(), secret: true, target, source, uid: None, gid: None, mode: 0o444 };
+    stack.services[3].files = vec![at(secret)];
+    let with = |seen: FileSeen, host: &Observed| {
+        let mut host = host.clone();
+        host.files.insert(path.clone(), seen);
+        host
+    };
+    let readable = |digest: &str| FileSeen::Readable { digest: digest.into() };
+    let host = with(readable("one"), &empty_host());
+    let host = after(&planned(&stack, &host), &host);
+    let text = planned(&stack, &with(readable("two"), &host)).to_string();
+    assert!(text.contains("stop web.1 (changed: secret.token)"), "{text}");
+    let ids = |seen| plan(&stack, &with(seen, &host), wishes()).unwrap_err().iter().map(|f| f.id).collect::<Vec<_>>();
+    assert_eq!(ids(FileSeen::Missing), ["file-missing"]);
+    assert_eq!(ids(FileSeen::Unusable { why: "it is a directory".into() }), ["file-unusable"]);
+}
+
+#[test]
+fn every_setting_has_a_name_of_its_own_in_a_change() {
+    use crate::environment::Environment;
+    use crate::stack::{CpuSet, Dns, Hook, Ulimit};
+    let host = running(&shop());
+    let changed = |change: &dyn Fn(&mut Service)| {
+        let mut stack = shop();
+        change(&mut stack.services[3]);
+        let text = planned(&stack, &host).to_string();
+        let stop = text.lines().find(|line| line.contains("stop web.1")).unwrap_or_else(|| panic!("{text}"));
+        stop.trim().trim_start_matches("stop web.1 (changed: ").trim_end_matches(')').to_owned()
+    };
+    let hook =
+        || Hook { command: vec!["true".into()], user: None, working_dir: None, environment: Environment::default() };
+    assert_eq!(changed(&|s| s.settings.groups.push("daemon".into())), "groups");
+    let ulimit = Ulimit { soft: Some(1), hard: None };
+    assert_eq!(changed(&|s| drop(s.settings.ulimits.insert("nofile".into(), ulimit))), "ulimits");
+    assert_eq!(changed(&|s| s.settings.oom_score_adj = Some(1)), "oom_score_adj");
+    assert_eq!(changed(&|s| s.settings.hostname = Some("x".into())), "hostname");
+    assert_eq!(changed(&|s| s.settings.domainname = Some("x".into())), "domainname");
+    assert_eq!(changed(&|s| s.settings.dns = Some(Dns::default())), "dns");
+    assert_eq!(changed(&|s| s.settings.shm_bytes = Some(1)), "shm_size");
+    assert_eq!(changed(&|s| s.settings.post_start.push(hook())), "post_start");
+    assert_eq!(changed(&|s| s.settings.pre_stop.push(hook())), "pre_stop");
+    assert_eq!(changed(&|s| s.limits.memory_bytes = Some(1)), "limits.memory");
+    assert_eq!(changed(&|s| s.limits.memory_reservation_bytes = Some(1)), "limits.memory_reservation");
+    assert_eq!(changed(&|s| s.limits.cpu_shares = Some(2)), "limits.cpu_shares");
+    assert_eq!(changed(&|s| s.limits.cpuset = Some(CpuSet("0".into()))), "limits.cpuset");
+}

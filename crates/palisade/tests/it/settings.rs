@@ -4,8 +4,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use palisade_core::environment::Hidden;
-use palisade_core::instance::{InstanceFile, InstanceSpec};
-use palisade_core::stack::{CpuSet, Dns, FileSource, ProvidedFile, Ulimit};
+use palisade_core::instance::{InstanceFile, InstanceSpec, InstanceStatus, RunState};
+use palisade_core::stack::{CpuSet, Dns, FileSource, Hook, ProvidedFile, Restart, Ulimit};
+use palisade_host::agent::{self, Client};
 use palisade_host::cgroup::{Cgroup, Mounts};
 use palisade_host::runtime::{self, Exit, Found};
 
@@ -291,4 +292,69 @@ fn limits_are_what_the_kernel_enforces() {
     if let Some(cpuset) = mounts.v1("cpuset") {
         assert!(!cpuset.join(&realm.layout.realm).exists(), "the cpuset hierarchy is cleaned up too");
     }
+}
+
+fn hook(script: &str) -> Hook {
+    Hook {
+        command: vec!["/bin/sh".into(), "-c".into(), script.into()],
+        user: None,
+        working_dir: None,
+        environment: Default::default(),
+    }
+}
+
+fn status(client: &mut Client, spec: &InstanceSpec) -> InstanceStatus {
+    client.status().unwrap().into_iter().find(|status| status.id == spec.id).expect("a status")
+}
+
+#[test]
+fn hooks_run_inside_before_it_counts_as_started_and_before_it_is_told_to_stop() {
+    need_root!("hooks_run_inside_before_it_counts_as_started_and_before_it_is_told_to_stop");
+    let realm = Realm::new();
+    let mut client = agent::ensure(&realm.layout, Path::new(PALISADE)).unwrap();
+    let mut spec = realm.shell("app", "trap 'echo told to stop; exit 0' TERM; while :; do sleep 0.02; done");
+    spec.process.user = Some("nobody".into());
+    spec.environment.insert("OF_SERVICE".into(), "one".into());
+    let mut second = hook("id -un; pwd; echo $OF_SERVICE $OF_HOOK");
+    second.user = Some("daemon".into());
+    second.working_dir = Some("/usr".into());
+    second.environment.insert("OF_HOOK".into(), "two".into());
+    spec.settings.post_start = vec![hook("while ! test -e /tmp/go; do sleep 0.02; done; id -un"), second];
+    spec.settings.pre_stop = vec![hook("echo before the stop; exit 3")];
+    client.start(&spec).unwrap();
+    let starting = status(&mut client, &spec);
+    assert_eq!(starting.state, RunState::Starting, "its hooks aren't through");
+    std::fs::write(format!("/proc/{}/root/tmp/go", starting.pid.unwrap()), "").unwrap();
+    eventually("it runs", || (status(&mut client, &spec).state == RunState::Running).then_some(()));
+    client.stop(&spec.id).unwrap();
+    let log = realm.log(&spec);
+    let lines: Vec<_> = log.lines().map(|line| line.splitn(3, ' ').nth(2).unwrap_or(line)).collect();
+    assert_eq!(lines, ["nobody", "daemon", "/usr", "one two", "before the stop", "told to stop"]);
+    let events = std::fs::read_to_string(realm.layout.events()).unwrap();
+    assert!(events.contains("its pre_stop hook 1 (`/bin/sh`) exited with 3"), "{events}");
+    assert!(!events.contains("OF_HOOK"), "no arguments: {events}");
+
+    // One that fails ends the service, however well that takes it, and nobody starts it again.
+    spec.settings.post_start = vec![hook("echo cannot >&2; exit 7"), hook("echo never")];
+    spec.restart = Restart::Always;
+    client.start(&spec).unwrap();
+    let failed = eventually("its end", || {
+        Some(status(&mut client, &spec)).filter(|status| matches!(status.state, RunState::Exited { .. }))
+    });
+    assert_eq!(failed.state, RunState::Exited { code: 7 });
+    assert_eq!(failed.hook_failure.as_deref(), Some("its post_start hook 1 (`/bin/sh`) exited with 7"));
+    let log = realm.log(&spec);
+    assert!(log.contains("cannot") && !log.contains("never"), "{log}");
+    assert_eq!(log.matches("before the stop").count(), 1, "what never started isn't prepared for its stop");
+
+    // One that never ends uses up the grace period; the signal comes all the same.
+    spec.settings.post_start.clear();
+    spec.settings.pre_stop = vec![hook("sleep 1000")];
+    spec.stop_grace_ms = 200;
+    client.start(&spec).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    client.stop(&spec.id).unwrap();
+    assert_eq!(realm.log(&spec).matches("told to stop").count(), 3);
+    client.remove(&spec.id).unwrap();
+    client.shutdown().unwrap();
 }
