@@ -293,7 +293,13 @@ impl<'a> Assembler<'a> {
             return;
         };
         match dotenv::parse(text, &|name| known.get(name).or_else(|| all.get(name).cloned())) {
-            Ok(variables) => all.extend(variables.into_iter().filter_map(|(name, value)| Some((name, value?)))),
+            Ok(lines) => {
+                for warning in lines.warnings {
+                    let message = format!("line {} of {name}: {}", warning.line, warning.what);
+                    self.sink.push(Diagnostic::warning("unset-variable", message));
+                }
+                all.extend(lines.variables.into_iter().filter_map(|(name, value)| Some((name, value?))));
+            }
             Err(problems) => {
                 for problem in problems {
                     let message = format!("line {} of {name}: {}", problem.line, problem.what);
@@ -417,3 +423,6 @@ impl std::ops::Index<FileId> for Origins {
         &self.0[file.index()]
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -44,9 +44,16 @@ pub(crate) type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// Fills in the variables of a value.
 pub(crate) fn expand(source: &str, lookup: Lookup<'_>) -> Result<Expanded, Problem> {
-    let mut expander = Expander { source, at: 0, lookup, unset: Vec::new() };
-    let text = expander.text(false, true, 0)?;
-    Ok(Expanded { text, unset: expander.unset })
+    let whole = |balanced: bool| {
+        let mut expander = Expander { source, at: 0, lookup, unset: Vec::new(), balanced };
+        let text = expander.text(false, true, 0)?;
+        Ok(Expanded { text, unset: expander.unset })
+    };
+    // A default like `{"a": 1}` brings braces of its own. When they don't fit together, the first `}` ends it.
+    match whole(true) {
+        Err(Problem { kind: ProblemKind::Unclosed, .. }) => whole(false),
+        result => result,
+    }
 }
 
 struct Expander<'a> {
@@ -54,6 +61,8 @@ struct Expander<'a> {
     at: usize,
     lookup: Lookup<'a>,
     unset: Vec<String>,
+    /// Plain braces inside `${…}` come in pairs.
+    balanced: bool,
 }
 
 impl Expander<'_> {
@@ -69,8 +78,10 @@ impl Expander<'_> {
     /// variable that exists) is read for its syntax only: a variable in it may be missing.
     fn text(&mut self, in_braces: bool, used: bool, depth: usize) -> Result<String, Problem> {
         let mut text = String::new();
+        let mut open = 0_usize;
+        let stops: &[char] = if in_braces && self.balanced { &['$', '}', '{'] } else { &['$', '}'] };
         loop {
-            let stop = self.rest().find(['$', '}']).unwrap_or(self.rest().len());
+            let stop = self.rest().find(stops).unwrap_or(self.rest().len());
             if used {
                 text.push_str(&self.source[self.at..self.at + stop]);
             }
@@ -80,9 +91,10 @@ impl Expander<'_> {
             }
             match self.rest().as_bytes() {
                 [] => return Ok(text),
-                [b'}', ..] if in_braces => return Ok(text),
-                [b'}', ..] => {
-                    text.push('}');
+                [b'}', ..] if in_braces && open == 0 => return Ok(text),
+                [brace @ (b'{' | b'}'), ..] => {
+                    open = if *brace == b'{' { open + 1 } else { open.saturating_sub(1) };
+                    text.push(char::from(*brace));
                     self.at += 1;
                 }
                 [b'$', b'$', ..] => {
@@ -212,6 +224,13 @@ mod tests {
             ("$DOLLAR", "$SET"),
             ("${SET:-${NO:?not looked at}}", "value"),
             ("ü${SET}ü", "üvalueü"),
+            (r#"${NO:-{"a":{"b":1}}}x"#, r#"{"a":{"b":1}}x"#),
+            (r#"${SET:-{"a":1}}x"#, "valuex"),
+            ("${NO:-{}}", "{}"),
+            ("${NO:-{}", "{"),
+            ("${NO:-{${SET}}}", "{value}"),
+            ("${NO-a$$b}", "a$b"),
+            ("$SET$SET.$_x${SET}", "valuevalue.value"),
         ] {
             expands(source, to);
         }

@@ -137,7 +137,7 @@ pub fn variables(files: &[InputFile<'_>], environment: &BTreeMap<String, String>
         let text = String::from_utf8_lossy(file.contents);
         let known = |name: &str| environment.get(name).or_else(|| all.get(name)).cloned();
         let read = dotenv::parse(&text, &known).unwrap_or_default();
-        all.extend(read.into_iter().filter_map(|(name, value)| Some((name, value?))));
+        all.extend(read.variables.into_iter().filter_map(|(name, value)| Some((name, value?))));
     }
     all
 }

@@ -166,12 +166,19 @@ impl Reader<'_> {
     pub(crate) fn environment(&mut self, fields: &mut Fields<'_>, service: &mut FileService, inputs: &LoadInputs<'_>) {
         if let Some(node) = fields.value("env_file") {
             for item in self.one_or_list(node, "`env_file`").unwrap_or_default() {
-                let (path, required) = match &item.data {
+                let (path, required, raw) = match &item.data {
                     Data::Map(_) => {
                         let Some(mut fields) = self.fields(item, &keys::ENV_FILE) else { continue };
                         let path = fields.value("path").cloned();
                         let required =
                             fields.value("required").is_none_or(|n| self.bool(n, "`required`").unwrap_or(true));
+                        let hint = "leave it out for the usual one, with quotes and variables";
+                        let format = fields.value("format");
+                        let raw = format.and_then(|node| {
+                            self.parsed(node, "a format of `env_file`: the only one is `raw`", hint, |text| {
+                                (text == "raw").then_some(())
+                            })
+                        });
                         fields.finish();
                         let Some(path) = path else {
                             self.push(
@@ -179,13 +186,13 @@ impl Reader<'_> {
                             );
                             continue;
                         };
-                        (path, required)
+                        (path, required, raw.is_some())
                     }
-                    _ => (item.clone(), true),
+                    _ => (item.clone(), true, false),
                 };
                 let Some(path) = self.text(&path, "a path") else { continue };
                 let full = self.path(&path.value, path.span);
-                self.env_file(&path.quoted(), path.span, &full, required, inputs, &mut service.environment);
+                self.env_file(&path.quoted(), path.span, &full, (required, raw), inputs, &mut service.environment);
             }
         }
         let Some(node) = fields.value("environment") else { return };
@@ -241,7 +248,7 @@ impl Reader<'_> {
         shown: &str,
         span: Span,
         path: &std::path::Path,
-        required: bool,
+        (required, raw): (bool, bool),
         inputs: &LoadInputs<'_>,
         environment: &mut BTreeMap<String, String>,
     ) {
@@ -264,9 +271,17 @@ impl Reader<'_> {
                 return;
             }
         };
-        match dotenv::parse(&text, &|name| self.origin(span).variables.get(name)) {
-            Ok(variables) => {
-                for (name, value) in variables {
+        let read = match raw {
+            true => dotenv::raw(&text),
+            false => dotenv::parse(&text, &|name| self.origin(span).variables.get(name)),
+        };
+        match read {
+            Ok(lines) => {
+                for warning in lines.warnings {
+                    let message = format!("line {} of the `env_file` {shown}: {}", warning.line, warning.what);
+                    self.push(Diagnostic::warning("unset-variable", message).at(span, ""));
+                }
+                for (name, value) in lines.variables {
                     self.set(environment, &name, value, span);
                 }
             }

@@ -84,7 +84,7 @@ pub static ENV_FILE: Section = same_by(
     &[
         yes("path", PATH, "relative to the file's directory"),
         yes("required", BOOL, "`false`: may be missing"),
-        soon("format", TEXT, "`raw`: values are taken as they are, without quotes and variables"),
+        yes("format", TEXT, "`raw`: values are taken as they are, without quotes and variables"),
     ],
 );
 
