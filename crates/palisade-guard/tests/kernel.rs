@@ -327,3 +327,33 @@ for i in range(400):
 print(sorted(seen))";
     assert_eq!(scratch.python(&app, script), "[1, 2, 3, 4, 5, 6]");
 }
+
+#[test]
+fn a_name_server_of_its_own_is_asked_by_that_service_alone_and_for_names_only() {
+    let Some(scratch) = Scratch::new("resolvers") else { return };
+    let guard = scratch.guard();
+    let (own, other) = (scratch.instance("own.1"), scratch.instance("other.1"));
+    guard.attach(&own, instance(0)).unwrap();
+    guard.attach(&other, instance(1)).unwrap();
+    let mut asking = service("own", 0);
+    asking.resolvers = vec!["169.254.169.253".parse().unwrap(), "203.0.113.1".parse().unwrap()];
+    let mut closed = service("other", 1);
+    guard.set_host_addresses(&["203.0.113.1".parse().unwrap()]).unwrap();
+    // A refusal by the guard is EPERM; whatever else the kernel says, the guard let it through.
+    let ask = |to: &str, port: u16| {
+        format!(
+            "import socket\ns=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\ntry: s.connect(('{to}',{port})); print('passed')\nexcept PermissionError: print('refused')\nexcept OSError: print('passed')"
+        )
+    };
+    for egress in [EgressPolicy::All, EgressPolicy::None] {
+        asking.egress = egress.clone();
+        closed.egress = egress;
+        guard.set_policy(&policy(vec![asking.clone(), closed.clone()])).unwrap();
+        for server in ["169.254.169.253", "203.0.113.1"] {
+            assert_eq!(scratch.python(&own, &ask(server, 53)), "passed", "{server}");
+            assert_eq!(scratch.python(&own, &ask(server, 80)), "refused", "{server} for something else");
+            assert_eq!(scratch.python(&other, &ask(server, 53)), "refused", "{server} for another service");
+        }
+        assert_eq!(scratch.python(&own, &ask("169.254.169.254", 53)), "refused", "another link-local address");
+    }
+}

@@ -14,6 +14,7 @@ use palisade_core::policy::Mode;
 use palisade_core::stack::Stack;
 use palisade_host::firewall::Firewall;
 use palisade_host::layout::Layout;
+use palisade_host::volumes;
 use serde::Serialize;
 
 use crate::cli::{Format, StackArgs};
@@ -85,6 +86,7 @@ fn uninterrupted() -> Result<(), Failure> {
 
 fn play(scene: &Scene, stack: &Stack) -> Result<Report, Failure> {
     let layout = &scene.layout;
+    make_external_volumes(layout, stack)?;
     let began = Instant::now();
     eprintln!("The scratch host is ready; bringing {} up on it", stack.project);
     if up::bring_up(layout, stack, Mode::Enforce, true)? == Answer::No {
@@ -120,6 +122,18 @@ fn play(scene: &Scene, stack: &Stack) -> Result<Report, Failure> {
         peers,
         attacks,
     })
+}
+
+/// The scratch host has none of the real one's volumes: those that belong to somebody else are empty ones. They go
+/// with the scratch host.
+fn make_external_volumes(layout: &Layout, stack: &Stack) -> Result<(), Failure> {
+    for (key, volume) in stack.volumes.iter().filter(|(_, volume)| volume.external) {
+        let folder = volumes::folder(layout, key, volume);
+        let made = std::fs::create_dir_all(&folder);
+        made.map_err(|error| Failure::new(format!("can't make {} for the rehearsal", folder.display()), error))?;
+        eprintln!("The external volume {key} is an empty one in the rehearsal");
+    }
+    Ok(())
 }
 
 /// Does something while the scratch host has no firewall, and puts it back.
