@@ -3,6 +3,7 @@
 mod agent;
 mod attacks;
 mod bad_days;
+mod files;
 mod learn;
 mod rehearse;
 mod runtime;
