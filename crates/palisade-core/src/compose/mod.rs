@@ -142,6 +142,16 @@ pub fn variables(files: &[InputFile<'_>], environment: &BTreeMap<String, String>
     all
 }
 
+/// A file that is both included and extended is read for each; what is wrong with it is told once.
+fn once(diagnostics: Vec<Diagnostic>, sources: &SourceMap) -> Vec<Diagnostic> {
+    let mut told = std::collections::HashSet::new();
+    let place = |diagnostic: &Diagnostic| diagnostic.primary.as_ref().map(|label| sources.place(label.span));
+    let new = |diagnostic: &Diagnostic| told.insert((diagnostic.id, diagnostic.message.clone(), place(diagnostic)));
+    let mut diagnostics = diagnostics;
+    diagnostics.retain(new);
+    diagnostics
+}
+
 /// Reads Compose files and settles what they mean.
 pub fn load(inputs: &LoadInputs<'_>) -> Result<Loaded, Box<Rejected>> {
     let mut sources = SourceMap::default();
@@ -162,7 +172,7 @@ pub fn load(inputs: &LoadInputs<'_>) -> Result<Loaded, Box<Rejected>> {
     }
     let stack = file.filter(|_| !sink.has_errors()).map(|file| settle::settle(file, &sources));
     sources.mask(&masked);
-    let diagnostics = sink.finish();
+    let diagnostics = once(sink.finish(), &sources);
     match stack {
         Some(stack) => Ok(Loaded { stack, diagnostics, sources }),
         None => {

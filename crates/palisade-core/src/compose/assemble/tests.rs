@@ -356,3 +356,13 @@ fn no_message_shows_a_value_of_a_file_that_is_brought_in_or_overridden() {
     assert!(said.contains("PASSWORD: *******") && said.contains("P=*******$X********"), "{said}");
     assert!(!said.contains("hunter2"), "{said}");
 }
+
+#[test]
+fn what_is_wrong_with_a_file_is_told_once_however_often_it_is_used() {
+    let main = "include: [b.yaml]\nservices: {a: {extends: {file: b.yaml, service: b}}, x: {imgae: x}}\n";
+    let said = said(
+        &Given::default(),
+        &[("compose.yaml", main), ("b.yaml", "services: {b: {image: 'b:1', environment: {V: $NOT_SET}}}\n")],
+    );
+    assert_eq!(said.matches("`NOT_SET` is not set").count(), 1, "{said}");
+}
