@@ -162,9 +162,7 @@ pub fn load(inputs: &LoadInputs<'_>) -> Result<Loaded, Box<Rejected>> {
         let mut reader = read::Reader::new(&assembled.origins, &sources, std::mem::take(&mut sink));
         let file = reader.file(&assembled.root, inputs, assembled.project);
         reader.form_only(&assembled.inactive, inputs);
-        let (told, more) = reader.finish();
-        sink = told;
-        masked.extend(more);
+        sink = reader.finish();
         file
     });
     if let Some(file) = &file {

@@ -202,22 +202,14 @@ impl Reader<'_> {
                     if entry.value.is_null() {
                         self.set(&mut service.environment, &entry.key, None, entry.key_span);
                     } else if let Some(text) = self.text(&entry.value, "a variable of the environment") {
-                        if text.quoted() == quoted(&text.value) {
-                            self.masked.push(text.span);
-                        }
                         self.set(&mut service.environment, &entry.key, Some(text.value), entry.key_span);
                     }
                 }
             }
             _ => {
                 for text in self.texts(node, "`environment`").unwrap_or_default() {
-                    let literal = text.quoted() == quoted(&text.value);
                     match text.value.split_once('=') {
                         Some((name, value)) => {
-                            if literal && !value.is_empty() {
-                                let start = name.len() + 1;
-                                self.masked.push(self.part(&text.value, text.span, start, start + value.len()));
-                            }
                             self.set(&mut service.environment, name, Some(value.to_owned()), text.span);
                         }
                         None => self.set(&mut service.environment, &text.value, None, text.span),

@@ -17,8 +17,6 @@ pub(crate) struct Reader<'a> {
     pub(crate) sink: Sink,
     /// Keys without effect: where each stands first, and how often.
     idle: Vec<(&'static str, &'static str, Span, usize)>,
-    /// Values that no message may show.
-    pub(crate) masked: Vec<Span>,
 }
 
 /// A single value, variables filled in.
@@ -73,7 +71,7 @@ impl<'n> Fields<'n> {
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(origins: &'a Origins, sources: &'a SourceMap, sink: Sink) -> Self {
-        Self { origins, sources, sink, idle: Vec::new(), masked: Vec::new() }
+        Self { origins, sources, sink, idle: Vec::new() }
     }
 
     pub(crate) fn push(&mut self, diagnostic: Diagnostic) {
@@ -81,7 +79,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Ends reading: tells about the keys that have no effect, each once.
-    pub(crate) fn finish(mut self) -> (Sink, Vec<Span>) {
+    pub(crate) fn finish(mut self) -> Sink {
         for (name, why, span, count) in std::mem::take(&mut self.idle) {
             let times = match count {
                 1 => String::new(),
@@ -92,7 +90,7 @@ impl<'a> Reader<'a> {
                 Diagnostic::note("no-effect", format!("{} has no effect{times}: {why}", quoted(name))).at(span, ""),
             );
         }
-        (self.sink, self.masked)
+        self.sink
     }
 
     /// The keys of a mapping, checked against the table.
