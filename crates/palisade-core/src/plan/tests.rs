@@ -561,7 +561,7 @@ fn every_setting_has_a_name_of_its_own_in_a_change() {
         || Hook { command: vec!["true".into()], user: None, working_dir: None, environment: Environment::default() };
     assert_eq!(changed(&|s| s.settings.groups.push("daemon".into())), "groups");
     let ulimit = Ulimit { soft: Some(1), hard: None };
-    assert_eq!(changed(&|s| drop(s.settings.ulimits.insert("nofile".into(), ulimit))), "ulimits");
+    assert_eq!(changed(&|s| s.settings.ulimits = [("nofile".to_owned(), ulimit)].into()), "ulimits");
     assert_eq!(changed(&|s| s.settings.oom_score_adj = Some(1)), "oom_score_adj");
     assert_eq!(changed(&|s| s.settings.hostname = Some("x".into())), "hostname");
     assert_eq!(changed(&|s| s.settings.domainname = Some("x".into())), "domainname");
