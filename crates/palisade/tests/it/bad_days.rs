@@ -84,7 +84,7 @@ fn files_that_are_wrong() {
     );
     up_fails(&host, "service_name", 2, &file(&[service("web server", "")]));
     up_fails(&host, "not_yaml", 2, "name: shop\nservices:\n  web: [1, 2\n    image: x\n");
-    up_fails(&host, "needs_an_engine", 2, "services:\n  web: { image: nginx }\n");
+    up_fails(&host, "needs_an_engine", 3, "services:\n  web: { image: nginx }\n");
     let bomb = (1..9).fold("x-0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned(), |text, n| {
         let inner = [format!("*a{}", n - 1).as_str(); 10].join(",");
         format!("{text}x-{n}: &a{n} [{inner}]\n")
