@@ -270,7 +270,7 @@ fn distinct<'n>(
 }
 
 /// A list of names as a mapping from them.
-fn listed_names(node: &Rc<Node>, section: &'static Section) -> Rc<Node> {
+pub(crate) fn listed_names(node: &Rc<Node>, section: &'static Section) -> Rc<Node> {
     let Data::List(items) = &node.data else { return Rc::clone(node) };
     let mut entries: Vec<Entry> = Vec::with_capacity(items.len());
     let mut seen = std::collections::HashSet::new();
@@ -299,7 +299,7 @@ fn listed_names(node: &Rc<Node>, section: &'static Section) -> Rc<Node> {
 }
 
 /// `build: path` as `build: {context: path}`.
-fn build_context(node: &Rc<Node>) -> Rc<Node> {
+pub(crate) fn build_context(node: &Rc<Node>) -> Rc<Node> {
     if !matches!(node.data, Data::Scalar(_)) {
         return Rc::clone(node);
     }
@@ -352,7 +352,7 @@ fn pair_of(item: &Rc<Node>) -> Option<Entry> {
 }
 
 /// `extra_hosts` of any form as a list of `name=address`.
-fn hosts_of(node: &Node) -> Option<Vec<Rc<Node>>> {
+pub(crate) fn hosts_of(node: &Node) -> Option<Vec<Rc<Node>>> {
     let entries = match &node.data {
         Data::List(items) => return Some(items.clone()),
         Data::Map(entries) => entries,
@@ -413,7 +413,7 @@ pub(crate) fn identity(item: &Node, section: &'static Section) -> Option<String>
 }
 
 /// The address, port of the host, port and protocol of a short form, as far as they are there.
-fn split_port(text: &str) -> (Option<&str>, Option<&str>, &str, Option<&str>) {
+pub(crate) fn split_port(text: &str) -> (Option<&str>, Option<&str>, &str, Option<&str>) {
     let (rest, protocol) = text.rsplit_once('/').map_or((text, None), |(rest, protocol)| (rest, Some(protocol)));
     let (host, target) = rest.rsplit_once(':').map_or((None, rest), |(host, target)| (Some(host), target));
     let (ip, published) = match host.and_then(|host| host.rsplit_once(':')) {
@@ -431,7 +431,7 @@ fn mapped_target(text: &str) -> &str {
 }
 
 /// A path without needless slashes and dots.
-fn clean(path: &str) -> String {
+pub(crate) fn clean(path: &str) -> String {
     let parts: Vec<_> = path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
     format!("{}{}", if path.starts_with('/') { "/" } else { "" }, parts.join("/"))
 }

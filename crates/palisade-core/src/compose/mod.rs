@@ -13,6 +13,7 @@ use crate::names::ProjectName;
 use crate::stack::Stack;
 
 mod assemble;
+pub mod canonical;
 mod capabilities;
 mod dotenv;
 mod extends;
@@ -34,6 +35,7 @@ mod settle;
 mod suggest;
 mod units;
 mod validate;
+mod words;
 mod yaml;
 
 pub use file::{
