@@ -80,6 +80,12 @@ pub(crate) enum Verb {
         #[arg(long, default_value = "text")]
         format: Format,
     },
+    /// Print all files as one: merged, variables filled in, short forms written out
+    ///
+    /// It is a view of the files in the shape of `docker compose config`: what Palisade refuses is printed, too, with
+    /// an error about it on standard error. Files with mistakes of form are not. Values that look like secrets are
+    /// `***`: variables, arguments and options whose names say so, passwords in URLs, and the content of configs.
+    Config(ConfigArgs),
     /// Show what `up` would change, each step with its cause; exit code 1 if there is something
     Plan {
         /// Text for people, JSON for programs
@@ -143,6 +149,44 @@ pub(crate) enum Verb {
         #[arg(long, default_value = "text")]
         format: Format,
     },
+}
+
+/// Options of `config`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ConfigArgs {
+    /// YAML as in the file, JSON for programs
+    #[arg(long, default_value = "yaml")]
+    pub(crate) format: ModelFormat,
+    /// Only the names of services, one a line
+    #[arg(long, group = "list")]
+    pub(crate) services: bool,
+    /// Only the names of volumes
+    #[arg(long, group = "list")]
+    pub(crate) volumes: bool,
+    /// Only the names of profiles, also of those that are not asked for
+    #[arg(long, group = "list")]
+    pub(crate) profiles: bool,
+    /// Only the names of images
+    #[arg(long, group = "list")]
+    pub(crate) images: bool,
+    /// Print nothing but mistakes
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Write to this file, which only its owner may read
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Show secrets
+    #[arg(long)]
+    pub(crate) show_secrets: bool,
+}
+
+/// Of the canonical model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ModelFormat {
+    /// As in the file.
+    Yaml,
+    /// For programs.
+    Json,
 }
 
 /// Options of `up`.

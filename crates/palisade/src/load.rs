@@ -6,11 +6,12 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
+use palisade_core::compose::canonical::{self, Value, View};
 use palisade_core::compose::{self, FILE_BYTES_MAX, Files, InputFile, LoadInputs, ReadError, Rejected};
 use palisade_core::diagnostic::{Diagnostic, SourceMap, Style, render_all};
 use palisade_core::names::ProjectName;
 use palisade_core::stack::Stack;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::cli::StackArgs;
 use crate::exit::Failure;
@@ -44,7 +45,7 @@ impl Loaded {
         eprint!("{}", render_all(&self.diagnostics, &self.sources, style()));
     }
     /// Warnings and notes for programs.
-    pub(crate) fn warnings_json(&self) -> Value {
+    pub(crate) fn warnings_json(&self) -> serde_json::Value {
         to_json(&self.diagnostics, &self.sources)
     }
 }
@@ -61,7 +62,7 @@ impl Unusable {
         })
     }
     /// The mistakes for programs, if there is a file.
-    pub(crate) fn to_json(&self) -> Option<Value> {
+    pub(crate) fn to_json(&self) -> Option<serde_json::Value> {
         match self {
             Self::Rejected(rejected) => Some(to_json(&rejected.diagnostics, &rejected.sources)),
             Self::NoFile(_) => None,
@@ -71,6 +72,27 @@ impl Unusable {
 
 /// Reads the stack that is meant.
 pub(crate) fn load(args: &StackArgs) -> Result<Loaded, Unusable> {
+    let (loaded, warnings) = with_inputs(args, compose::load)?;
+    Ok(Loaded {
+        stack: loaded.stack,
+        diagnostics: warnings.into_iter().chain(loaded.diagnostics).collect(),
+        sources: loaded.sources,
+    })
+}
+
+/// The files that are meant, written out as one; what is to be said about them stands on standard error.
+pub(crate) fn canonical(args: &StackArgs, view: View) -> Result<Value, Unusable> {
+    let (canonical, warnings) = with_inputs(args, |inputs| canonical::canonical(inputs, view))?;
+    let diagnostics: Vec<_> = warnings.into_iter().chain(canonical.diagnostics).collect();
+    eprint!("{}", render_all(&diagnostics, &canonical.sources, style()));
+    Ok(canonical.model)
+}
+
+/// Finds and reads the files and has them read as Compose files. With the result come warnings about the search.
+fn with_inputs<T>(
+    args: &StackArgs,
+    read_files: impl FnOnce(&LoadInputs<'_>) -> Result<T, Box<Rejected>>,
+) -> Result<(T, Vec<Diagnostic>), Unusable> {
     let here = std::env::current_dir()
         .map_err(|error| Unusable::NoFile(format!("error: the current folder can't be read: {error}")))?;
     // A variable that isn't text can't be written in a Compose file either.
@@ -101,13 +123,10 @@ pub(crate) fn load(args: &StackArgs) -> Result<Loaded, Unusable> {
         env_files: &env_files,
         others: &Disk { here },
     };
-    let with_warnings = |told: Vec<Diagnostic>| warnings.into_iter().chain(told).collect();
-    match compose::load(&inputs) {
-        Ok(loaded) => {
-            Ok(Loaded { stack: loaded.stack, diagnostics: with_warnings(loaded.diagnostics), sources: loaded.sources })
-        }
+    match read_files(&inputs) {
+        Ok(result) => Ok((result, warnings)),
         Err(mut rejected) => {
-            rejected.diagnostics = with_warnings(std::mem::take(&mut rejected.diagnostics));
+            rejected.diagnostics = warnings.into_iter().chain(std::mem::take(&mut rejected.diagnostics)).collect();
             Err(Unusable::Rejected(rejected))
         }
     }
@@ -169,7 +188,7 @@ fn style() -> Style {
     Style { color, width: 120 }
 }
 
-fn to_json(diagnostics: &[Diagnostic], sources: &SourceMap) -> Value {
+fn to_json(diagnostics: &[Diagnostic], sources: &SourceMap) -> serde_json::Value {
     let one = |diagnostic: &Diagnostic| {
         let place = diagnostic.primary.as_ref().map(|label| sources.place(label.span));
         json!({

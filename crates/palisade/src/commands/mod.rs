@@ -3,6 +3,7 @@
 //! A verb reads the host, asks the core what to do or say, and prints; it decides nothing that the core could.
 
 pub(crate) mod check;
+pub(crate) mod config;
 pub(crate) mod down;
 pub(crate) mod events;
 pub(crate) mod learn;
@@ -31,6 +32,7 @@ use crate::state::{Lock, LockError};
 pub(crate) fn run(cli: Cli) -> Result<Answer, Failure> {
     match cli.verb {
         Verb::Check { format } => check::run(&cli.stack, format),
+        Verb::Config(args) => config::run(&cli.stack, &args),
         Verb::Plan { format } => plan::run(&cli.stack, format),
         Verb::Up(args) => up::run(&cli.stack, args),
         Verb::Down { volumes, yes } => down::run(&cli.stack, volumes, yes),

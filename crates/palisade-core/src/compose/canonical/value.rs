@@ -240,7 +240,7 @@ mod tests {
         let file = sources.add("t", text).unwrap();
         let (documents, problems) = yaml::parse(text, file);
         assert!(problems.is_empty(), "{text}: {problems:?}");
-        super::super::generic(&documents[0])
+        super::super::generic(&documents.unwrap_or_default()[0])
     }
 
     #[test]
@@ -336,6 +336,7 @@ mod tests {
         assert_eq!(parsed(&all.to_yaml()), all, "{}", all.to_yaml());
         assert_eq!(parsed(&all.to_json()), all, "{}", all.to_json());
         let json: serde_json::Value = serde_json::from_str(&all.to_json()).unwrap();
-        assert_eq!(json["texts"][31], "\u{7f}\u{1}");
+        let read = json["texts"].as_array().unwrap().iter().map(|text| text.as_str().unwrap());
+        assert!(read.eq(texts.iter().copied()));
     }
 }
