@@ -60,9 +60,7 @@ pub fn canonical(inputs: &LoadInputs<'_>, view: View) -> Result<Canonical, Box<R
         let wrong = builder.wrong.into_inner();
         let mut reader = read::Reader::new(&assembled.origins, &sources, std::mem::take(&mut sink));
         let file = reader.file(&assembled.root, inputs, project);
-        let (told, more) = reader.finish();
-        sink = told;
-        masked.extend(more);
+        sink = reader.finish();
         if let Some(file) = &file {
             validate::validate(file, &mut sink);
         }
