@@ -455,7 +455,6 @@ impl<'a> Planner<'a> {
                 Some(_) if wishes.wait_for_health => Condition::ServiceHealthy,
                 _ => Condition::ServiceStarted,
             };
-            let optional = stack.is_optional(&stack.services[service].name);
             for instance in self.instances[service].clone() {
                 let id = &instance.spec.id;
                 let known = |condition| awaited.contains_key(&(id, condition));
@@ -463,6 +462,7 @@ impl<'a> Planner<'a> {
                     || known(Condition::ServiceHealthy)
                     || known(Condition::ServiceCompletedSuccessfully);
                 if fates[id].start.is_some() && !enough {
+                    let optional = stack.is_optional(&id.service);
                     let timeout_ms = timeout_ms(condition, &stack.services[service]);
                     let action = Action::Await { id: id.clone(), condition, timeout_ms, optional };
                     self.push(action, Cause::JustStarted);

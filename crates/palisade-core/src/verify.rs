@@ -45,9 +45,12 @@ fn instances(stack: &Stack, compiled: &Compiled, host: &Observed, findings: &mut
         };
         let status = &seen.status;
         // What everybody can do without doesn't make the stack wrong.
-        let optional = stack.is_optional(&id.service);
         let bad = |rule: &'static str, message: String| {
-            if optional { Finding::warning(rule, id, message) } else { Finding::error(rule, id, message) }
+            if stack.is_optional(&id.service) {
+                Finding::warning(rule, id, message)
+            } else {
+                Finding::error(rule, id, message)
+            }
         };
         match status.state {
             RunState::Exited { code: 0 }
