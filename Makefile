@@ -1,6 +1,6 @@
 # `make demo` shows the main job, `make test` runs every test. Both install what they need.
 
-.PHONY: demo test bench lint build
+.PHONY: demo test fuzz bench lint build
 
 build:
 	cargo build --release --locked -p palisade -p barter
@@ -21,6 +21,11 @@ test:
 	scripts/install-deps test
 	$(MAKE) lint
 	scripts/test
+
+# SECONDS_EACH: how long each target runs.
+SECONDS_EACH ?= 300
+fuzz:
+	scripts/fuzz $(SECONDS_EACH)
 
 bench:
 	scripts/install-deps bench

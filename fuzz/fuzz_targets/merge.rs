@@ -41,7 +41,14 @@ type Outcome = std::result::Result<Loaded, Box<Rejected>>;
 
 fn same(what: &str, written: &[String], before: &Outcome, after: &Outcome) {
     let said = |outcome: &Outcome| outcome.as_ref().err().map(|rejected| rejected.diagnostics.clone());
-    assert_eq!(before.is_ok(), after.is_ok(), "{what}\n{}\n{:?}\n{:?}", written.join("---\n"), said(before), said(after));
+    assert_eq!(
+        before.is_ok(),
+        after.is_ok(),
+        "{what}\n{}\n{:?}\n{:?}",
+        written.join("---\n"),
+        said(before),
+        said(after)
+    );
     if let (Ok(before), Ok(after)) = (before, after) {
         assert_eq!(meaning(before), meaning(after), "{what}\n{}", written.join("---\n"));
     }

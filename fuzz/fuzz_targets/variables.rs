@@ -8,7 +8,8 @@ fuzz_target!(|input: (&str, &str, &[u8])| {
     let (value, literal, dot_env) = input;
     let quoted = |text: &str| serde_json::to_string(text).expect("a text can be written down");
     // What has no dollar sign, or two of each, is taken as it is. JSON leaves out what YAML has besides `\n`.
-    let literal: String = literal.chars().filter(|char| !char.is_control() && !"\u{2028}\u{2029}\u{feff}".contains(*char)).collect();
+    let literal: String =
+        literal.chars().filter(|char| !char.is_control() && !"\u{2028}\u{2029}\u{feff}".contains(*char)).collect();
     let text = format!(
         "services:\n  a:\n    x-palisade: {{process: {{command: [a]}}}}\n    environment:\n      LITERAL: {}\n",
         quoted(&literal.replace('$', "$$")),

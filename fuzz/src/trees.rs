@@ -23,12 +23,64 @@ pub enum Tree {
 /// Names that services, networks and everything else have: few, so that references meet something.
 const NAMES: &[&str] = &["a", "b", "db", "default", "c-1"];
 const TEXTS: &[&str] = &[
-    "a", "b", "x:y", "A=1", "A=2", "B", "80", "8080:80", "127.0.0.1:53:53/udp", "[::1]:90-91:90-91", "5000-5003", "./a:/b",
-    "data:/data:ro", "/b", "/var/run/x.sock:/x", "1m30s", "64m", "0.5", "-1", "${SECRET}", "${EMPTY:-8080}", "${PORT}", "$$5",
-    "host", "none", "service:a", "service_healthy", "always", "on-failure:3", "host.example:192.0.2.1", "nofile=5:6", "",
-    "192.0.2.0/24:443", "a:80", "other.yaml", ".env", "é\u{202e}x", "1.1.1.1", "nginx", "redis:7", "CMD",
+    "a",
+    "b",
+    "x:y",
+    "A=1",
+    "A=2",
+    "B",
+    "80",
+    "8080:80",
+    "127.0.0.1:53:53/udp",
+    "[::1]:90-91:90-91",
+    "5000-5003",
+    "./a:/b",
+    "data:/data:ro",
+    "/b",
+    "/var/run/x.sock:/x",
+    "1m30s",
+    "64m",
+    "0.5",
+    "-1",
+    "${SECRET}",
+    "${EMPTY:-8080}",
+    "${PORT}",
+    "$$5",
+    "host",
+    "none",
+    "service:a",
+    "service_healthy",
+    "always",
+    "on-failure:3",
+    "host.example:192.0.2.1",
+    "nofile=5:6",
+    "",
+    "192.0.2.0/24:443",
+    "a:80",
+    "other.yaml",
+    ".env",
+    "é\u{202e}x",
+    "1.1.1.1",
+    "nginx",
+    "redis:7",
+    "CMD",
 ];
-const PLAINS: &[&str] = &["1", "80", "0", "true", "false", "no", "5s", "1.5", "-1", "99999999999999999999", "0o17", "1e3", ".inf", "2026-01-01"];
+const PLAINS: &[&str] = &[
+    "1",
+    "80",
+    "0",
+    "true",
+    "false",
+    "no",
+    "5s",
+    "1.5",
+    "-1",
+    "99999999999999999999",
+    "0o17",
+    "1e3",
+    ".inf",
+    "2026-01-01",
+];
 const DEPTH_MAX: usize = 9;
 
 impl Tree {
@@ -162,13 +214,25 @@ impl Grower<'_, '_> {
             Shape::One(kind) => self.one(kind),
             Shape::List(kind, _) => self.list(|grower| grower.one(kind)),
             Shape::OneOrList(kind, _) => {
-                if self.bytes.arbitrary()? { self.one(kind) } else { self.list(|grower| grower.one(kind)) }
+                if self.bytes.arbitrary()? {
+                    self.one(kind)
+                } else {
+                    self.list(|grower| grower.one(kind))
+                }
             }
             Shape::Command => {
-                if self.bytes.arbitrary()? { self.text() } else { self.list(Self::text) }
+                if self.bytes.arbitrary()? {
+                    self.text()
+                } else {
+                    self.list(Self::text)
+                }
             }
             Shape::Pairs(Pairs::Equals | Pairs::Hosts) => {
-                if self.bytes.arbitrary()? { self.list(Self::text) } else { self.named(|grower| grower.one(Kind::Text)) }
+                if self.bytes.arbitrary()? {
+                    self.list(Self::text)
+                } else {
+                    self.named(|grower| grower.one(Kind::Text))
+                }
             }
             Shape::Section(section) => self.section(section),
             Shape::Short(short, section) => self.short(short, section),

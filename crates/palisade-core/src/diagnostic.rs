@@ -272,7 +272,7 @@ pub(crate) fn quoted(text: &str) -> String {
             shown.push('…');
             break;
         }
-        if char.is_control() {
+        if char.is_control() || is_unseen(char) {
             shown.extend(char.escape_default());
         } else {
             shown.push(char);
@@ -280,4 +280,10 @@ pub(crate) fn quoted(text: &str) -> String {
     }
     shown.push('`');
     shown
+}
+
+/// Characters without a shape of their own: those that turn the direction of what stands around them, so that a name
+/// reads as another one, and those of no width.
+fn is_unseen(char: char) -> bool {
+    matches!(char, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }

@@ -333,3 +333,16 @@ fn ports_of_different_protocols_and_addresses_do_not_collide() {
     );
     assert_eq!(stack.services[1].publish[0].value.container.proto, Proto::Udp);
 }
+
+#[test]
+fn a_top_level_key_given_twice_is_told_and_read_once() {
+    let text = service(&["image: x"]) + "services:\n  b: {image: y}\n";
+    assert_eq!(error_ids(&text), ["duplicate-key"]);
+}
+
+#[test]
+fn characters_that_nobody_sees_are_shown() {
+    let said = said(load("services:\n  \"a\u{202e}b\u{feff}\": {image: x}\n"));
+    assert!(!said.contains(['\u{202e}', '\u{feff}']), "{said:?}");
+    assert!(said.contains("`a\\u{202e}b\\u{feff}`"), "{said}");
+}

@@ -57,7 +57,11 @@ impl<'n> Fields<'n> {
             "`{name}` of {} is read, so the table must say that it is honoured",
             self.section.path
         );
-        self.entries.iter_mut().find(|entry| entry.is_some_and(|entry| entry.key == name)).and_then(Option::take)
+        let mut same = self.entries.iter_mut().filter(|entry| entry.is_some_and(|entry| entry.key == name));
+        let first = same.next().and_then(Option::take);
+        // A key that is given twice was reported when the file was parsed.
+        same.for_each(|entry| *entry = None);
+        first
     }
     pub(crate) fn value(&mut self, name: &str) -> Option<&'n Rc<Node>> {
         self.take(name).map(|entry| &entry.value)

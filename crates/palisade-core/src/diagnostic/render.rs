@@ -4,7 +4,7 @@
 
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 
-use super::{Diagnostic, FileId, Label, Severity, SourceFile, SourceMap, Span};
+use super::{Diagnostic, FileId, Label, Severity, SourceFile, SourceMap, Span, is_unseen};
 
 /// A window of more bytes than this (a file of one endless line) is not shown, only named.
 const WINDOW_BYTES_MAX: usize = 64 << 10;
@@ -52,7 +52,8 @@ pub fn render(diagnostic: &Diagnostic, sources: &SourceMap, style: Style) -> Str
     let renderer = if style.color { Renderer::styled() } else { Renderer::plain() };
     let mut text = renderer.term_width(style.width).render(&[group]);
     text.push('\n');
-    text
+    // The renderer leaves some of them in the lines of the file.
+    text.replace(is_unseen, "\u{fffd}")
 }
 
 /// All of them, with an empty line after each.
