@@ -57,6 +57,11 @@ const NOT_GRANTABLE: [(&str, &str); 24] = [
     ("BLOCK_SUSPEND", "could keep the machine from sleeping"),
 ];
 
+/// What a service could do beyond itself with a capability (in upper case, without `CAP_`).
+pub(crate) fn reaches_beyond(capability: &str) -> Option<&'static str> {
+    NOT_GRANTABLE.iter().find(|(name, _)| *name == capability).map(|(_, could)| *could)
+}
+
 impl Reader<'_> {
     /// Names in upper case without `CAP_`.
     pub(crate) fn capabilities(&mut self, node: &Node, what: &str, granting: bool) -> Vec<String> {

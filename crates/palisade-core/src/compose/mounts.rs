@@ -17,8 +17,8 @@ const SHORT_HINT: &str = "write `./path:/target`, `volume:/target`, or with `:ro
 const SIZE_HINT: &str = "write bytes or a number with a unit, like `64m`";
 
 /// Whoever may write here can leave the guard, and whoever may speak here can start processes outside of it.
-const BEYOND_THE_GUARD: [&str; 5] = ["/sys", "/proc", "/dev", "/run/palisade", "/var/lib/palisade"];
-const ENGINE_SOCKETS: [&str; 5] =
+pub(crate) const BEYOND_THE_GUARD: [&str; 5] = ["/sys", "/proc", "/dev", "/run/palisade", "/var/lib/palisade"];
+pub(crate) const ENGINE_SOCKETS: [&str; 5] =
     ["/run/docker.sock", "/var/run/docker.sock", "/run/containerd", "/run/podman", "/run/crio"];
 
 impl Reader<'_> {
