@@ -76,6 +76,9 @@ pub(crate) enum Format {
 pub(crate) enum Verb {
     /// Read the file and report every mistake at once
     Check {
+        /// Exit with 1 when there is a risk that `x-palisade.allow` doesn't accept
+        #[arg(long)]
+        strict: bool,
         /// Text for people, JSON for programs
         #[arg(long, default_value = "text")]
         format: Format,

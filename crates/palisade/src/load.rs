@@ -7,8 +7,9 @@ use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
 use palisade_core::compose::canonical::{self, Value, View};
+use palisade_core::compose::risk::Accepted;
 use palisade_core::compose::{self, FILE_BYTES_MAX, Files, InputFile, LoadInputs, ReadError, Rejected};
-use palisade_core::diagnostic::{Diagnostic, SourceMap, Style, render_all};
+use palisade_core::diagnostic::{Diagnostic, Severity, SourceMap, Style, render_all};
 use palisade_core::names::ProjectName;
 use palisade_core::stack::Stack;
 use serde_json::json;
@@ -27,7 +28,10 @@ const STDIN: &str = "<stdin>";
 pub(crate) struct Loaded {
     /// What it means.
     pub(crate) stack: Stack,
+    /// Risks that are accepted in the file.
+    pub(crate) accepted: Vec<Accepted>,
     diagnostics: Vec<Diagnostic>,
+    risks: Vec<Diagnostic>,
     sources: SourceMap,
 }
 
@@ -40,13 +44,27 @@ pub(crate) enum Unusable {
 }
 
 impl Loaded {
-    /// Shows warnings and notes on standard error.
+    /// Shows warnings on standard error, and counts risks and notes: `check` tells them at length.
     pub(crate) fn print_warnings(&self) {
-        eprint!("{}", render_all(&self.diagnostics, &self.sources, style()));
+        let (notes, warnings): (Vec<_>, Vec<_>) = self.diagnostics.iter().partition(|d| d.severity == Severity::Note);
+        eprint!("{}", render_all(warnings, &self.sources, style()));
+        let counts = [(self.risks.len(), "risk"), (notes.len(), "note")];
+        let told: Vec<_> = counts.iter().filter(|(number, _)| *number > 0).map(|(n, what)| counted(*n, what)).collect();
+        if !told.is_empty() {
+            eprintln!("{}: see `palisade check`", told.join(", "));
+        }
     }
-    /// Warnings and notes for programs.
-    pub(crate) fn warnings_json(&self) -> serde_json::Value {
-        to_json(&self.diagnostics, &self.sources)
+    /// Shows everything that is said about the files on standard error.
+    pub(crate) fn print_all(&self) {
+        eprint!("{}", render_all(in_order(&self.diagnostics, &self.risks), &self.sources, style()));
+    }
+    /// How many there are that nobody accepted.
+    pub(crate) fn count(&self, severity: Severity) -> usize {
+        self.diagnostics.iter().chain(&self.risks).filter(|diagnostic| diagnostic.severity == severity).count()
+    }
+    /// Everything that is said about the files, for programs.
+    pub(crate) fn diagnostics_json(&self) -> serde_json::Value {
+        to_json(&in_order(&self.diagnostics, &self.risks), &self.sources)
     }
 }
 
@@ -56,15 +74,29 @@ impl Unusable {
         Failure::Input(match self {
             Self::Rejected(rejected) => {
                 let text = render_all(&rejected.diagnostics, &rejected.sources, style());
-                format!("{text}error: {rejected}; nothing was changed")
+                let risks = match rejected.risks.len() {
+                    0 => String::new(),
+                    number => format!(", and {}", counted(number, "risk")),
+                };
+                format!("{text}error: {rejected}{risks}; nothing was changed")
             }
             Self::NoFile(message) => message,
         })
     }
+    /// The same, with the risks at full length.
+    pub(crate) fn into_failure_with_risks(mut self) -> Failure {
+        if let Self::Rejected(rejected) = &mut self {
+            let risks = std::mem::take(&mut rejected.risks);
+            rejected.diagnostics = in_order(&rejected.diagnostics, &risks).into_iter().cloned().collect();
+        }
+        self.into_failure()
+    }
     /// The mistakes for programs, if there is a file.
     pub(crate) fn to_json(&self) -> Option<serde_json::Value> {
         match self {
-            Self::Rejected(rejected) => Some(to_json(&rejected.diagnostics, &rejected.sources)),
+            Self::Rejected(rejected) => {
+                Some(to_json(&in_order(&rejected.diagnostics, &rejected.risks), &rejected.sources))
+            }
             Self::NoFile(_) => None,
         }
     }
@@ -76,6 +108,8 @@ pub(crate) fn load(args: &StackArgs) -> Result<Loaded, Unusable> {
     Ok(Loaded {
         stack: loaded.stack,
         diagnostics: warnings.into_iter().chain(loaded.diagnostics).collect(),
+        risks: loaded.risks,
+        accepted: loaded.accepted,
         sources: loaded.sources,
     })
 }
@@ -188,14 +222,31 @@ fn style() -> Style {
     Style { color, width: 120 }
 }
 
-fn to_json(diagnostics: &[Diagnostic], sources: &SourceMap) -> serde_json::Value {
-    let one = |diagnostic: &Diagnostic| {
+/// In the order of the files; what has no place comes first.
+fn in_order<'a>(diagnostics: &'a [Diagnostic], risks: &'a [Diagnostic]) -> Vec<&'a Diagnostic> {
+    let mut all: Vec<_> = diagnostics.iter().chain(risks).collect();
+    all.sort_by_key(|diagnostic| diagnostic.primary.as_ref().map(|label| (label.span.file, label.span.start)));
+    all
+}
+
+/// `3 risks`.
+pub(crate) fn counted(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+fn to_json(diagnostics: &[&Diagnostic], sources: &SourceMap) -> serde_json::Value {
+    let one = |diagnostic: &&Diagnostic| {
         let place = diagnostic.primary.as_ref().map(|label| sources.place(label.span));
+        let also = diagnostic.secondary.iter().chain(&diagnostic.elsewhere);
+        let also: Vec<_> =
+            also.map(|label| json!({ "place": sources.place(label.span), "text": label.text })).collect();
         json!({
             "severity": diagnostic.severity,
             "id": diagnostic.id,
             "message": diagnostic.message,
+            "why": diagnostic.why,
             "place": place,
+            "also": also,
             "hints": diagnostic.hints,
         })
     };

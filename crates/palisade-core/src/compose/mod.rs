@@ -109,6 +109,10 @@ pub struct Loaded {
     pub stack: Stack,
     /// Warnings and notes.
     pub diagnostics: Vec<Diagnostic>,
+    /// Risks that nobody accepted, in the order of the file.
+    pub risks: Vec<Diagnostic>,
+    /// Risks that somebody did.
+    pub accepted: Vec<risk::Accepted>,
     /// What the diagnostics point into.
     pub sources: SourceMap,
 }
@@ -121,6 +125,10 @@ pub struct Rejected {
     pub file_name: String,
     /// All mistakes, and warnings and notes between them, in the order of the file.
     pub diagnostics: Vec<Diagnostic>,
+    /// Risks that nobody accepted, in the order of the file.
+    pub risks: Vec<Diagnostic>,
+    /// Risks that somebody did.
+    pub accepted: Vec<risk::Accepted>,
     /// What the diagnostics point into.
     pub sources: SourceMap,
 }
@@ -160,24 +168,37 @@ pub fn load(inputs: &LoadInputs<'_>) -> Result<Loaded, Box<Rejected>> {
     let mut sink = Sink::default();
     let mut masked = Vec::new();
     let assembled = assemble::Assembler::new(inputs, &mut sources, &mut sink, &mut masked).assemble();
+    let mut risks = risk::Risks::default();
     let file = assembled.and_then(|assembled| {
         let mut reader = read::Reader::new(&assembled.origins, &sources, std::mem::take(&mut sink));
         let file = reader.file(&assembled.root, inputs, assembled.project);
         reader.form_only(&assembled.inactive, inputs);
         sink = reader.finish();
+        if let Some(file) = &file {
+            validate::validate(file, &mut sink);
+            let (root, origins) = (&assembled.root, &assembled.origins);
+            risks = risk::examine(risk::Sight { file, root, origins, sources: &sources, others: inputs.others });
+        }
         file
     });
-    if let Some(file) = &file {
-        validate::validate(file, &mut sink);
+    masked.append(&mut risks.masked);
+    for note in risks.notes {
+        sink.push(note);
     }
-    let stack = file.filter(|_| !sink.has_errors()).map(|file| settle::settle(file, &sources));
+    let mut stack = file.filter(|_| !sink.has_errors()).map(|file| settle::settle(file, &sources));
+    for (service, unguarded) in risks.unguarded {
+        if let Some(service) = stack.as_mut().and_then(|stack| stack.services.get_mut(service)) {
+            service.unguarded = unguarded;
+        }
+    }
     sources.mask(&masked);
     let diagnostics = once(sink.finish(), &sources);
+    let (risks, accepted) = (risks.diagnostics, risks.accepted);
     match stack {
-        Some(stack) => Ok(Loaded { stack, diagnostics, sources }),
+        Some(stack) => Ok(Loaded { stack, diagnostics, risks, accepted, sources }),
         None => {
             let names: Vec<_> = inputs.files.iter().map(|file| file.name).collect();
-            Err(Box::new(Rejected { file_name: names.join(", "), diagnostics, sources }))
+            Err(Box::new(Rejected { file_name: names.join(", "), diagnostics, risks, accepted, sources }))
         }
     }
 }

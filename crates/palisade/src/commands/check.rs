@@ -2,19 +2,21 @@
 
 use palisade_core::address::AddressBook;
 use palisade_core::compile::{Surroundings, compile};
+use palisade_core::diagnostic::Severity;
+use palisade_core::finding::Finding;
 use palisade_core::policy::Mode;
 use serde_json::json;
 use std::collections::BTreeSet;
 
 use crate::cli::{Format, StackArgs};
 use crate::exit::{Answer, Failure};
-use crate::load::{self, Loaded};
+use crate::load::{self, Loaded, counted};
 
 /// Reads the file and says what is wrong with it, or what it is.
-pub(crate) fn run(args: &StackArgs, format: Format) -> Result<Answer, Failure> {
+pub(crate) fn run(args: &StackArgs, strict: bool, format: Format) -> Result<Answer, Failure> {
     let loaded = match (load::load(args), format) {
         (Ok(loaded), _) => loaded,
-        (Err(unusable), Format::Text) => return Err(unusable.into_failure()),
+        (Err(unusable), Format::Text) => return Err(unusable.into_failure_with_risks()),
         (Err(unusable), Format::Json) => {
             let diagnostics = unusable.to_json().ok_or_else(|| unusable.into_failure())?;
             println!("{}", json!({ "version": 1, "valid": false, "diagnostics": diagnostics }));
@@ -35,32 +37,62 @@ pub(crate) fn run(args: &StackArgs, format: Format) -> Result<Answer, Failure> {
         files: None,
     };
     let findings = compile(stack, surroundings).err().unwrap_or_default();
+    // What only this version or this machine can't run is no mistake of the file. What the guard can't hold was told as
+    // a risk.
+    let later = |finding: &&Finding| matches!(finding.id, "needs-engine" | "beyond-the-guard");
+    let wrong: Vec<&Finding> = findings.iter().filter(|finding| !later(finding)).collect();
+    let count = |severity| loaded.count(severity);
     match format {
         Format::Json => println!(
             "{}",
             json!({
                 "version": 1,
-                "valid": findings.is_empty(),
+                "valid": wrong.is_empty(),
                 "project": stack.project,
                 "services": stack.services.iter().map(|service| &service.name).collect::<Vec<_>>(),
-                "diagnostics": loaded.warnings_json(),
+                "diagnostics": loaded.diagnostics_json(),
+                "accepted": loaded.accepted,
                 "findings": findings,
+                "counts": {
+                    "errors": wrong.len(),
+                    "risks": count(Severity::Risk),
+                    "warnings": count(Severity::Warning),
+                    "notes": count(Severity::Note),
+                    "accepted": loaded.accepted.len(),
+                },
             })
         ),
         Format::Text => {
-            loaded.print_warnings();
-            if findings.is_empty() {
-                println!("{}: {}, nothing wrong", stack.project, services(stack.services.len()));
+            loaded.print_all();
+            let images: Vec<&str> = findings.iter().filter(|f| f.id == "needs-engine").map(|f| &*f.subject).collect();
+            if !images.is_empty() {
+                eprintln!("note[needs-engine]: `up` can't run images yet: {}\n", images.join(", "));
+            }
+            if wrong.is_empty() {
+                println!("{}: {}, {}", stack.project, counted(stack.services.len(), "service"), summary(&loaded));
             }
         }
     }
-    match (findings.is_empty(), format) {
+    match (wrong.is_empty(), format) {
+        (true, _) if strict && count(Severity::Risk) > 0 => Ok(Answer::No),
         (true, _) => Ok(Answer::Yes),
         (false, Format::Json) => Err(Failure::Input(String::new())),
-        (false, Format::Text) => Err(super::refused(&findings)),
+        (false, Format::Text) => Err(super::refused(&wrong.into_iter().cloned().collect::<Vec<_>>())),
     }
 }
 
-fn services(number: usize) -> String {
-    format!("{number} service{}", if number == 1 { "" } else { "s" })
+/// `3 risks, 1 warning; silence a risk with x-palisade.allow`.
+fn summary(loaded: &Loaded) -> String {
+    let kinds = [(Severity::Risk, "risk"), (Severity::Warning, "warning"), (Severity::Note, "note")];
+    let counts = kinds.map(|(severity, what)| (loaded.count(severity), what));
+    let told: Vec<_> = counts.iter().filter(|(number, _)| *number > 0).map(|(n, what)| counted(*n, what)).collect();
+    let mut text = if told.is_empty() { "nothing wrong".to_owned() } else { told.join(", ") };
+    match loaded.accepted.len() {
+        0 => {}
+        number => text.push_str(&format!(" ({} accepted)", counted(number, "risk"))),
+    }
+    if counts[0].0 > 0 {
+        text.push_str("; silence a risk with x-palisade.allow");
+    }
+    text
 }

@@ -31,8 +31,8 @@ use crate::state::{Lock, LockError};
 /// Does what was typed.
 pub(crate) fn run(cli: Cli) -> Result<Answer, Failure> {
     match cli.verb {
-        Verb::Check { format } => check::run(&cli.stack, format),
         Verb::Config(args) => config::run(&cli.stack, &args),
+        Verb::Check { strict, format } => check::run(&cli.stack, strict, format),
         Verb::Plan { format } => plan::run(&cli.stack, format),
         Verb::Up(args) => up::run(&cli.stack, args),
         Verb::Down { volumes, yes } => down::run(&cli.stack, volumes, yes),

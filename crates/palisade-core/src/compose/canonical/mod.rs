@@ -78,7 +78,13 @@ pub fn canonical(inputs: &LoadInputs<'_>, view: View) -> Result<Canonical, Box<R
         Some(model) => Ok(Canonical { model, diagnostics, sources }),
         None => {
             let names: Vec<_> = inputs.files.iter().map(|file| file.name).collect();
-            Err(Box::new(Rejected { file_name: names.join(", "), diagnostics, sources }))
+            Err(Box::new(Rejected {
+                file_name: names.join(", "),
+                diagnostics,
+                risks: Vec::new(),
+                accepted: Vec::new(),
+                sources,
+            }))
         }
     }
 }

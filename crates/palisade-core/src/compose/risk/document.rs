@@ -12,7 +12,8 @@ pub fn document() -> String {
             let mut chars = text.chars();
             chars.next().map_or(String::new(), |c| c.to_uppercase().chain(chars).collect::<String>())
         };
-        let _ = write!(page, "\n## `{}`\n\n{}: {}.\n\n{}.\n", risk.id, first(risk.title), risk.why, first(risk.instead));
+        let _ =
+            write!(page, "\n## `{}`\n\n{}: {}.\n\n{}.\n", risk.id, first(risk.title), risk.why, first(risk.instead));
         if risk.breaks_guard {
             page.push_str(GUARD);
         }
@@ -20,7 +21,8 @@ pub fn document() -> String {
     page
 }
 
-const GUARD: &str = "\nWhere this lets the service out of its guard, `palisade up` refuses it until it is accepted with a reason.\n";
+const GUARD: &str =
+    "\nWhere this lets the service out of its guard, `palisade up` refuses it until it is accepted with a reason.\n";
 
 const INTRODUCTION: &str = "\
 # Risks

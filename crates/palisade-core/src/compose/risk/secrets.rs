@@ -33,13 +33,13 @@ struct Holder<'h> {
 }
 
 pub(super) fn examine(seen: &Seen<'_>, sight: Sight<'_>, hits: &mut Hits) {
-    let pairs = seen.get("environment").map(|node| pairs(node, sight)).unwrap_or_default();
+    let variables = seen.get("environment").map(|node| pairs(node, sight)).unwrap_or_default();
     let environment = &seen.service.environment;
     let mut related: BTreeSet<&str> = BTreeSet::from([seen.name()]);
     related.extend(environment.iter().filter(|(name, _)| is_owner_name(name)).map(|(_, value)| value.as_str()));
     let related: Vec<&str> = related.into_iter().collect();
-    let own: BTreeSet<&str> = pairs.iter().map(|pair| pair.name).collect();
-    for pair in &pairs {
+    let own: BTreeSet<&str> = variables.iter().map(|pair| pair.name).collect();
+    for pair in &variables {
         let effective = pair.value.or_else(|| environment.get(pair.name).map(String::as_str)).unwrap_or_default();
         let holder = Holder { what: "", name: pair.name, span: pair.span };
         judge(seen, holder, effective, &related, hits);
@@ -171,7 +171,8 @@ fn in_defaults(seen: &Seen<'_>, sight: Sight<'_>, pair: &Pair<'_>, written: &str
                 hits.push(Hit::new(&table::WEAK_PASSWORD, seen, span, message).label("the default").hint(hint));
             }
             None => {
-                let message = format!("a secret stands in the file as the default for {} in `{name}`", quoted(variable));
+                let message =
+                    format!("a secret stands in the file as the default for {} in `{name}`", quoted(variable));
                 hits.push(Hit::new(&table::SECRET_IN_CLEAR, seen, span, message).label("the default"));
             }
         }
@@ -231,7 +232,8 @@ fn command(seen: &Seen<'_>, sight: Sight<'_>, hits: &mut Hits) {
         let effective: Vec<&str> = scalar.text.split_whitespace().collect();
         let words: Vec<&str> = written.unwrap_or(&scalar.text).split_whitespace().collect();
         for (number, word) in words.iter().enumerate() {
-            let option = OPTIONS.iter().find(|option| word.strip_prefix(**option).is_some_and(|rest| rest.starts_with('=')));
+            let option =
+                OPTIONS.iter().find(|option| word.strip_prefix(**option).is_some_and(|rest| rest.starts_with('=')));
             let (option, shown) = match (expected.take(), option) {
                 (Some(option), _) => (option, *word),
                 (None, Some(option)) => (*option, &word[option.len() + 1..]),
