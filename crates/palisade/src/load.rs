@@ -74,11 +74,7 @@ impl Unusable {
         Failure::Input(match self {
             Self::Rejected(rejected) => {
                 let text = render_all(&rejected.diagnostics, &rejected.sources, style());
-                let risks = match rejected.risks.len() {
-                    0 => String::new(),
-                    number => format!(", and {}", counted(number, "risk")),
-                };
-                format!("{text}error: {rejected}{risks}; nothing was changed")
+                format!("{text}error: {rejected}; nothing was changed")
             }
             Self::NoFile(message) => message,
         })

@@ -17,6 +17,11 @@ use crate::support::{PALISADE, Realm, Scratch, eventually};
 /// A database that answers, and an application that waits for it, connects, and tries to get out.
 const FILE: &str = r#"
 name: shop
+x-palisade:
+  allow:
+    no-healthcheck: it lives for a test
+    no-memory-limit: it lives for a test
+    stateful-without-backup: it lives for a test
 services:
   db:
     expose: ["5432"]
