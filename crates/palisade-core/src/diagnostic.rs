@@ -160,6 +160,10 @@ pub(crate) struct Sink {
 }
 
 impl Sink {
+    /// So many errors were told so far.
+    pub(crate) fn error_count(&self) -> usize {
+        self.errors
+    }
     pub(crate) fn push(&mut self, diagnostic: Diagnostic) {
         let is_error = diagnostic.severity == Severity::Error;
         if self.list.len() >= DIAGNOSTICS_MAX && !(is_error && self.errors == 0) {

@@ -108,6 +108,63 @@ pub struct Service {
     pub files: Vec<Placed<ProvidedFile>>,
     /// What its processes start with.
     pub settings: ProcessSettings,
+    /// `deploy.update_config`, if it is written.
+    pub update: Option<UpdatePolicy>,
+    /// `deploy.rollback_config`, if it is written.
+    pub rollback: Option<UpdatePolicy>,
+}
+
+/// How instances are replaced: `deploy.update_config` and `deploy.rollback_config`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdatePolicy {
+    /// So many instances at once; 0 is all of them.
+    pub parallelism: u32,
+    /// Time between one and the next.
+    pub delay_ms: u64,
+    /// What is done when an instance fails.
+    pub failure_action: FailureAction,
+    /// So long an instance must run to count as good.
+    pub monitor_ms: u64,
+    /// So many of a thousand instances may fail.
+    pub max_failure_milli: u16,
+    /// Which of the two comes first.
+    pub order: UpdateOrder,
+}
+
+impl Default for UpdatePolicy {
+    /// What the Compose Specification says of keys that aren't written.
+    fn default() -> Self {
+        Self {
+            parallelism: 1,
+            delay_ms: 0,
+            failure_action: FailureAction::Pause,
+            monitor_ms: 0,
+            max_failure_milli: 0,
+            order: UpdateOrder::StopFirst,
+        }
+    }
+}
+
+/// `failure_action`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailureAction {
+    /// The rest stays as it is.
+    Pause,
+    /// The rest is replaced all the same.
+    Continue,
+    /// What was replaced is put back.
+    Rollback,
+}
+
+/// `order`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UpdateOrder {
+    /// The old instance stops, then the new one starts.
+    StopFirst,
+    /// The new instance starts, then the old one stops.
+    StartFirst,
 }
 
 /// One thing that the guard can't hold.
@@ -139,6 +196,8 @@ pub struct Container {
     pub build: Option<serde_json::Value>,
     /// `pull_policy`.
     pub pull_policy: Option<String>,
+    /// `pull_refresh_after`.
+    pub pull_refresh_after: Option<String>,
     /// `platform`.
     pub platform: Option<String>,
     /// `container_name`.
@@ -171,6 +230,12 @@ pub struct Container {
     pub device_requests: Vec<serde_json::Value>,
     /// `security_opt`.
     pub security_opt: Vec<String>,
+    /// `device_cgroup_rules`.
+    pub device_cgroup_rules: Vec<String>,
+    /// `blkio_config`, in its canonical form.
+    pub blkio_config: Option<serde_json::Value>,
+    /// `privileged`. An engine's container that has it is beyond the guard.
+    pub privileged: bool,
     /// `storage_opt`.
     pub storage_opt: BTreeMap<String, String>,
 }
@@ -484,6 +549,8 @@ pub struct Mount {
     pub target: PathBuf,
     /// `:ro`.
     pub read_only: bool,
+    /// `nocopy`: a new volume doesn't begin with what the image has at the target.
+    pub nocopy: bool,
 }
 
 /// Where a mount comes from.

@@ -81,6 +81,8 @@ pub(crate) fn service(text: &str) -> Service {
         links: Vec::new(),
         files: Vec::new(),
         settings: ProcessSettings::default(),
+        update: None,
+        rollback: None,
     }
 }
 

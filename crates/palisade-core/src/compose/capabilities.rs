@@ -5,7 +5,7 @@
 use super::read::Reader;
 use super::suggest::nearest;
 use super::yaml::Node;
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::Spanned;
 
 /// Capabilities that a service may have: what Docker gives by default but NET_RAW and MKNOD, and some that don't
 /// reach beyond the service.
@@ -63,35 +63,26 @@ pub(crate) fn reaches_beyond(capability: &str) -> Option<&'static str> {
 }
 
 impl Reader<'_> {
-    /// Names in upper case without `CAP_`.
-    pub(crate) fn capabilities(&mut self, node: &Node, what: &str, granting: bool) -> Vec<String> {
-        let mut capabilities = Vec::new();
+    /// Names in upper case without `CAP_`. Whether a service can have them is checked in `validate`.
+    pub(crate) fn capabilities(&mut self, node: &Node, what: &str) -> Vec<Spanned<String>> {
+        let mut capabilities: Vec<Spanned<String>> = Vec::new();
         for text in self.texts(node, what).unwrap_or_default() {
             let upper = text.value.to_ascii_uppercase();
             let name = upper.strip_prefix("CAP_").unwrap_or(&upper);
-            let refused = NOT_GRANTABLE.iter().find(|(known, _)| *known == name);
-            match refused {
-                Some((_, could)) if granting => {
-                    self.push(
-                        Diagnostic::error("beyond-the-guard", format!("{name} {could}, so no service gets it"))
-                            .at(text.span, "")
-                            .hint("remove it, or run this service outside of the stack"),
-                    );
-                }
-                Some(_) => capabilities.push(name.to_owned()),
-                None if GRANTABLE.contains(&name) => capabilities.push(name.to_owned()),
-                None => {
-                    let known = GRANTABLE.iter().copied().chain(NOT_GRANTABLE.iter().map(|(name, _)| *name));
-                    let near = nearest(name, known).map(|near| format!("did you mean `{near}`?"));
-                    let message = format!("{} is not a capability", text.quoted());
-                    self.invalid::<()>(
-                        &text,
-                        message,
-                        &near.unwrap_or_else(|| "`man 7 capabilities` lists them".into()),
-                    );
-                }
+            if beyond_the_guard(name).is_some() || GRANTABLE.contains(&name) {
+                capabilities.push(Spanned::new(name.to_owned(), text.span));
+                continue;
             }
+            let known = GRANTABLE.iter().copied().chain(NOT_GRANTABLE.iter().map(|(name, _)| *name));
+            let near = nearest(name, known).map(|near| format!("did you mean `{near}`?"));
+            let message = format!("{} is not a capability", text.quoted());
+            self.invalid::<()>(&text, message, &near.unwrap_or_else(|| "`man 7 capabilities` lists them".into()));
         }
         capabilities
     }
+}
+
+/// What a service could do with a capability (upper case without `CAP_`) that breaks the guard.
+pub(crate) fn beyond_the_guard(name: &str) -> Option<&'static str> {
+    NOT_GRANTABLE.iter().find(|(known, _)| *known == name).map(|(_, could)| *could)
 }

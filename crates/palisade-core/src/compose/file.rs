@@ -8,7 +8,10 @@ use std::path::PathBuf;
 
 use crate::diagnostic::{Span, Spanned};
 use crate::names::{ProjectName, ServiceName};
-use crate::stack::{Condition, EgressRule, Healthcheck, LogRotation, Mount, PortProto, Process, Publish, Restart};
+use crate::stack::{
+    Condition, Container, CpuSet, EgressRule, FileSource, Healthcheck, LogRotation, Mount, MountSource, PortProto,
+    Process, ProcessSettings, Publish, Restart, UpdatePolicy, Volume,
+};
 
 /// The whole file.
 #[derive(Clone, Debug)]
@@ -20,7 +23,11 @@ pub struct ComposeFile {
     /// `networks:` of the file.
     pub networks: BTreeMap<String, FileNetwork>,
     /// `volumes:` of the file.
-    pub volumes: BTreeMap<String, Span>,
+    pub volumes: BTreeMap<String, FileVolume>,
+    /// `secrets:` of the file.
+    pub secrets: BTreeMap<String, FileProvided>,
+    /// `configs:` of the file.
+    pub configs: BTreeMap<String, FileProvided>,
     /// `x-palisade.allow`.
     pub allow: Vec<FileAllow>,
     /// `x-palisade.firewall.allow`.
@@ -36,6 +43,74 @@ pub struct FileNetwork {
     pub span: Span,
     /// `internal: true`.
     pub internal: bool,
+    /// `external: true`.
+    pub external: bool,
+}
+
+/// A volume of the file.
+#[derive(Clone, Debug)]
+pub struct FileVolume {
+    /// Its key.
+    pub span: Span,
+    /// `name` and `external`.
+    pub volume: Volume,
+    /// What `driver_opts` mount in its place, and whether it is read only.
+    pub source: Option<(MountSource, bool)>,
+}
+
+/// A secret or config of the file.
+#[derive(Clone, Debug)]
+pub struct FileProvided {
+    /// Its key.
+    pub span: Span,
+    /// Where it comes from, or why it can't be had: told when a service uses it.
+    pub source: Result<FileSource, Absent>,
+}
+
+/// Why a secret or config can't be had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Absent {
+    /// What it is made of has a mistake, which was reported.
+    Reported,
+    /// There is no such file.
+    File(PathBuf, Span),
+    /// There is no such variable.
+    Variable(String, Span),
+}
+
+/// One of a service's `secrets` or `configs`.
+#[derive(Clone, Debug)]
+pub struct FileReference {
+    /// As written.
+    pub name: String,
+    /// One of `secrets`.
+    pub secret: bool,
+    /// Where it is seen.
+    pub target: PathBuf,
+    /// `uid`.
+    pub uid: Option<u32>,
+    /// `gid`.
+    pub gid: Option<u32>,
+    /// `mode`.
+    pub mode: u32,
+}
+
+/// One of `links`.
+#[derive(Clone, Debug)]
+pub struct FileLink {
+    /// As written.
+    pub service: String,
+    /// What this service calls it.
+    pub alias: String,
+}
+
+/// One of `volumes_from`.
+#[derive(Clone, Debug)]
+pub struct FileVolumesFrom {
+    /// As written.
+    pub service: String,
+    /// `:ro`.
+    pub read_only: bool,
 }
 
 /// A service.
@@ -45,8 +120,12 @@ pub struct FileService {
     pub name: Spanned<ServiceName>,
     /// `image`.
     pub image: Option<Spanned<String>>,
-    /// `build`, `command`, `entrypoint` …: what only `docker compose` uses.
-    pub image_keys: Vec<Spanned<String>>,
+    /// `build`.
+    pub build: Option<Span>,
+    /// What only an engine uses: all of it, whether or not there is an image.
+    pub container: Container,
+    /// `privileged: true`.
+    pub privileged: Option<Span>,
     /// `x-palisade.process`, completed by `user` and `working_dir`.
     pub process: Option<Process>,
     /// `x-palisade.process` is written, though perhaps wrong.
@@ -63,21 +142,37 @@ pub struct FileService {
     pub expose: Vec<Spanned<PortProto>>,
     /// `ports`, ranges spread.
     pub ports: Vec<Spanned<Publish>>,
-    /// `depends_on`.
+    /// `depends_on`, and what `links` and `volumes_from` add to it.
     pub depends_on: Vec<Spanned<FileDependency>>,
+    /// `links`.
+    pub links: Vec<Spanned<FileLink>>,
     /// `healthcheck`, unless it is disabled.
     pub healthcheck: Option<Healthcheck>,
     /// Where `healthcheck` is written, perhaps with mistakes.
     pub healthcheck_span: Option<Span>,
     /// It is written, and says that there is none.
     pub healthcheck_disabled: bool,
-    /// `restart`.
+    /// `restart`, `deploy.restart_policy`.
     pub restart: Restart,
+    /// Where `restart` is written.
+    pub restart_span: Option<Span>,
+    /// `deploy.update_config`.
+    pub update: Option<UpdatePolicy>,
+    /// `deploy.rollback_config`.
+    pub rollback: Option<UpdatePolicy>,
     /// `deploy.replicas`, `scale`.
     pub replicas: Vec<Spanned<u64>>,
     /// `deploy.resources.limits.memory`, `mem_limit`. 0 is unlimited.
     pub memory_bytes: Vec<Spanned<u64>>,
-    /// `deploy.resources.limits.cpus`, `cpus`. 0 is unlimited.
+    /// `deploy.resources.reservations.memory`, `mem_reservation`. 0 is none.
+    pub memory_reservation_bytes: Vec<Spanned<u64>>,
+    /// `memswap_limit`; `u64::MAX` is as much swap as there is.
+    pub memory_swap_bytes: Option<Spanned<u64>>,
+    /// `cpu_shares`.
+    pub cpu_shares: Option<u64>,
+    /// `cpuset`.
+    pub cpuset: Option<CpuSet>,
+    /// `deploy.resources.limits.cpus`, `cpus`, `cpu_count`, `cpu_quota`. 0 is unlimited.
     pub cpu_milli: Vec<Spanned<u64>>,
     /// `deploy.resources.limits.pids`, `pids_limit`. 0 is unlimited.
     pub pids: Vec<Spanned<u64>>,
@@ -87,12 +182,20 @@ pub struct FileService {
     pub stop_grace_ms: u64,
     /// `volumes`, `tmpfs`.
     pub mounts: Vec<Spanned<Mount>>,
+    /// `volumes_from`.
+    pub volumes_from: Vec<Spanned<FileVolumesFrom>>,
+    /// `secrets`, `configs`.
+    pub files: Vec<Spanned<FileReference>>,
+    /// What its processes start with.
+    pub settings: ProcessSettings,
     /// `extra_hosts`.
     pub extra_hosts: Vec<(String, IpAddr)>,
+    /// Where one of them is `host-gateway`.
+    pub host_gateway: Option<Span>,
     /// `logging`.
     pub log: LogRotation,
     /// `cap_add`.
-    pub cap_add: Vec<String>,
+    pub cap_add: Vec<Spanned<String>>,
     /// `cap_drop`.
     pub cap_drop: Vec<String>,
     /// `read_only`.
@@ -138,6 +241,8 @@ pub struct FileDependency {
     pub condition: Condition,
     /// Restarted with it.
     pub restart: bool,
+    /// It must be there.
+    pub required: bool,
 }
 
 /// One of `connect`.

@@ -15,6 +15,7 @@ use crate::stack::Stack;
 mod assemble;
 pub mod canonical;
 mod capabilities;
+mod container;
 mod dotenv;
 mod extends;
 mod file;
@@ -22,24 +23,30 @@ mod fill;
 mod include;
 mod interpolate;
 pub mod keys;
+mod limits;
 mod masks;
 mod merge;
 mod mounts;
 mod palisade;
 mod ports;
 mod profiles;
+mod provided;
 mod read;
 pub mod risk;
 mod service;
+mod settings;
 mod settle;
+mod shaped;
 mod suggest;
+mod top;
 mod units;
 mod validate;
 mod words;
 mod yaml;
 
 pub use file::{
-    ComposeFile, FileAllow, FileDependency, FileEgress, FileGrant, FileNetwork, FileService, NetworkMode, NetworkUse,
+    Absent, ComposeFile, FileAllow, FileDependency, FileEgress, FileGrant, FileLink, FileNetwork, FileProvided,
+    FileReference, FileService, FileVolume, FileVolumesFrom, NetworkMode, NetworkUse,
 };
 
 /// A bigger file is refused: reading stops making sense long before.
@@ -217,6 +224,8 @@ impl read::Reader<'_> {
             services: Vec::new(),
             networks: BTreeMap::new(),
             volumes: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+            configs: BTreeMap::new(),
             allow: Vec::new(),
             firewall_allow: Vec::new(),
             firewall_disabled: false,
@@ -229,6 +238,14 @@ impl read::Reader<'_> {
         }
         if let Some(node) = fields.value("volumes") {
             self.top_volumes(node, &mut file);
+        }
+        for (name, secret) in [("secrets", true), ("configs", false)] {
+            let Some(node) = fields.value(name) else { continue };
+            for entry in self.map(node, &quoted(name)).unwrap_or_default() {
+                let provided = self.provided(entry, secret, inputs);
+                let all = if secret { &mut file.secrets } else { &mut file.configs };
+                all.insert(entry.key.clone(), provided);
+            }
         }
         if let Some(node) = fields.value("x-palisade") {
             self.top_palisade(node, &mut file);
@@ -261,53 +278,10 @@ impl read::Reader<'_> {
             self.service(entry, inputs);
         }
         let found = std::mem::replace(&mut self.sink, before);
-        for diagnostic in found.finish().into_iter().filter(|diagnostic| diagnostic.id != "env-file") {
+        for diagnostic in
+            found.finish().into_iter().filter(|diagnostic| !matches!(diagnostic.id, "env-file" | "label-file"))
+        {
             self.sink.push(diagnostic);
-        }
-    }
-
-    fn top_networks(&mut self, node: &yaml::Node, file: &mut ComposeFile) {
-        for entry in self.map(node, "`networks`").unwrap_or_default() {
-            let mut internal = false;
-            if !entry.value.is_null() {
-                let Some(mut fields) = self.fields(&entry.value, &keys::NETWORK) else { continue };
-                if let Some(node) = fields.value("driver") {
-                    let hint = "every network is a group of services on one host: remove it";
-                    self.parsed(node, "a network driver that Palisade has", hint, |text| {
-                        matches!(text, "bridge" | "default" | "overlay").then_some(())
-                    });
-                }
-                if let Some(node) = fields.value("internal") {
-                    internal = self.bool(node, "`internal`").unwrap_or_default();
-                }
-                fields.finish();
-            }
-            file.networks.insert(entry.key.clone(), FileNetwork { span: entry.key_span, internal });
-        }
-    }
-
-    fn top_volumes(&mut self, node: &yaml::Node, file: &mut ComposeFile) {
-        for entry in self.map(node, "`volumes`").unwrap_or_default() {
-            if !mounts::is_volume_name(&entry.key) {
-                self.push(
-                    Diagnostic::error("invalid-name", format!("{} is not a valid volume name", quoted(&entry.key)))
-                        .at(entry.key_span, "")
-                        .hint("volume names are letters, digits, `.`, `_` and `-`, and begin with a letter or digit"),
-                );
-            }
-            file.volumes.insert(entry.key.clone(), entry.key_span);
-            if entry.value.is_null() {
-                continue;
-            }
-            if let Some(mut fields) = self.fields(&entry.value, &keys::VOLUME) {
-                if let Some(node) = fields.value("driver") {
-                    let hint = "mount it on the host, and use a bind mount";
-                    self.parsed(node, "a volume driver that Palisade has", hint, |text| {
-                        (text == "local").then_some(())
-                    });
-                }
-                fields.finish();
-            }
         }
     }
 }

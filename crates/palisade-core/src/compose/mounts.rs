@@ -30,7 +30,6 @@ impl Reader<'_> {
                 _ => self.text(item, "a mount").and_then(|text| self.short_mount(&text)),
             };
             if let Some(mount) = mount {
-                self.check_source(&mount, item.span);
                 mounts.push(Spanned::new(mount, item.span));
             }
         }
@@ -52,12 +51,13 @@ impl Reader<'_> {
             }
             _ => return self.invalid(text, format!("{} is not a mount", text.quoted()), SHORT_HINT),
         };
-        let mut read_only = false;
+        let (mut read_only, mut nocopy) = (false, false);
         for option in options.split(',').filter(|option| !option.is_empty()) {
             match option {
                 "ro" => read_only = true,
+                "nocopy" => nocopy = true,
                 // Labels of SELinux and caches of virtual machines don't matter to a process of the host.
-                "rw" | "z" | "Z" | "nocopy" | "cached" | "delegated" | "consistent" => {}
+                "rw" | "z" | "Z" | "private" | "rprivate" | "cached" | "delegated" | "consistent" => {}
                 _ => {
                     let message = format!("`{option}` is not an option that a mount can have here");
                     return self.invalid(text, message, "`ro` and `rw` are");
@@ -65,7 +65,7 @@ impl Reader<'_> {
             }
         }
         let source = self.source(text, source)?;
-        Some(Mount { source, target: self.target(text, target)?, read_only })
+        Some(Mount { source, target: self.target(text, target)?, read_only, nocopy })
     }
 
     fn source(&mut self, text: &Text, source: &str) -> Option<MountSource> {
@@ -99,14 +99,41 @@ impl Reader<'_> {
         let mut fields = self.fields(node, &keys::MOUNT)?;
         let mut read = |name: &str| fields.value(name).map(|node| self.text(node, "a part of a mount"));
         let (kind, source, target) = (read("type"), read("source"), read("target"));
+        let mut nocopy = false;
         let read_only = fields.value("read_only").is_some_and(|n| self.bool(n, "`read_only`").unwrap_or_default());
-        if let Some(bind) = fields.value("bind").and_then(|node| self.fields(node, &keys::MOUNT_BIND)) {
+        if let Some(mut bind) = fields.value("bind").and_then(|node| self.fields(node, &keys::MOUNT_BIND)) {
+            if let Some(node) = bind.value("propagation") {
+                let hint = "mounts don't travel between services and the host: remove it, or write `rprivate`";
+                self.parsed(node, "a propagation that mounts have here", hint, |text| {
+                    matches!(text, "private" | "rprivate" | "").then_some(())
+                });
+            }
+            if let Some(node) = bind.value("recursive") {
+                let hint = "mounts are taken with what is mounted below: remove it, or write `enabled`";
+                self.parsed(node, "a way to take mounts along", hint, |text| (text == "enabled").then_some(()));
+            }
             bind.finish();
+        }
+        if let Some(mut volume) = fields.value("volume").and_then(|node| self.fields(node, &keys::MOUNT_VOLUME)) {
+            nocopy = volume.value("nocopy").is_some_and(|n| self.bool(n, "`nocopy`").unwrap_or_default());
+            volume.finish();
         }
         let mut size_bytes = None;
         if let Some(mut tmpfs) = fields.value("tmpfs").and_then(|node| self.fields(node, &keys::MOUNT_TMPFS)) {
             let size = tmpfs.value("size");
             size_bytes = size.and_then(|n| self.parsed(n, "a size", SIZE_HINT, |text| units::bytes(text, 1024)));
+            if let Some(node) = tmpfs.value("mode")
+                && self.mode(node).is_some_and(|mode| mode != 0o1777)
+            {
+                self.push(
+                    Diagnostic::error(
+                        "refused-value",
+                        "this mode can't be honoured: a mount in memory has 1777, like /tmp",
+                    )
+                    .at(node.span, "")
+                    .hint("remove it"),
+                );
+            }
             tmpfs.finish();
         }
         fields.finish();
@@ -144,7 +171,7 @@ impl Reader<'_> {
                 return self.invalid(kind, message, "`bind`, `volume` and `tmpfs` are");
             }
         };
-        Some(Mount { source, target, read_only })
+        Some(Mount { source, target, read_only, nocopy })
     }
 
     /// `tmpfs`: a path or a list of them, each with options.
@@ -153,8 +180,12 @@ impl Reader<'_> {
         for item in self.one_or_list(node, "`tmpfs`").unwrap_or_default() {
             let Some(text) = self.text(item, "a path") else { continue };
             let (path, options) = text.value.split_once(':').unwrap_or((&text.value, ""));
-            let mut mount =
-                Mount { source: MountSource::Tmpfs { size_bytes: None }, target: PathBuf::new(), read_only: false };
+            let mut mount = Mount {
+                source: MountSource::Tmpfs { size_bytes: None },
+                target: PathBuf::new(),
+                read_only: false,
+                nocopy: false,
+            };
             let mut fine = true;
             for option in options.split(',').filter(|option| !option.is_empty()) {
                 let size = option.strip_prefix("size=").map(|size| units::bytes(size, 1024));
@@ -183,30 +214,26 @@ impl Reader<'_> {
         }
         mounts
     }
+}
 
-    fn check_source(&mut self, mount: &Mount, span: Span) {
-        let MountSource::Bind(source) = &mount.source else { return };
-        let reaches = |path: &&&str| source.starts_with(path) || Path::new(path).starts_with(source);
-        if let Some(socket) = ENGINE_SOCKETS.iter().find(|socket| source.starts_with(socket)) {
-            self.push(
-                Diagnostic::error(
-                    "beyond-the-guard",
-                    format!("`{socket}` lets the service start containers outside of the guard"),
-                )
-                .at(span, "")
-                .hint("run what must talk to the engine outside of the stack, and reach it with `x-palisade.host`"),
-            );
-        } else if let Some(path) = BEYOND_THE_GUARD.iter().find(reaches).filter(|_| !mount.read_only) {
-            self.push(
-                Diagnostic::error(
-                    "beyond-the-guard",
-                    format!("writing to `{path}` of the host would let the service leave its guard"),
-                )
-                .at(span, format!("this mount holds `{path}`"))
-                .hint("mount only the folder that the service needs, or add `:ro`"),
-            );
-        }
+/// How a mount would break the guard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Beyond {
+    /// It holds an engine's socket.
+    EngineSocket(&'static str),
+    /// It holds this part of the host, and is writable.
+    Writable(&'static str),
+}
+
+/// Whether a mount would let the service leave its guard.
+pub(crate) fn beyond_the_guard(mount: &Mount) -> Option<Beyond> {
+    let MountSource::Bind(source) = &mount.source else { return None };
+    let reaches = |path: &&&str| source.starts_with(path) || Path::new(path).starts_with(source);
+    if let Some(socket) = ENGINE_SOCKETS.iter().find(|socket| source.starts_with(socket)) {
+        return Some(Beyond::EngineSocket(socket));
     }
+    let path = BEYOND_THE_GUARD.iter().find(reaches).filter(|_| !mount.read_only)?;
+    Some(Beyond::Writable(path))
 }
 
 /// A volume's name becomes a folder.

@@ -21,6 +21,8 @@ impl Reader<'_> {
     pub(crate) fn palisade(&mut self, fields: &mut Fields<'_>, service: &mut FileService) {
         let user = fields.value("user").and_then(|node| self.user(node));
         let working_dir = fields.value("working_dir").and_then(|node| self.working_dir(node));
+        service.container.user.clone_from(&user);
+        service.container.working_dir.clone_from(&working_dir);
         let Some(mut own) = fields.value("x-palisade").and_then(|node| self.fields(node, &keys::SERVICE_PALISADE))
         else {
             return;
@@ -96,7 +98,7 @@ impl Reader<'_> {
         Some(Process { command, user, working_dir })
     }
 
-    fn user(&mut self, node: &Node) -> Option<String> {
+    pub(crate) fn user(&mut self, node: &Node) -> Option<String> {
         self.parsed(node, "a user", "write `user`, `user:group`, or numbers in their place", |text| {
             let part = |part: &str| !part.is_empty() && !part.contains(|c: char| c.is_whitespace() || c.is_control());
             let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));

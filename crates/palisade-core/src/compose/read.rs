@@ -111,18 +111,30 @@ impl<'a> Reader<'a> {
             match section.key(&entry.key).map(|key| (key.name, key.class)) {
                 Some((_, Class::Honoured(_))) => fields.entries.push(Some(entry)),
                 Some((_, Class::Image(_))) => fields.image.push(entry),
-                Some((name, Class::NoEffect(why))) => self.note_idle(name, why, entry.key_span),
+                Some((name, Class::NoEffect(why))) => {
+                    self.note_idle(name, why, entry.key_span);
+                    // Nobody reads it, and a mistake in it is a mistake all the same.
+                    if let Some(key) = section.key(name) {
+                        self.shaped(&entry.value, key.shape, &quoted(name));
+                    }
+                }
                 // Without a value it says nothing.
                 Some((_, Class::Refused { .. })) if entry.value.is_null() => {}
-                Some((name, Class::Refused { why, instead })) => self.push(
-                    Diagnostic::error("refused-key", format!("{} can't be honoured: {why}", quoted(name)))
-                        .at(entry.key_span, format!("in {}", section.what))
-                        .hint(instead),
-                ),
+                Some((name, Class::Refused { why, instead })) => {
+                    self.refuse(name, why, instead, entry.key_span, section);
+                }
                 None => self.unknown_key(entry, section),
             }
         }
         Some(fields)
+    }
+
+    pub(crate) fn refuse(&mut self, name: &str, why: &str, instead: &str, span: Span, section: &Section) {
+        self.push(
+            Diagnostic::error("refused-key", format!("{} can't be honoured: {why}", quoted(name)))
+                .at(span, format!("in {}", section.what))
+                .hint(instead),
+        );
     }
 
     fn note_idle(&mut self, name: &'static str, why: &'static str, span: Span) {
@@ -132,7 +144,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn unknown_key(&mut self, entry: &Entry, section: &Section) {
+    pub(crate) fn unknown_key(&mut self, entry: &Entry, section: &Section) {
         if entry.key.starts_with("x-") && entry.key != "x-palisade" {
             if nearest(&entry.key, ["x-palisade"]).is_some() {
                 self.push(

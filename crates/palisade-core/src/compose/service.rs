@@ -6,18 +6,16 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use super::LoadInputs;
-use super::file::{FileDependency, FileService, NetworkMode, NetworkUse};
+use super::file::{FileDependency, FileLink, FileService, FileVolumesFrom, NetworkMode, NetworkUse};
 use super::keys;
 use super::read::{Fields, Reader};
 use super::units;
 use super::yaml::{Data, Entry, Node};
-use crate::diagnostic::{Diagnostic, Spanned, quoted};
+use crate::diagnostic::{Diagnostic, Span, Spanned, quoted};
 use crate::names::ServiceName;
-use crate::stack::{Condition, HealthTest, Healthcheck, LogRotation, Restart};
+use crate::stack::{Condition, Container, HealthTest, Healthcheck, LogRotation, ProcessSettings, Restart};
 
 const DURATION_HINT: &str = "write a number with a unit, like `30s`, `1m30s` or `500ms`";
-const SIZE_HINT: &str = "write bytes or a number with a unit, like `512m` or `2g`";
-const CPUS_HINT: &str = "write a decimal number, like `0.5` or `2`";
 const COUNT_HINT: &str = "write a whole number";
 
 const SIGNALS: [&str; 31] = [
@@ -83,10 +81,15 @@ impl Reader<'_> {
         // Both were obeyed when the files were put together.
         fields.take("extends");
         fields.take("profiles");
-        self.image_keys(&fields, &mut service);
+        self.container(&fields, &mut service, inputs);
         self.palisade(&mut fields, &mut service);
         self.networks_of(&mut fields, &mut service);
+        if let Some(entry) = fields.take("restart") {
+            service.restart_span = Some(entry.key_span);
+            service.restart = self.restart(&entry.value).unwrap_or(Restart::No);
+        }
         self.limits(&mut fields, &mut service);
+        self.settings(&mut fields, &mut service);
         self.environment(&mut fields, &mut service, inputs);
         if let Some(node) = fields.value("expose") {
             service.expose = self.expose(node);
@@ -103,9 +106,7 @@ impl Reader<'_> {
             service.healthcheck_disabled = matches!(healthcheck, Some(None));
             service.healthcheck = healthcheck.flatten();
         }
-        if let Some(node) = fields.value("restart") {
-            service.restart = self.restart(node).unwrap_or(Restart::No);
-        }
+        self.brought_along(&mut fields, &mut service);
         if let Some(node) = fields.value("stop_signal") {
             let hint = "write a name like `SIGTERM`, or its number";
             service.stop_signal = self.parsed(node, "a signal", hint, signal).unwrap_or_default();
@@ -119,17 +120,22 @@ impl Reader<'_> {
         if let Some(node) = fields.value("tmpfs") {
             service.mounts.extend(self.tmpfs(node));
         }
+        for (name, secret) in [("secrets", true), ("configs", false)] {
+            if let Some(node) = fields.value(name) {
+                service.files.extend(self.references(node, secret));
+            }
+        }
         if let Some(node) = fields.value("extra_hosts") {
-            service.extra_hosts = self.extra_hosts(node);
+            service.extra_hosts = self.extra_hosts(node, &mut service.host_gateway);
         }
         if let Some(node) = fields.value("logging") {
             service.log = self.logging(node).unwrap_or_default();
         }
         if let Some(node) = fields.value("cap_add") {
-            service.cap_add = self.capabilities(node, "`cap_add`", true);
+            service.cap_add = self.capabilities(node, "`cap_add`");
         }
         if let Some(node) = fields.value("cap_drop") {
-            service.cap_drop = self.capabilities(node, "`cap_drop`", false);
+            service.cap_drop = self.capabilities(node, "`cap_drop`").into_iter().map(|name| name.value).collect();
         }
         if let Some(node) = fields.value("read_only") {
             service.read_only = self.bool(node, "`read_only`").unwrap_or_default();
@@ -137,38 +143,11 @@ impl Reader<'_> {
         if let Some(entry) = fields.take("privileged")
             && self.bool(&entry.value, "`privileged`") == Some(true)
         {
-            self.push(
-                Diagnostic::error("beyond-the-guard", "a privileged service can't be guarded")
-                    .at(entry.key_span, "")
-                    .hint("remove it, and add the capability that is needed with `cap_add`"),
-            );
-        }
-        if let Some(node) = fields.value("security_opt") {
-            for text in self.texts(node, "`security_opt`").unwrap_or_default() {
-                if !matches!(
-                    text.value.as_str(),
-                    "no-new-privileges" | "no-new-privileges:true" | "no-new-privileges=true"
-                ) {
-                    let message = format!(
-                        "{} can't be honoured: services run with the guard's own seccomp filter",
-                        text.quoted()
-                    );
-                    self.invalid::<()>(&text, message, "only `no-new-privileges:true` is accepted, and always so");
-                }
-            }
+            service.privileged = Some(entry.key_span);
+            service.container.privileged = true;
         }
         fields.finish();
         Some(service)
-    }
-
-    fn image_keys(&mut self, fields: &Fields<'_>, service: &mut FileService) {
-        for entry in &fields.image {
-            if entry.key == "image" {
-                service.image = self.text(&entry.value, "`image`").map(|text| text.spanned());
-            } else {
-                service.image_keys.push(Spanned::new(entry.key.clone(), entry.key_span));
-            }
-        }
     }
 
     fn networks_of(&mut self, fields: &mut Fields<'_>, service: &mut FileService) {
@@ -249,87 +228,27 @@ impl Reader<'_> {
         Some(Spanned::new(mode, text.span))
     }
 
-    fn limits(&mut self, fields: &mut Fields<'_>, service: &mut FileService) {
-        if let Some(node) = fields.value("scale") {
-            service.replicas.extend(self.number(node, "`scale`", COUNT_HINT));
-        }
-        if let Some(node) = fields.value("mem_limit") {
-            service.memory_bytes.extend(self.memory(node));
-        }
-        if let Some(node) = fields.value("cpus") {
-            service.cpu_milli.extend(self.cpus(node));
-        }
-        if let Some(node) = fields.value("pids_limit") {
-            service.pids.extend(self.pids(node));
-        }
-        let Some(mut deploy) = fields.value("deploy").and_then(|node| self.fields(node, &keys::DEPLOY)) else { return };
-        if let Some(node) = deploy.value("replicas") {
-            service.replicas.extend(self.number(node, "`replicas`", COUNT_HINT));
-        }
-        if let Some(node) = deploy.value("mode") {
-            let hint = "`replicated` and `global` are; for a job, use `restart: on-failure` or `restart: no`";
-            self.parsed(node, "a mode that Palisade has", hint, |mode| {
-                matches!(mode, "replicated" | "global").then_some(())
-            });
-        }
-        if let Some(mut resources) = deploy.value("resources").and_then(|node| self.fields(node, &keys::RESOURCES)) {
-            let limits = resources.value("limits");
-            if let Some(mut limits) = limits.and_then(|node| self.fields(node, &keys::RESOURCE_LIMITS)) {
-                if let Some(node) = limits.value("memory") {
-                    service.memory_bytes.extend(self.memory(node));
-                }
-                if let Some(node) = limits.value("cpus") {
-                    service.cpu_milli.extend(self.cpus(node));
-                }
-                if let Some(node) = limits.value("pids") {
-                    service.pids.extend(self.pids(node));
-                }
-                limits.finish();
-            }
-            resources.finish();
-        }
-        deploy.finish();
-    }
-
-    fn memory(&mut self, node: &Node) -> Option<Spanned<u64>> {
-        let bytes = self.parsed(node, "a size", SIZE_HINT, |text| units::bytes(text, 1024))?;
-        Some(Spanned::new(bytes, node.span))
-    }
-
-    fn cpus(&mut self, node: &Node) -> Option<Spanned<u64>> {
-        let milli = self.parsed(node, "a number of processors", CPUS_HINT, |text| {
-            // What is too little to be a thousandth must not become "unlimited".
-            units::cpu_milli(text).filter(|milli| *milli > 0 || text.chars().all(|c| matches!(c, '0' | '.')))
-        })?;
-        Some(Spanned::new(milli, node.span))
-    }
-
-    fn pids(&mut self, node: &Node) -> Option<Spanned<u64>> {
-        let number = self.number::<i64>(node, "a limit of processes", "write a whole number; -1 is unlimited")?;
-        if number.value < -1 {
-            self.push(
-                Diagnostic::error("invalid-value", "a limit of processes can't be negative")
-                    .at(number.span, "")
-                    .hint("write a whole number; -1 is unlimited"),
-            );
-            return None;
-        }
-        Some(Spanned::new(u64::try_from(number.value).unwrap_or(0), number.span))
-    }
-
     fn depends_on(&mut self, node: &Node) -> Vec<Spanned<FileDependency>> {
         let mut dependencies = Vec::new();
         if let Data::List(_) = node.data {
             for text in self.texts(node, "`depends_on`").unwrap_or_default() {
-                let dependency =
-                    FileDependency { service: text.value, condition: Condition::ServiceStarted, restart: false };
+                let dependency = FileDependency {
+                    service: text.value,
+                    condition: Condition::ServiceStarted,
+                    restart: false,
+                    required: true,
+                };
                 dependencies.push(Spanned::new(dependency, text.span));
             }
             return dependencies;
         }
         for entry in self.map(node, "`depends_on`").unwrap_or_default() {
-            let mut dependency =
-                FileDependency { service: entry.key.clone(), condition: Condition::ServiceStarted, restart: false };
+            let mut dependency = FileDependency {
+                service: entry.key.clone(),
+                condition: Condition::ServiceStarted,
+                restart: false,
+                required: true,
+            };
             if !entry.value.is_null() {
                 let Some(mut fields) = self.fields(&entry.value, &keys::DEPENDENCY) else { continue };
                 if let Some(node) = fields.value("condition") {
@@ -345,17 +264,8 @@ impl Reader<'_> {
                 if let Some(node) = fields.value("restart") {
                     dependency.restart = self.bool(node, "`restart`").unwrap_or_default();
                 }
-                if let Some(required) = fields.take("required")
-                    && self.bool(&required.value, "`required`") == Some(false)
-                {
-                    self.push(
-                        Diagnostic::error(
-                            "refused-value",
-                            "`required: false` can't be honoured: a stack is started whole, so nothing is optional",
-                        )
-                        .at(required.key_span, "")
-                        .hint("remove it, or the whole dependency"),
-                    );
+                if let Some(node) = fields.value("required") {
+                    dependency.required = self.bool(node, "`required`").unwrap_or(true);
                 }
                 fields.finish();
             }
@@ -364,7 +274,50 @@ impl Reader<'_> {
         dependencies
     }
 
-    fn duration(&mut self, node: &Node) -> Option<u64> {
+    /// `links` and `volumes_from`: what they name is started first, too.
+    fn brought_along(&mut self, fields: &mut Fields<'_>, service: &mut FileService) {
+        let mut first = Vec::new();
+        if let Some(node) = fields.value("links") {
+            for text in self.texts(node, "`links`").unwrap_or_default() {
+                let (name, alias) = text.value.split_once(':').unwrap_or((&text.value, &text.value));
+                if !is_host_name(alias) {
+                    let message = format!("{} does not end in a valid host name", text.quoted());
+                    self.invalid::<()>(&text, message, "write `service` or `service:alias`");
+                    continue;
+                }
+                first.push((name.to_owned(), text.span, true));
+                let link = FileLink { service: name.to_owned(), alias: alias.to_owned() };
+                service.links.push(Spanned::new(link, text.span));
+            }
+        }
+        if let Some(node) = fields.value("volumes_from") {
+            for text in self.texts(node, "`volumes_from`").unwrap_or_default() {
+                if text.value.starts_with("container:") {
+                    let message = format!("{} can't be honoured: it is not of this stack", text.quoted());
+                    self.invalid::<()>(&text, message, "name the other container's volume, with `external: true`");
+                    continue;
+                }
+                let (name, mode) = text.value.split_once(':').unwrap_or((&text.value, "rw"));
+                if !matches!(mode, "ro" | "rw") {
+                    let message = format!("{} does not end in `:ro` or `:rw`", text.quoted());
+                    self.invalid::<()>(&text, message, "write `service` or `service:ro`");
+                    continue;
+                }
+                first.push((name.to_owned(), text.span, false));
+                let from = FileVolumesFrom { service: name.to_owned(), read_only: mode == "ro" };
+                service.volumes_from.push(Spanned::new(from, text.span));
+            }
+        }
+        for (name, span, restart) in first {
+            if !service.depends_on.iter().any(|dependency| dependency.value.service == name) {
+                let condition = Condition::ServiceStarted;
+                let dependency = FileDependency { service: name, condition, restart, required: true };
+                service.depends_on.push(Spanned::new(dependency, span));
+            }
+        }
+    }
+
+    pub(crate) fn duration(&mut self, node: &Node) -> Option<u64> {
         self.parsed(node, "a duration", DURATION_HINT, units::duration_ms)
     }
 
@@ -444,19 +397,21 @@ impl Reader<'_> {
         })
     }
 
-    fn extra_hosts(&mut self, node: &Node) -> Vec<(String, IpAddr)> {
+    fn extra_hosts(&mut self, node: &Node, gateway: &mut Option<Span>) -> Vec<(String, IpAddr)> {
         let mut hosts = Vec::new();
         let hint = "write `\"name=192.0.2.1\"`";
         if let Data::Map(entries) = &node.data {
             for entry in entries {
-                let Some(text) = self.text(&entry.value, "an address") else { continue };
-                hosts.extend(self.extra_host(&text, &entry.key, &text.value));
+                for item in self.one_or_list(&entry.value, "an address").unwrap_or_default() {
+                    let Some(text) = self.text(item, "an address") else { continue };
+                    hosts.extend(self.extra_host(&text, &entry.key, &text.value, gateway));
+                }
             }
             return hosts;
         }
         for text in self.texts(node, "`extra_hosts`").unwrap_or_default() {
             match text.value.split_once(['=', ':']) {
-                Some((name, address)) => hosts.extend(self.extra_host(&text, name, address)),
+                Some((name, address)) => hosts.extend(self.extra_host(&text, name, address, gateway)),
                 None => {
                     let message = format!("{} is not a name with an address", text.quoted());
                     self.invalid::<()>(&text, message, hint);
@@ -466,18 +421,21 @@ impl Reader<'_> {
         hosts
     }
 
-    fn extra_host(&mut self, text: &super::read::Text, name: &str, address: &str) -> Option<(String, IpAddr)> {
+    fn extra_host(
+        &mut self,
+        text: &super::read::Text,
+        name: &str,
+        address: &str,
+        gateway: &mut Option<Span>,
+    ) -> Option<(String, IpAddr)> {
         if !is_host_name(name) {
             let message = format!("{} is not a valid host name", quoted(name));
             return self.invalid(text, message, "host names are letters, digits, `.`, `_` and `-`");
         }
         if address == "host-gateway" {
-            let message = "`host-gateway` has no address: the service is on the host's network";
-            return self.invalid(
-                text,
-                message,
-                "list the host's ports in `x-palisade.host`, and connect to `localhost`",
-            );
+            // The service is on the host: its gateway is the host itself, and the guard knows its ports by that address.
+            *gateway = Some(text.span);
+            return Some((name.to_owned(), IpAddr::from([127, 0, 0, 1])));
         }
         let inner = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
         match inner.unwrap_or(address).parse() {
@@ -494,7 +452,7 @@ impl Reader<'_> {
         if let Some(node) = fields.value("driver") {
             let hint = "output goes to files that `palisade logs` reads: write `json-file` or `local`, or remove it";
             self.parsed(node, "a log driver that Palisade has", hint, |text| {
-                matches!(text, "json-file" | "local").then_some(())
+                matches!(text, "json-file" | "local" | "").then_some(())
             });
         }
         let options = fields.value("options");
@@ -526,7 +484,7 @@ impl Reader<'_> {
     }
 }
 
-fn is_host_name(name: &str) -> bool {
+pub(crate) fn is_host_name(name: &str) -> bool {
     name.len() <= 253
         && name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
@@ -548,7 +506,9 @@ fn empty(name: Spanned<ServiceName>) -> FileService {
     FileService {
         name,
         image: None,
-        image_keys: Vec::new(),
+        build: None,
+        container: Container::default(),
+        privileged: None,
         process: None,
         process_written: false,
         environment: std::collections::BTreeMap::new(),
@@ -558,18 +518,30 @@ fn empty(name: Spanned<ServiceName>) -> FileService {
         expose: Vec::new(),
         ports: Vec::new(),
         depends_on: Vec::new(),
+        links: Vec::new(),
         healthcheck: None,
         healthcheck_span: None,
         healthcheck_disabled: false,
         restart: Restart::No,
+        restart_span: None,
+        update: None,
+        rollback: None,
         replicas: Vec::new(),
         memory_bytes: Vec::new(),
+        memory_reservation_bytes: Vec::new(),
+        memory_swap_bytes: None,
+        cpu_shares: None,
+        cpuset: None,
         cpu_milli: Vec::new(),
         pids: Vec::new(),
         stop_signal: "SIGTERM".into(),
         stop_grace_ms: 10_000,
         mounts: Vec::new(),
+        volumes_from: Vec::new(),
+        files: Vec::new(),
+        settings: ProcessSettings::default(),
         extra_hosts: Vec::new(),
+        host_gateway: None,
         log: LogRotation::default(),
         cap_add: Vec::new(),
         cap_drop: Vec::new(),

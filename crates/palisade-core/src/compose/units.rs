@@ -4,6 +4,11 @@
 
 /// `1m30s`, `1.5h`, `250ms` as milliseconds; less than one is rounded up.
 pub(crate) fn duration_ms(text: &str) -> Option<u64> {
+    Some(duration_us(text)?.div_ceil(1000))
+}
+
+/// The same as microseconds; less than one is rounded up.
+pub(crate) fn duration_us(text: &str) -> Option<u64> {
     if text == "0" {
         return Some(0);
     }
@@ -16,6 +21,7 @@ pub(crate) fn duration_ms(text: &str) -> Option<u64> {
         let unit = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
         micros += number
             * match &rest[..unit] {
+                "ns" => 1e-3,
                 "us" | "µs" => 1.0,
                 "ms" => 1e3,
                 "s" => 1e6,
@@ -26,7 +32,7 @@ pub(crate) fn duration_ms(text: &str) -> Option<u64> {
         rest = &rest[unit..];
     }
     // A hundred years: what is more is a slip, and would overflow clocks.
-    (!text.is_empty() && micros <= 3.2e15).then(|| (micros / 1e3).ceil() as u64)
+    (!text.is_empty() && micros <= 3.2e15).then(|| micros.ceil() as u64)
 }
 
 /// `512m`, `1.5g`, `64KiB` or plain bytes; each letter is a factor of `base` (1024 for memory, 1000 for logs).

@@ -12,6 +12,7 @@ use crate::policy::{EGRESS_RULES_MAX, NETWORKS_MAX};
 use crate::stack::{Condition, MountSource, Restart};
 
 mod ports;
+mod provided;
 pub(crate) use ports::settled as settled_ports;
 
 /// The network of services that name none.
@@ -64,10 +65,15 @@ pub(crate) fn validate(file: &ComposeFile, sink: &mut Sink) {
                 .at(service.name.span, "this one is too much"),
         );
     }
-    for (service, networks) in file.services.iter().zip(&view.networks) {
+    for (index, (service, networks)) in file.services.iter().zip(&view.networks).enumerate() {
         runnable(service, sink);
         numbers(service, sink);
+        memory(service, sink);
         mounts(service, file, sink);
+        provided::files(service, file, sink);
+        provided::links(index, &view, sink);
+        provided::guard(service, sink);
+        host_gateway(service, sink);
         used_networks(service, file, sink);
         egress(service, networks, file, sink);
         dependencies(service, &view, sink);
@@ -80,8 +86,7 @@ pub(crate) fn validate(file: &ComposeFile, sink: &mut Sink) {
 }
 
 fn runnable(service: &FileService, sink: &mut Sink) {
-    let built = service.image_keys.iter().any(|key| key.value == "build");
-    if service.process_written || service.image.is_some() || built {
+    if service.process_written || service.image.is_some() || service.build.is_some() {
         return;
     }
     let name = quoted(service.name.value.as_str());
@@ -104,10 +109,11 @@ pub(crate) fn agreed(values: &[Spanned<u64>]) -> Result<Option<u64>, (&Spanned<u
 }
 
 fn numbers(service: &FileService, sink: &mut Sink) {
-    let pairs: [(&str, &[Spanned<u64>]); 4] = [
+    let pairs: [(&str, &[Spanned<u64>]); 5] = [
         ("`scale` and `deploy.replicas`", &service.replicas),
         ("`mem_limit` and `deploy.resources.limits.memory`", &service.memory_bytes),
-        ("`cpus` and `deploy.resources.limits.cpus`", &service.cpu_milli),
+        ("`mem_reservation` and `deploy.resources.reservations.memory`", &service.memory_reservation_bytes),
+        ("`cpus`, `cpu_count`, `cpu_quota` and `deploy.resources.limits.cpus`", &service.cpu_milli),
         ("`pids_limit` and `deploy.resources.limits.pids`", &service.pids),
     ];
     for (what, values) in pairs {
@@ -116,22 +122,17 @@ fn numbers(service: &FileService, sink: &mut Sink) {
                 Diagnostic::error("conflict", format!("{what} say different things"))
                     .at(other.span, "")
                     .also(first.span, "the other one")
-                    .hint("keep the one below `deploy`"),
+                    .hint("keep one of them"),
             );
         }
     }
     let Some(replicas) = service.replicas.first() else { return };
     let max = u64::from(INSTANCES_MAX);
-    if replicas.value == 0 || replicas.value > max {
-        let hint = if replicas.value == 0 {
-            "to leave a service out, take it out of the file (or put `x-` before its key's section)"
-        } else {
-            "split the service into several"
-        };
+    if replicas.value > max {
         sink.push(
-            Diagnostic::error("invalid-value", format!("a service has 1 to {max} replicas, not {}", replicas.value))
+            Diagnostic::error("invalid-value", format!("a service has at most {max} replicas, not {}", replicas.value))
                 .at(replicas.span, "")
-                .hint(hint),
+                .hint("split the service into several"),
         );
     }
     if replicas.value > 1 {
@@ -152,6 +153,49 @@ fn numbers(service: &FileService, sink: &mut Sink) {
             );
         }
     }
+}
+
+/// Reservations and swap have a meaning only beside the limit.
+fn memory(service: &FileService, sink: &mut Sink) {
+    let limit = agreed(&service.memory_bytes).ok().flatten().filter(|bytes| *bytes > 0);
+    if let (Some(reserved), Some(limit)) = (service.memory_reservation_bytes.first(), limit)
+        && reserved.value > limit
+    {
+        sink.push(
+            Diagnostic::error("conflict", "more memory is reserved than the service may have")
+                .at(reserved.span, "")
+                .also(service.memory_bytes[0].span, "the limit")
+                .hint("reserve at most as much as the limit"),
+        );
+    }
+    let Some(swap) = &service.memory_swap_bytes else { return };
+    match limit {
+        None if swap.value != u64::MAX => sink.push(
+            Diagnostic::error("conflict", "`memswap_limit` needs a limit of memory beside it")
+                .at(swap.span, "it counts memory and swap together")
+                .hint("add `mem_limit`, or remove it"),
+        ),
+        Some(limit) if swap.value < limit => sink.push(
+            Diagnostic::error("conflict", "`memswap_limit` is less than the limit of memory")
+                .at(swap.span, "it counts memory and swap together")
+                .also(service.memory_bytes[0].span, "the limit of memory")
+                .hint("the same number means no swap"),
+        ),
+        _ => {}
+    }
+}
+
+/// What is reached at the host's own address needs to be said.
+fn host_gateway(service: &FileService, sink: &mut Sink) {
+    let Some(span) = service.host_gateway.filter(|_| service.host_ports.is_empty()) else { return };
+    sink.push(
+        Diagnostic::note(
+            "host-gateway",
+            "`host-gateway` is this host, and none of its own ports is open to the service",
+        )
+        .at(span, "")
+        .hint("list the ports that it needs: `x-palisade: {host: [5432]}`"),
+    );
 }
 
 fn mounts(service: &FileService, file: &ComposeFile, sink: &mut Sink) {
@@ -239,6 +283,9 @@ fn dependencies(service: &FileService, view: &View<'_>, sink: &mut Sink) {
             );
         }
         let Some(other) = view.service(name) else {
+            if !dependency.value.required {
+                continue;
+            }
             sink.push(
                 Diagnostic::error("unknown-service", format!("there is no service {}", quoted(name)))
                     .at(dependency.span, format!("{} waits for it", quoted(service.name.value.as_str())))

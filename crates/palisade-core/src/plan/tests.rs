@@ -19,8 +19,12 @@ fn shop() -> Stack {
     db.expose = vec![at(tcp(5432))];
     db.healthcheck = Some(healthcheck());
     db.run.process.as_mut().unwrap().user = Some("postgres".into());
-    db.mounts =
-        vec![at(Mount { source: MountSource::Volume("data".into()), target: "/data".into(), read_only: false })];
+    db.mounts = vec![at(Mount {
+        source: MountSource::Volume("data".into()),
+        target: "/data".into(),
+        read_only: false,
+        nocopy: false,
+    })];
     db.environment.insert("POSTGRES_PASSWORD".into(), "hunter2-secret".into());
     let mut migrate = service("migrate");
     migrate.depends_on = vec![depends("db", Condition::ServiceHealthy)];

@@ -10,9 +10,9 @@ pub static DEPLOY: Section = section(
         yes("replicas", INT, "how many instances run; 0 is none"),
         yes("resources", Shape::Section(&RESOURCES), "limits and reservations"),
         yes("mode", TEXT, "`replicated`, or `global`: one instance, for there is one machine; jobs are refused"),
-        soon("restart_policy", Shape::Section(&RESTART_POLICY), "the same as `restart`"),
-        soon("update_config", Shape::Section(&UPDATE_CONFIG), "how instances are replaced by newer ones"),
-        soon("rollback_config", Shape::Section(&ROLLBACK_CONFIG), "how instances are replaced by earlier ones"),
+        yes("restart_policy", Shape::Section(&RESTART_POLICY), "the same as `restart`"),
+        yes("update_config", Shape::Section(&UPDATE_CONFIG), "how instances are replaced by newer ones"),
+        yes("rollback_config", Shape::Section(&ROLLBACK_CONFIG), "how instances are replaced by earlier ones"),
         idle("labels", PAIRS, LABELS),
         idle("placement", Shape::Section(&PLACEMENT), ONE_MACHINE),
         idle("endpoint_mode", TEXT, ONE_MACHINE),
@@ -25,7 +25,7 @@ pub static RESOURCES: Section = section(
     "`deploy.resources`",
     &[
         yes("limits", Shape::Section(&RESOURCE_LIMITS), "what it gets at most"),
-        soon("reservations", Shape::Section(&RESERVATIONS), "what it keeps under pressure"),
+        yes("reservations", Shape::Section(&RESERVATIONS), "what it keeps under pressure"),
     ],
 );
 
@@ -45,7 +45,7 @@ pub static RESERVATIONS: Section = section(
     "services.*.deploy.resources.reservations",
     "`deploy.resources.reservations`",
     &[
-        soon("memory", BYTES, "the same as `mem_reservation`"),
+        yes("memory", BYTES, "the same as `mem_reservation`"),
         image("devices", Shape::Items(Short::None, &DEVICE_REQUEST), "devices that the engine finds and passes on"),
         idle(
             "cpus",
@@ -88,20 +88,20 @@ pub static RESTART_POLICY: Section = section(
     "services.*.deploy.restart_policy",
     "`deploy.restart_policy`",
     &[
-        soon("condition", TEXT, "`any` is `always`, `on-failure` and `none` are what they say; `any` unless given"),
-        soon("max_attempts", INT, "with `on-failure`: so many times at most"),
+        yes("condition", TEXT, "`any` is `always`, `on-failure` and `none` are what they say; `any` unless given"),
+        yes("max_attempts", INT, "with `on-failure`: so many times at most"),
         idle("delay", DURATION, "the time between two starts grows by itself while a service keeps failing"),
         idle("window", DURATION, "a service that has run for a while counts as started by itself"),
     ],
 );
 
 const UPDATE_KEYS: &[Key] = &[
-    soon("parallelism", INT, "so many instances at once; 0 is all of them"),
-    soon("delay", DURATION, "time between one and the next"),
-    soon("failure_action", TEXT, "`pause`, `continue` or `rollback`"),
-    soon("monitor", DURATION, "so long an instance must run to count as good"),
-    soon("max_failure_ratio", FLOAT, "so many of the instances may fail, from 0 to 1"),
-    soon("order", TEXT, "`stop-first` or `start-first`"),
+    yes("parallelism", INT, "so many instances at once; 0 is all of them"),
+    yes("delay", DURATION, "time between one and the next"),
+    yes("failure_action", TEXT, "`pause`, `continue` or `rollback`"),
+    yes("monitor", DURATION, "so long an instance must run to count as good"),
+    yes("max_failure_ratio", FLOAT, "so many of the instances may fail, from 0 to 1"),
+    yes("order", TEXT, "`stop-first` or `start-first`"),
 ];
 
 /// `deploy.update_config`.

@@ -211,10 +211,6 @@ const fn image(name: &'static str, shape: Shape, does: &'static str) -> Key {
 const fn no(name: &'static str, shape: Shape, why: &'static str, instead: &'static str) -> Key {
     Key { name, class: Class::Refused { why, instead }, shape }
 }
-// Until it is read.
-const fn soon(name: &'static str, shape: Shape, _does: &'static str) -> Key {
-    no(name, shape, "Palisade does not support it yet", "remove it")
-}
 
 const TEXT: Shape = Shape::One(Kind::Text);
 const BOOL: Shape = Shape::One(Kind::Bool);

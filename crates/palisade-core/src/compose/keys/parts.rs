@@ -99,7 +99,7 @@ pub static MOUNT: Section = same_by(
         yes("target", TEXT, "where it is seen"),
         yes("read_only", BOOL, "not writable"),
         yes("bind", Shape::Section(&MOUNT_BIND), "options of a bind mount"),
-        soon("volume", Shape::Section(&MOUNT_VOLUME), "options of a volume"),
+        yes("volume", Shape::Section(&MOUNT_VOLUME), "options of a volume"),
         yes("tmpfs", Shape::Section(&MOUNT_TMPFS), "options of a mount in memory"),
         no(
             "image",
@@ -118,8 +118,8 @@ pub static MOUNT_BIND: Section = section(
     &[
         idle("create_host_path", BOOL, "what is missing on the host is an error when the stack starts"),
         idle("selinux", TEXT, "a process of the host has the host's labels"),
-        soon("propagation", TEXT, "`private` and `rprivate` are how mounts are made; others are refused"),
-        soon("recursive", TEXT, "`enabled` is how mounts are made; others are refused"),
+        yes("propagation", TEXT, "`private` and `rprivate` are how mounts are made; others are refused"),
+        yes("recursive", TEXT, "`enabled` is how mounts are made; others are refused"),
     ],
 );
 
@@ -128,7 +128,7 @@ pub static MOUNT_VOLUME: Section = section(
     "services.*.volumes[].volume",
     "`volume`",
     &[
-        soon("nocopy", BOOL, "an image's files are not copied into it"),
+        yes("nocopy", BOOL, "an image's files are not copied into it"),
         idle("labels", PAIRS, LABELS),
         no("subpath", TEXT, "a volume is mounted whole", "use a volume of its own, or a bind mount of the folder"),
     ],
@@ -140,7 +140,7 @@ pub static MOUNT_TMPFS: Section = section(
     "`tmpfs`",
     &[
         yes("size", BYTES, "bytes, or with a unit"),
-        soon("mode", MODE, "permission bits; writable for everybody, like /tmp, unless given"),
+        yes("mode", MODE, "permission bits; writable for everybody, like /tmp, unless given"),
     ],
 );
 
@@ -152,11 +152,11 @@ pub static MOUNT_IMAGE: Section = section(
 );
 
 const REFERENCE_KEYS: &[Key] = &[
-    soon("source", TEXT, "its name at the file's top level"),
-    soon("target", TEXT, "where it is seen"),
-    soon("uid", TEXT, "its owner"),
-    soon("gid", TEXT, "its group"),
-    soon("mode", MODE, "its permission bits, `0444` unless given"),
+    yes("source", TEXT, "its name at the file's top level"),
+    yes("target", TEXT, "where it is seen"),
+    yes("uid", TEXT, "its owner"),
+    yes("gid", TEXT, "its group"),
+    yes("mode", MODE, "its permission bits, `0444` unless given"),
 ];
 
 /// The long form of a service's `secrets`.
@@ -200,10 +200,7 @@ pub static LOGGING_OPTIONS: Section = section(
 pub static ULIMIT: Section = section(
     "services.*.ulimits.*",
     "a limit",
-    &[
-        soon("soft", INT, "what counts; -1 is unlimited"),
-        soon("hard", INT, "what it may be raised to; -1 is unlimited"),
-    ],
+    &[yes("soft", INT, "what counts; -1 is unlimited"), yes("hard", INT, "what it may be raised to; -1 is unlimited")],
 );
 
 /// One of `post_start` or `pre_stop`.
@@ -211,11 +208,11 @@ pub static HOOK: Section = section(
     "services.*.post_start[]",
     "a hook",
     &[
-        soon("command", Shape::Command, "what is run"),
-        soon("user", TEXT, "who it runs as; the service's user unless given"),
-        soon("privileged", BOOL, "`false` is how hooks run; `true` is refused"),
-        soon("working_dir", TEXT, "where it starts; where the service starts unless given"),
-        soon("environment", PAIRS, "variables besides the service's"),
+        yes("command", Shape::Command, "what is run"),
+        yes("user", TEXT, "who it runs as; the service's user unless given"),
+        yes("privileged", BOOL, "`false` is how hooks run; `true` is refused"),
+        yes("working_dir", TEXT, "where it starts; where the service starts unless given"),
+        yes("environment", PAIRS, "variables besides the service's"),
     ],
 );
 

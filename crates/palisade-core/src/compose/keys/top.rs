@@ -17,8 +17,8 @@ pub static TOP: Section = section(
         yes("services", Shape::Named(&SERVICE), "what runs"),
         yes("networks", Shape::Named(&NETWORK), "which services may reach each other"),
         yes("volumes", Shape::Named(&VOLUME), "directories that outlive instances"),
-        soon("secrets", Shape::Named(&SECRET), "files that only the services see that name them"),
-        soon("configs", Shape::Named(&CONFIG), "files that are put into services"),
+        yes("secrets", Shape::Named(&SECRET), "files that only the services see that name them"),
+        yes("configs", Shape::Named(&CONFIG), "files that are put into services"),
         yes("x-palisade", Shape::Section(&TOP_PALISADE), "what Compose has no word for"),
         idle("version", TEXT, "every file is read by the current Compose Specification"),
         no("models", Shape::Named(&MODEL), NO_MODELS, NO_MODELS_INSTEAD),
@@ -47,7 +47,7 @@ pub static NETWORK: Section = section(
     &[
         yes("driver", TEXT, "`bridge`, `default` and `overlay` are the same here; others are refused"),
         yes("internal", BOOL, "services that are only in such networks have no egress"),
-        soon(
+        yes(
             "external",
             Shape::Short(Short::External, &EXTERNAL),
             "a group of this stack's services: other stacks stay out",
@@ -92,9 +92,9 @@ pub static VOLUME: Section = section(
     "a volume",
     &[
         yes("driver", TEXT, "`local`; others are refused"),
-        soon("driver_opts", Shape::Section(&VOLUME_OPTIONS), "a folder of the host, or memory"),
-        soon("name", TEXT, "its name on the host, instead of the project's and the key"),
-        soon("external", Shape::Short(Short::External, &EXTERNAL), "it exists already, and is never removed"),
+        yes("driver_opts", Shape::Section(&VOLUME_OPTIONS), "a folder of the host, or memory"),
+        yes("name", TEXT, "its name on the host, instead of the project's and the key"),
+        yes("external", Shape::Short(Short::External, &EXTERNAL), "it exists already, and is never removed"),
         idle("labels", PAIRS, LABELS),
     ],
 );
@@ -104,9 +104,9 @@ pub static VOLUME_OPTIONS: Section = section(
     "volumes.*.driver_opts",
     "`driver_opts` of a volume",
     &[
-        soon("type", TEXT, "`none` or `bind` with a folder, or `tmpfs`; network file systems are refused"),
-        soon("o", TEXT, "`bind`, `ro`, `rw`, `size=…`; others are refused"),
-        soon("device", PATH, "the folder"),
+        yes("type", TEXT, "`none` or `bind` with a folder, or `tmpfs`; network file systems are refused"),
+        yes("o", TEXT, "`bind`, `ro`, `rw`, `size=…`; others are refused"),
+        yes("device", PATH, "the folder"),
     ],
 );
 
@@ -115,8 +115,8 @@ pub static SECRET: Section = section(
     "secrets.*",
     "a secret",
     &[
-        soon("file", PATH, "it is the contents of this file"),
-        soon("environment", TEXT, "it is the value of this variable"),
+        yes("file", PATH, "it is the contents of this file"),
+        yes("environment", TEXT, "it is the value of this variable"),
         idle("name", TEXT, "it names an engine's own secret; services know it by its key"),
         idle("labels", PAIRS, LABELS),
         no("external", Shape::Short(Short::External, &EXTERNAL), CLUSTER_STORE, CLUSTER_STORE_INSTEAD),
@@ -131,9 +131,9 @@ pub static CONFIG: Section = section(
     "configs.*",
     "a config",
     &[
-        soon("file", PATH, "it is the contents of this file"),
-        soon("content", TEXT, "it is this text, variables filled in"),
-        soon("environment", TEXT, "it is the value of this variable"),
+        yes("file", PATH, "it is the contents of this file"),
+        yes("content", TEXT, "it is this text, variables filled in"),
+        yes("environment", TEXT, "it is the value of this variable"),
         idle("name", TEXT, "it names an engine's own config; services know it by its key"),
         idle("labels", PAIRS, LABELS),
         no("external", Shape::Short(Short::External, &EXTERNAL), CLUSTER_STORE, CLUSTER_STORE_INSTEAD),
@@ -143,7 +143,7 @@ pub static CONFIG: Section = section(
 
 /// `external` with the old way to give a name.
 pub static EXTERNAL: Section =
-    section("*.*.external", "`external`", &[soon("name", TEXT, "the old spelling of `name` beside `external: true`")]);
+    section("*.*.external", "`external`", &[yes("name", TEXT, "the old spelling of `name` beside `external: true`")]);
 
 /// A model of the file.
 pub static MODEL: Section = section(
