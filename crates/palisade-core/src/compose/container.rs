@@ -150,7 +150,7 @@ impl Reader<'_> {
             })
         });
         match parsed {
-            Ok(pairs) => pairs.into_iter().map(|(name, value)| (name, value.unwrap_or_default())).collect(),
+            Ok(lines) => lines.variables.into_iter().map(|(name, value)| (name, value.unwrap_or_default())).collect(),
             Err(why) => {
                 self.push(mistake(why));
                 BTreeMap::new()

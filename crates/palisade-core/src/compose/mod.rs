@@ -177,7 +177,7 @@ pub fn load(inputs: &LoadInputs<'_>) -> Result<Loaded, Box<Rejected>> {
     let assembled = assemble::Assembler::new(inputs, &mut sources, &mut sink, &mut masked).assemble();
     let mut risks = risk::Risks::default();
     let file = assembled.and_then(|assembled| {
-        let mut reader = read::Reader::new(&assembled.origins, &sources, std::mem::take(&mut sink));
+        let mut reader = read::Reader::new(&assembled.origins, std::mem::take(&mut sink));
         let file = reader.file(&assembled.root, inputs, assembled.project);
         reader.form_only(&assembled.inactive, inputs);
         sink = reader.finish();

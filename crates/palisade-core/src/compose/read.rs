@@ -9,11 +9,10 @@ use super::assemble::{Origin, Origins};
 use super::keys::{Class, Section};
 use super::suggest::nearest;
 use super::yaml::{Data, Entry, Node};
-use crate::diagnostic::{Diagnostic, Sink, SourceMap, Span, Spanned, quoted};
+use crate::diagnostic::{Diagnostic, Sink, Span, Spanned, quoted};
 
 pub(crate) struct Reader<'a> {
     pub(crate) origins: &'a Origins,
-    pub(crate) sources: &'a SourceMap,
     pub(crate) sink: Sink,
     /// Keys without effect: where each stands first, and how often.
     idle: Vec<(&'static str, &'static str, Span, usize)>,
@@ -74,8 +73,8 @@ impl<'n> Fields<'n> {
 }
 
 impl<'a> Reader<'a> {
-    pub(crate) fn new(origins: &'a Origins, sources: &'a SourceMap, sink: Sink) -> Self {
-        Self { origins, sources, sink, idle: Vec::new() }
+    pub(crate) fn new(origins: &'a Origins, sink: Sink) -> Self {
+        Self { origins, sink, idle: Vec::new() }
     }
 
     pub(crate) fn push(&mut self, diagnostic: Diagnostic) {
@@ -230,14 +229,6 @@ impl<'a> Reader<'a> {
     /// The file that something was written in: what its relative paths and variables mean.
     pub(crate) fn origin(&self, span: Span) -> &'a Origin {
         self.origins.of(span)
-    }
-
-    pub(crate) fn part(&self, value: &str, span: Span, start: usize, end: usize) -> Span {
-        self.sources.part(value, span, start, end)
-    }
-
-    pub(crate) fn find(&self, value: &str, span: Span, part: &str) -> Span {
-        self.sources.find(value, span, part)
     }
 
     /// An error about a value.

@@ -6,12 +6,12 @@ use std::rc::Rc;
 
 use serde_json::{Map, Value};
 
-use super::keys::{Class, Kind, Section, Shape, Short};
+use super::keys::{Class, Kind, Pairs, Section, Shape, Short};
 use super::read::{Reader, Text};
 use super::units;
 use super::words;
 use super::yaml::{Data, Node};
-use crate::diagnostic::{Diagnostic, quoted};
+use crate::diagnostic::{Diagnostic, Span, quoted};
 
 impl Reader<'_> {
     /// The value in its long form. `None`: there was a mistake, and it was reported.
@@ -34,7 +34,7 @@ impl Reader<'_> {
                 Data::Scalar(_) => Some(self.text(node, what)?.value.into()),
                 _ => Some(self.texts(node, what)?.into_iter().map(|text| text.value).collect()),
             },
-            Shape::Pairs(_) => self.shaped_pairs(node, what),
+            Shape::Pairs(pairs) => self.shaped_pairs(node, pairs, what),
             Shape::Section(section) => self.shaped_section(node, section),
             Shape::Short(short, section) => self.shaped_short(node, short, section, what),
             Shape::Named(section) => self.shaped_named(node, Short::None, section, what),
@@ -105,10 +105,7 @@ impl Reader<'_> {
             }
             Kind::Context => {
                 let text = self.text(node, what)?;
-                if is_remote(&text.value) {
-                    return Some(text.value.into());
-                }
-                Some(self.path(&text.value, text.span).to_string_lossy().into())
+                Some(self.context(&text.value, text.span).into())
             }
             Kind::Text => Some(self.text(node, what)?.value.into()),
         }
@@ -118,11 +115,24 @@ impl Reader<'_> {
         self.invalid(text, format!("{what} is {wanted}, not {}", text.quoted()), hint)
     }
 
-    fn shaped_pairs(&mut self, node: &Node, what: &str) -> Option<Value> {
-        let pairs = self.pairs(node, what)?;
-        Some(Value::Object(
-            pairs.into_iter().map(|(name, value)| (name, value.map_or(Value::Null, Value::from))).collect(),
-        ))
+    fn shaped_pairs(&mut self, node: &Node, kind: Pairs, what: &str) -> Option<Value> {
+        let mut values = Map::new();
+        for (name, value) in self.pairs(node, what)? {
+            let value = value.map(|value| match kind {
+                Pairs::Contexts => self.context(&value, node.span),
+                Pairs::Equals | Pairs::Hosts => value,
+            });
+            values.insert(name, value.map_or(Value::Null, Value::from));
+        }
+        Some(Value::Object(values))
+    }
+
+    /// A path made absolute, or what a builder fetches by itself.
+    fn context(&self, context: &str, span: Span) -> String {
+        if is_remote(context) {
+            return context.to_owned();
+        }
+        self.path(context, span).to_string_lossy().into_owned()
     }
 
     /// `KEY: value` or a list of `KEY=value`. A key may have a list of values, which are written behind each other.
@@ -264,7 +274,11 @@ impl Reader<'_> {
 
 /// What a builder fetches by itself.
 fn is_remote(context: &str) -> bool {
-    context.contains("://") || context.starts_with("git@") || context.starts_with("github.com/") || context == "-"
+    context.contains("://")
+        || context.starts_with("service:")
+        || context.starts_with("git@")
+        || context.starts_with("github.com/")
+        || context == "-"
 }
 
 fn raw(node: &Node) -> Value {

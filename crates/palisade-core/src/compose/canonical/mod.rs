@@ -58,7 +58,7 @@ pub fn canonical(inputs: &LoadInputs<'_>, view: View) -> Result<Canonical, Box<R
         };
         let made = builder.file(&assembled.root);
         let wrong = builder.wrong.into_inner();
-        let mut reader = read::Reader::new(&assembled.origins, &sources, std::mem::take(&mut sink));
+        let mut reader = read::Reader::new(&assembled.origins, std::mem::take(&mut sink));
         let file = reader.file(&assembled.root, inputs, project);
         sink = reader.finish();
         if let Some(file) = &file {
