@@ -79,6 +79,28 @@ impl Node {
     pub(crate) fn with(&self, data: Data) -> Rc<Self> {
         Rc::new(Self { tag: self.tag, ..Self::made(self.span, data) })
     }
+    /// How many values it is, itself included, when what is shared is written out.
+    pub(crate) fn weight(&self) -> u64 {
+        self.weight
+    }
+    /// This mapping without that key.
+    pub(crate) fn without(self: &Rc<Self>, key: &str) -> Rc<Self> {
+        match &self.data {
+            Data::Map(entries) if entries.iter().any(|entry| entry.key == key) => {
+                self.with(Data::Map(entries.iter().filter(|entry| entry.key != key).cloned().collect()))
+            }
+            _ => Rc::clone(self),
+        }
+    }
+    /// This mapping with that value in place of the key's own.
+    pub(crate) fn replacing(self: &Rc<Self>, key: &str, value: &Rc<Self>) -> Rc<Self> {
+        let Data::Map(entries) = &self.data else { return Rc::clone(self) };
+        let entries = entries.iter().map(|entry| match entry.key == key {
+            true => Entry { value: Rc::clone(value), ..entry.clone() },
+            false => entry.clone(),
+        });
+        self.with(Data::Map(entries.collect()))
+    }
     /// The value of that key, if this is a mapping that has it.
     pub(crate) fn get(&self, key: &str) -> Option<&Entry> {
         match &self.data {
