@@ -110,7 +110,8 @@ fn settle_service(index: usize, view: &View<'_>, mounts: Vec<Placed<Mount>>) -> 
         Some(FileEgress::Only(rules)) => {
             Egress::Only(rules.iter().map(|rule| placed(rule, rule.value, sources)).collect())
         }
-        None if only_internal(&networks, file).is_some() => Egress::None,
+        // Without any network (`network_mode: none`) there is no way out either.
+        None if networks.is_empty() || only_internal(&networks, file).is_some() => Egress::None,
         None => Egress::All,
     };
     let connect = service.connect.as_ref().map(|grants| {

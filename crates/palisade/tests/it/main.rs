@@ -5,6 +5,7 @@ mod attacks;
 mod bad_days;
 mod files;
 mod learn;
+mod meaning;
 mod rehearse;
 mod runtime;
 mod scratch;
