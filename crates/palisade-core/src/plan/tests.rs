@@ -431,7 +431,7 @@ fn waiting_for_health_waits_for_everything_that_has_a_check() {
 }
 
 #[test]
-fn a_thousand_services_are_planned_in_time() {
+fn a_thousand_services_are_planned() {
     let services = (0..1_000).map(|n| {
         let mut service = service(&format!("service-{n}"));
         service.expose = vec![at(tcp(1_000 + n))];
@@ -444,17 +444,9 @@ fn a_thousand_services_are_planned_in_time() {
     });
     let stack = stack(services);
     let host = running(&stack);
-    let took_ms = (0..5).map(|_| {
-        let start = std::time::Instant::now();
-        assert!(plan(&stack, &host, wishes()).unwrap().is_empty());
-        let steps = plan(&stack, &empty_host(), wishes()).unwrap().steps.len();
-        assert_eq!(steps, 2 + 1_000 + 2 + 1_000 + 1_000);
-        start.elapsed().as_millis() / 2
-    });
-    let took_ms = took_ms.min().unwrap();
-    eprintln!("a plan for 1,000 services takes {took_ms} ms");
-    // Unoptimized hashing is what takes the time in a debug build.
-    assert!(took_ms < if cfg!(debug_assertions) { 400 } else { 20 }, "{took_ms} ms");
+    assert!(plan(&stack, &host, wishes()).unwrap().is_empty());
+    let steps = plan(&stack, &empty_host(), wishes()).unwrap().steps.len();
+    assert_eq!(steps, 2 + 1_000 + 2 + 1_000 + 1_000);
 }
 
 #[test]
