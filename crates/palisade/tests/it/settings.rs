@@ -5,12 +5,15 @@ use std::path::{Path, PathBuf};
 
 use palisade_core::environment::Hidden;
 use palisade_core::instance::{InstanceFile, InstanceSpec, InstanceStatus, RunState};
+use palisade_core::names::ProjectName;
 use palisade_core::stack::{CpuSet, Dns, FileSource, Hook, ProvidedFile, Restart, Ulimit};
 use palisade_host::agent::{self, Client};
 use palisade_host::cgroup::{Cgroup, Mounts};
+use palisade_host::layout::Layout;
 use palisade_host::runtime::{self, Exit, Found};
 
 use crate::need_root;
+use crate::scratch::{Host, PATIENCE, Running, patiently};
 use crate::support::{PALISADE, Realm, Scratch, eventually};
 
 fn exit_of(realm: &Realm, spec: &InstanceSpec) -> Exit {
@@ -357,4 +360,135 @@ fn hooks_run_inside_before_it_counts_as_started_and_before_it_is_told_to_stop() 
     assert_eq!(realm.log(&spec).matches("told to stop").count(), 3);
     client.remove(&spec.id).unwrap();
     client.shutdown().unwrap();
+}
+
+/// Everything at once, as somebody writes it.
+const FILE: &str = r#"
+name: shop
+services:
+  app:
+    hostname: front
+    domainname: example.test
+    group_add: [daemon, "4242"]
+    ulimits: {nofile: {soft: 777, hard: 888}}
+    oom_score_adj: 321
+    shm_size: 8m
+    dns: [192.0.2.53]
+    dns_search: corp.test
+    dns_opt: ["ndots:2"]
+    cpu_shares: 2048
+    cpuset: "0"
+    mem_limit: 64m
+    mem_reservation: 32m
+    memswap_limit: 96m
+    links: ["db:database"]
+    depends_on:
+      optional: {condition: service_completed_successfully, required: false}
+    secrets:
+      - token
+      - {source: from_env, target: renamed, uid: "65534", mode: 0400}
+    configs: [{source: settings, target: /etc/app/settings}]
+    volumes: ["shared:/shared", "theirs:/theirs"]
+    post_start: [{command: [/bin/sh, -c, "echo hook $$(id -un) $$OF_HOOK"], user: daemon, environment: {OF_HOOK: set}}]
+    pre_stop: [{command: [/bin/sh, -c, "echo before the stop"]}]
+    stop_signal: SIGKILL
+    x-palisade:
+      process:
+        command:
+          - /bin/sh
+          - -c
+          - |
+            id -G; ulimit -Sn; ulimit -Hn; grep Cpus_allowed_list /proc/self/status; cat /proc/self/oom_score_adj; hostname
+            cat /etc/resolv.conf; df -B1 --output=size /dev/shm | tail -n 1
+            cat /run/secrets/token /run/secrets/renamed /etc/app/settings; echo
+            stat -c '%n %u %a' /run/secrets/*
+            grep -w database /etc/hosts
+            cat /theirs/note; echo kept > /shared/note
+            python3 -c 'import socket; socket.create_connection(("db", 5432))' 2>&1 | tail -n 1
+            echo done; exec sleep 1000
+  db:
+    scale: 0
+    expose: ["5432"]
+    x-palisade: {process: {command: ["true"]}}
+  optional:
+    x-palisade: {process: {command: ["false"]}}
+  alone:
+    network_mode: none
+    x-palisade:
+      process:
+        command: [/bin/sh, -c, "grep -c -w app /etc/hosts; ls /run/secrets 2>&1; exec sleep 1000"]
+secrets:
+  token: {file: ./token}
+  from_env: {environment: TOKEN}
+configs:
+  settings: {content: "inline hunter2-config"}
+volumes:
+  shared: {name: common}
+  theirs: {external: true, name: other_data}
+"#;
+
+#[test]
+fn a_file_with_every_setting_comes_up_changes_and_goes() {
+    need_root!("a_file_with_every_setting_comes_up_changes_and_goes");
+    let host = Host::new();
+    let palisade = |arguments: &[&str]| {
+        let mut command = host.command(arguments);
+        command.env("TOKEN", "hunter2-variable");
+        Running::start(command).end(PATIENCE)
+    };
+    host.write(FILE);
+    let token = host.folder.join("token");
+    std::fs::write(&token, "hunter2-token").unwrap();
+    let missing = palisade(&["up"]).expect(2);
+    assert!(missing.err.contains("volume-missing") && missing.err.contains("other_data"), "{}", missing.err);
+    let other = Layout { project: ProjectName::parse("other").unwrap(), ..host.layout.clone() };
+    std::fs::create_dir_all(other.volume("data")).unwrap();
+    std::fs::write(other.volume("data").join("note"), "theirs\n").unwrap();
+
+    let up = palisade(&["up"]).expect(0);
+    assert!(up.err.contains("warning: optional.1 exited with 1"), "{}", up.err);
+    host.wait_for_line("app", "done");
+    host.wait_for_line("app", "hook daemon set");
+    let mut log = host.log("app");
+    log.retain(|line| !line.starts_with("hook "));
+    insta::assert_snapshot!(log.join("\n"), @r"
+    0 1 4242
+    777
+    888
+    Cpus_allowed_list:	0
+    321
+    front
+    nameserver 192.0.2.53
+    search corp.test
+    options ndots:2
+      8388608
+    hunter2-tokenhunter2-variableinline hunter2-config
+    /run/secrets/renamed 65534 400
+    /run/secrets/token 0 444
+    127.77.2.0	database
+    theirs
+    PermissionError: [Errno 1] Operation not permitted
+    done
+    ");
+    host.wait_for_line("alone", "No such file");
+    assert_eq!(host.log("alone")[0], "0");
+    let events = patiently("the refusal", || {
+        Some(palisade(&["events"]).expect(0).out).filter(|events| events.contains("refused"))
+    });
+    assert!(events.contains("no instance"), "{events}");
+
+    std::fs::write(&token, "hunter3").unwrap();
+    let again = palisade(&["up"]).expect(0);
+    assert!(again.err.contains("stop app.1 (changed: secret.token)"), "{}", again.err);
+    host.wait_for_line("app", "before the stop");
+    let shown = [up.out, up.err, again.out, again.err, events, palisade(&["plan", "--format", "json"]).out].concat();
+    assert!(!shown.contains("hunter"), "{shown}");
+
+    assert!(host.layout.named_volume("common").join("note").exists());
+    palisade(&["down", "--volumes", "--yes"]).expect(0);
+    assert!(!host.layout.named_volume("common").exists(), "the stack made it");
+    assert!(other.volume("data").join("note").exists(), "somebody else's stays");
+    std::fs::remove_dir_all(other.lib()).unwrap();
+    let _ = std::fs::remove_dir(other.lib().parent().unwrap());
+    host.assert_nothing_left();
 }
