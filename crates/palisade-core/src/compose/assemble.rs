@@ -12,6 +12,7 @@ use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
 use super::extends::Extended;
+use super::file::looked_for;
 use super::include::Included;
 use super::keys::{self, Section};
 use super::suggest::nearest;
@@ -195,7 +196,7 @@ impl<'a> Assembler<'a> {
             Ok(contents) => self.parse(&InputFile { name: &name, path, contents: &contents }, &Rc::new(origin)),
             Err(why) => {
                 let diagnostic = Diagnostic::error("no-file", format!("{written} can't be read: {why}"));
-                let looked_for = format!("looked for {}", quoted(&path.to_string_lossy()));
+                let looked_for = looked_for(written, path);
                 let start = quoted(&self.origin(at).directory.to_string_lossy());
                 self.sink.push(diagnostic.at(at, looked_for).hint(format!("relative paths start at {start} here")));
                 None

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use super::LoadInputs;
 use super::dotenv;
-use super::file::FileService;
+use super::file::{FileService, looked_for};
 use super::keys::{BUILD, DEVICE_REQUEST, SERVICE, Shape};
 use super::read::{Fields, Reader};
 use super::yaml::{Entry, Node};
@@ -137,7 +137,7 @@ impl Reader<'_> {
         let path = self.path(path, span);
         let mistake = |why: String| {
             Diagnostic::error("label-file", format!("the `label_file` {shown} can't be read: {why}"))
-                .at(span, format!("looked for {}", quoted(&path.to_string_lossy())))
+                .at(span, looked_for(shown, &path))
                 .hint("paths are relative to the file's directory; lines are `name=value`")
         };
         let read = inputs.others.read(&path).map_err(|error| error.to_string());

@@ -72,8 +72,8 @@ pub struct FileProvided {
 pub enum Absent {
     /// What it is made of has a mistake, which was reported.
     Reported,
-    /// There is no such file.
-    File(PathBuf, Span),
+    /// There is no such file: where it was looked for, in words.
+    File(String, Span),
     /// There is no such variable.
     Variable(String, Span),
 }
@@ -272,6 +272,15 @@ pub enum FileEgress {
     None,
     /// Only these.
     Only(Vec<Spanned<EgressRule>>),
+}
+
+/// The word beside a path that can't be read. A path with a variable in it is not written out: its value may be a secret.
+pub(crate) fn looked_for(shown: &str, path: &std::path::Path) -> String {
+    if shown.contains('$') {
+        "with the variables filled in".to_owned()
+    } else {
+        format!("looked for {}", crate::diagnostic::quoted(&path.to_string_lossy()))
+    }
 }
 
 /// A path of the user's file, made absolute without asking the file system.

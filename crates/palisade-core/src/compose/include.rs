@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use super::assemble::{Assembler, Origin, Parsed, Variables, is_remote, join, read_other, remote};
+use super::file::looked_for;
 use super::yaml::{Data, Entry, MergeTag, Node};
 use super::{InputFile, ReadError, keys, merge};
 use crate::diagnostic::{Diagnostic, Span, quoted};
@@ -175,7 +176,7 @@ impl Assembler<'_> {
                         }
                         Err(why) => {
                             let message = format!("the `env_file` {} can't be read: {why}", file.shown);
-                            let looked_for = format!("looked for {}", quoted(&file.path.to_string_lossy()));
+                            let looked_for = looked_for(&file.shown, &file.path);
                             self.sink.push(Diagnostic::error("no-file", message).at(file.span, looked_for));
                         }
                     }

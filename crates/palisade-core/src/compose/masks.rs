@@ -4,8 +4,10 @@
 
 use std::rc::Rc;
 
+use super::LoadInputs;
+use super::canonical::mask::is_secret_name;
 use super::yaml::{Data, Node};
-use crate::diagnostic::{SourceMap, Span};
+use crate::diagnostic::{Diagnostic, SourceMap, Span};
 
 /// Adds the places of all such values. Variables are not filled in yet: their names stay readable.
 pub(crate) fn literals(root: &Rc<Node>, sources: &SourceMap, masked: &mut Vec<Span>) {
@@ -140,4 +142,32 @@ mod tests {
         assert_eq!(shown("${open"), "${open");
         assert_eq!(shown(""), "");
     }
+}
+
+/// A shorter value is more likely to be part of a word than a secret.
+const SECRET_CHARS_MIN: usize = 4;
+
+/// Puts the variable's name in the place of its value, where the name says that the value is a secret: a volume, a service
+/// or a path can be named by a variable, and messages name what they speak of.
+pub(super) fn without_secrets(diagnostics: Vec<Diagnostic>, inputs: &LoadInputs<'_>) -> Vec<Diagnostic> {
+    let given = inputs.environment.clone().into_iter();
+    let mut secrets: Vec<_> = given.chain(super::variables(inputs.env_files, inputs.environment)).collect();
+    secrets.retain(|(name, value)| is_secret_name(name) && value.chars().count() >= SECRET_CHARS_MIN);
+    // The longest first: it may contain another.
+    secrets.sort_by_key(|(_, value)| std::cmp::Reverse(value.len()));
+    let hide = |text: &mut String| {
+        for (name, value) in &secrets {
+            if text.contains(value.as_str()) {
+                *text = text.replace(value.as_str(), &format!("${{{name}}}"));
+            }
+        }
+    };
+    let mut diagnostics = diagnostics;
+    for diagnostic in &mut diagnostics {
+        hide(&mut diagnostic.message);
+        diagnostic.hints.iter_mut().for_each(hide);
+        let labels = diagnostic.primary.iter_mut().chain(&mut diagnostic.secondary);
+        labels.for_each(|label| hide(&mut label.text));
+    }
+    diagnostics
 }

@@ -199,8 +199,8 @@ pub fn load(inputs: &LoadInputs<'_>) -> Result<Loaded, Box<Rejected>> {
         }
     }
     sources.mask(&masked);
-    let diagnostics = once(sink.finish(), &sources);
-    let (risks, accepted) = (risks.diagnostics, risks.accepted);
+    let diagnostics = masks::without_secrets(once(sink.finish(), &sources), inputs);
+    let (risks, accepted) = (masks::without_secrets(risks.diagnostics, inputs), risks.accepted);
     match stack {
         Some(stack) => Ok(Loaded { stack, diagnostics, risks, accepted, sources }),
         None => {

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use super::dotenv;
-use super::file::{ComposeFile, FileEgress, FileGrant, FileService};
+use super::file::{ComposeFile, FileEgress, FileGrant, FileService, looked_for};
 use super::keys;
 use super::ports::{port, port_proto};
 use super::read::{Fields, Reader};
@@ -246,7 +246,7 @@ impl Reader<'_> {
         inputs: &LoadInputs<'_>,
         environment: &mut BTreeMap<String, String>,
     ) {
-        let looked_for = format!("looked for {}", quoted(&path.to_string_lossy()));
+        let looked_for = looked_for(shown, path);
         let text = match inputs.others.read(path) {
             Ok(bytes) => String::from_utf8(bytes).map_err(|_| "it is not UTF-8 text".to_owned()),
             Err(ReadError::NotFound) if !required => return,

@@ -4,7 +4,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::file::{Absent, FileProvided, FileReference};
+use super::file::{Absent, FileProvided, FileReference, looked_for};
 use super::keys;
 use super::read::{Reader, Text};
 use super::yaml::{Data, Entry, Node};
@@ -82,7 +82,7 @@ impl Reader<'_> {
             "file" => {
                 let path = self.path(&text.value, text.span);
                 match inputs.others.read(&path) {
-                    Err(ReadError::NotFound) => Err(Absent::File(path, text.span)),
+                    Err(ReadError::NotFound) => Err(Absent::File(looked_for(&text.quoted(), &path), text.span)),
                     // What this user may not read, the one who starts the stack may.
                     Ok(_) | Err(ReadError::Other(_)) => Ok(FileSource::Path(path)),
                 }

@@ -24,7 +24,7 @@ const PARTS: [&str; 10] = [
 const WORDS: [&str; 8] = ["KEY", "KEYS", "PASS", "PWD", "PW", "AUTH", "DSN", "SALT"];
 
 /// Whether the value of something with this name is a secret.
-pub(super) fn is_secret_name(name: &str) -> bool {
+pub(in crate::compose) fn is_secret_name(name: &str) -> bool {
     let upper = name.to_ascii_uppercase();
     let words: Vec<&str> = upper.split(|c: char| !c.is_ascii_alphanumeric()).collect();
     // It says where the secret is, or that it is for everybody.

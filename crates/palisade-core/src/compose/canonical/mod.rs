@@ -12,12 +12,13 @@ use std::rc::Rc;
 use super::assemble::{Assembler, Origins};
 use super::file::resolve;
 use super::keys::{self, Kind, Pairs, Repeats, Section, Shape, Short};
+use super::masks;
 use super::merge::{self, split_host, split_port};
 use super::yaml::{Data, Entry, Node, Scalar};
 use super::{LoadInputs, ReadError, Rejected, dotenv, read, units, validate, words};
 use crate::diagnostic::{Diagnostic, Severity, Sink, SourceMap, Span, quoted};
 
-mod mask;
+pub(super) mod mask;
 mod value;
 pub use value::Value;
 
@@ -73,7 +74,7 @@ pub fn canonical(inputs: &LoadInputs<'_>, view: View) -> Result<Canonical, Box<R
         news.chain(told.iter().cloned()).for_each(|diagnostic| sink.push(diagnostic));
     }
     sources.mask(&masked);
-    let diagnostics = sink.finish();
+    let diagnostics = masks::without_secrets(sink.finish(), inputs);
     match model {
         Some(model) => Ok(Canonical { model, diagnostics, sources }),
         None => {

@@ -42,9 +42,9 @@ pub(super) fn files(service: &FileService, file: &ComposeFile, sink: &mut Sink) 
         let id = if reference.value.secret { "missing-secret" } else { "missing-config" };
         match &provided.source {
             Ok(_) | Err(Absent::Reported) => {}
-            Err(Absent::File(path, span)) => sink.push(
+            Err(Absent::File(looked_for, span)) => sink.push(
                 Diagnostic::error(id, format!("the file of the {what} {} does not exist", quoted(name)))
-                    .at(*span, format!("looked for {}", quoted(&path.to_string_lossy())))
+                    .at(*span, looked_for.as_str())
                     .also(reference.span, "needed here")
                     .hint("make the file; its path is relative to the Compose file's directory"),
             ),
