@@ -96,6 +96,7 @@ fn settle_service(index: usize, view: &View<'_>, mounts: Vec<Placed<Mount>>) -> 
     let networks = networks_of(service);
     let publish: Vec<_> = settled_ports(service).into_iter().map(|port| placed(&port, port.value, sources)).collect();
     let mut expose: Vec<Placed<_>> = Vec::new();
+    let internal = only_internal(&networks, file).is_some();
     let mut seen = BTreeSet::new();
     let declared = service.expose.iter().map(|port| placed(port, port.value, sources));
     let containers = publish.iter().map(|port| Placed { value: port.value.container, place: port.place.clone() });
@@ -171,7 +172,8 @@ fn settle_service(index: usize, view: &View<'_>, mounts: Vec<Placed<Mount>>) -> 
         networks: networks.into_iter().map(str::to_owned).collect(),
         host_mode: service.network_mode.as_ref().is_some_and(|mode| mode.value == NetworkMode::Host),
         expose,
-        publish,
+        // What is only in internal networks has no way in from outside, as under an engine; `validate` says so.
+        publish: if internal { Vec::new() } else { publish },
         connect,
         strict: service.strict,
         egress,

@@ -76,6 +76,7 @@ pub(crate) fn validate(file: &ComposeFile, sink: &mut Sink) {
         host_gateway(service, sink);
         used_networks(service, file, sink);
         egress(service, networks, file, sink);
+        unreachable_ports(service, networks, file, sink);
         dependencies(service, &view, sink);
         grants(service, networks, &view, sink);
     }
@@ -245,6 +246,22 @@ fn used_networks(service: &FileService, file: &ComposeFile, sink: &mut Sink) {
 pub(crate) fn only_internal<'a>(networks: &BTreeSet<&'a str>, file: &ComposeFile) -> Option<&'a str> {
     let internal = |name: &&str| file.networks.get(*name).is_some_and(|network| network.internal);
     networks.first().copied().filter(|_| networks.iter().all(internal))
+}
+
+/// `ports` of a service that has no way in from outside.
+fn unreachable_ports(service: &FileService, networks: &BTreeSet<&str>, file: &ComposeFile, sink: &mut Sink) {
+    let (Some(port), Some(network)) = (service.ports.first(), only_internal(networks, file)) else { return };
+    let name = quoted(service.name.value.as_str());
+    let diagnostic = Diagnostic::warning(
+        "internal-ports",
+        format!("the ports of {name} are not published: all its networks are internal"),
+    )
+    .at(port.span, "reachable for peers only");
+    let diagnostic = match file.networks.get(network) {
+        Some(network) => diagnostic.also(network.span, "this network is internal"),
+        None => diagnostic,
+    };
+    sink.push(diagnostic.hint("put the service into another network too, or remove its `ports`"));
 }
 
 fn egress(service: &FileService, networks: &BTreeSet<&str>, file: &ComposeFile, sink: &mut Sink) {
