@@ -137,12 +137,12 @@ impl<'a> Assembler<'a> {
         for file in files {
             self.included.open.push(file.path);
             for document in file.documents {
-                let tree = self.fill(&document);
+                let tree = self.fill(document);
                 let tree = self.include(tree);
                 let tree = self.extend(tree);
                 merged = Some(match merged {
                     None => tree,
-                    Some(earlier) => merge::merge(&earlier, &tree, &keys::TOP, self.sink),
+                    Some(earlier) => merge::merge(earlier, &tree, &keys::TOP, self.sink),
                 });
             }
             self.included.open.pop();
@@ -154,17 +154,17 @@ impl<'a> Assembler<'a> {
     pub(crate) fn as_written(&mut self, file: Parsed) -> Option<Rc<Node>> {
         let mut merged: Option<Rc<Node>> = None;
         for document in file.documents {
-            let tree = self.fill(&document);
+            let tree = self.fill(document);
             merged = Some(match merged {
                 None => tree,
-                Some(earlier) => merge::merge(&earlier, &tree, &keys::TOP, self.sink),
+                Some(earlier) => merge::merge(earlier, &tree, &keys::TOP, self.sink),
             });
         }
         merged
     }
 
-    fn fill(&mut self, document: &Rc<Node>) -> Rc<Node> {
-        masks::literals(document, self.sources, self.masked);
+    fn fill(&mut self, document: Rc<Node>) -> Rc<Node> {
+        masks::literals(&document, self.sources, self.masked);
         let origin = self.origin(document.span);
         fill::fill(document, &origin.variables, self.sources, self.sink)
     }
@@ -328,7 +328,7 @@ impl<'a> Assembler<'a> {
         let written = trees.rev().filter_map(|tree| tree.get("name")).find(|entry| !entry.value.is_null());
         if let Some(entry) = written {
             // What is wrong with its variables is told when the whole tree is filled in.
-            let value = fill::fill(&entry.value, variables, self.sources, &mut Sink::default());
+            let value = fill::fill(Rc::clone(&entry.value), variables, self.sources, &mut Sink::default());
             let Data::Scalar(scalar) = &value.data else {
                 if !matches!(entry.value.data, Data::Scalar(_)) {
                     let message = format!("`name` is a single value, but this is {}", value.kind());

@@ -12,22 +12,42 @@ use super::yaml::{Data, Entry, Node, Scalar};
 use crate::diagnostic::{Diagnostic, Sink, SourceMap, Span, quoted};
 
 /// The tree with all variables filled in. A value that has a mistake becomes nothing, after it was reported.
-pub(crate) fn fill(root: &Rc<Node>, variables: &Variables, sources: &SourceMap, sink: &mut Sink) -> Rc<Node> {
-    Filler { variables, sources, sink, done: HashMap::new() }.node(root)
+///
+/// What nobody else holds is changed where it is, without a copy.
+pub(crate) fn fill(mut root: Rc<Node>, variables: &Variables, sources: &SourceMap, sink: &mut Sink) -> Rc<Node> {
+    Filler { variables, sources, sink, done: HashMap::new() }.node(&mut root);
+    root
 }
 
 struct Filler<'a> {
     variables: &'a Variables,
     sources: &'a SourceMap,
     sink: &'a mut Sink,
-    /// What aliases share is filled in once, and shared again.
-    done: HashMap<*const Node, Rc<Node>>,
+    /// What aliases share is filled in once, and shared again. The old node is kept as well, so that it stays shared
+    /// until the last of its places was seen.
+    done: HashMap<*const Node, (Rc<Node>, Rc<Node>)>,
 }
 
 impl Filler<'_> {
-    fn node(&mut self, node: &Rc<Node>) -> Rc<Node> {
-        let shared = Rc::strong_count(node) > 1;
-        if let Some(done) = self.done.get(&Rc::as_ptr(node)).filter(|_| shared) {
+    fn node(&mut self, node: &mut Rc<Node>) {
+        match Rc::get_mut(node) {
+            Some(own) => {
+                let span = own.span;
+                match &mut own.data {
+                    Data::Null => {}
+                    Data::Scalar(scalar) if !scalar.text.contains('$') => {}
+                    // A value for a value, so that the weights of all around it stay what they are.
+                    Data::Scalar(scalar) => own.data = self.scalar(scalar, span),
+                    Data::List(items) => items.iter_mut().for_each(|item| self.node(item)),
+                    Data::Map(entries) => entries.iter_mut().for_each(|entry| self.node(&mut entry.value)),
+                }
+            }
+            None => *node = self.shared(node),
+        }
+    }
+
+    fn shared(&mut self, node: &Rc<Node>) -> Rc<Node> {
+        if let Some((_, done)) = self.done.get(&Rc::as_ptr(node)) {
             return Rc::clone(done);
         }
         let filled = match &node.data {
@@ -35,7 +55,7 @@ impl Filler<'_> {
             Data::Scalar(scalar) if !scalar.text.contains('$') => Rc::clone(node),
             Data::Scalar(scalar) => node.with(self.scalar(scalar, node.span)),
             Data::List(items) => {
-                let filled: Vec<_> = items.iter().map(|item| self.node(item)).collect();
+                let filled: Vec<_> = items.iter().map(|item| self.shared(item)).collect();
                 if filled.iter().zip(items).all(|(new, old)| Rc::ptr_eq(new, old)) {
                     Rc::clone(node)
                 } else {
@@ -43,7 +63,7 @@ impl Filler<'_> {
                 }
             }
             Data::Map(entries) => {
-                let filled: Vec<_> = entries.iter().map(|entry| self.node(&entry.value)).collect();
+                let filled: Vec<_> = entries.iter().map(|entry| self.shared(&entry.value)).collect();
                 if filled.iter().zip(entries).all(|(new, old)| Rc::ptr_eq(new, &old.value)) {
                     Rc::clone(node)
                 } else {
@@ -52,9 +72,7 @@ impl Filler<'_> {
                 }
             }
         };
-        if shared {
-            self.done.insert(Rc::as_ptr(node), Rc::clone(&filled));
-        }
+        self.done.insert(Rc::as_ptr(node), (Rc::clone(node), Rc::clone(&filled)));
         filled
     }
 

@@ -230,7 +230,7 @@ impl Assembler<'_> {
             return Rc::clone(whole);
         }
         let below = Rc::new(Node::made(part.span, Data::Map(taken)));
-        merge::merge(&below, whole, &keys::TOP, self.sink)
+        merge::merge(below, whole, &keys::TOP, self.sink)
     }
 
     /// Compose once refused this and now merges; either way the reader of the file should know.

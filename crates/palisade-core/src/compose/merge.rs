@@ -17,14 +17,16 @@ use crate::diagnostic::{Diagnostic, Sink, quoted};
 ///
 /// What `!reset` and `!override` stand at stays marked, so that a service may first be laid over the one that it extends
 /// and then over that of an earlier file: [`finish`] comes last.
-pub(crate) fn merge(earlier: &Rc<Node>, later: &Rc<Node>, section: &'static Section, sink: &mut Sink) -> Rc<Node> {
+///
+/// What nobody else holds of the earlier tree is changed where it is, without a copy.
+pub(crate) fn merge(earlier: Rc<Node>, later: &Rc<Node>, section: &'static Section, sink: &mut Sink) -> Rc<Node> {
     Merger { sink }.value(earlier, later, Shape::Section(section), section.what)
 }
 
 /// The service `later` over the one that it extends. What the extended one's own file took away is gone.
 pub(crate) fn service(earlier: &Rc<Node>, later: &Rc<Node>, sink: &mut Sink) -> Rc<Node> {
     let earlier = finish(earlier, sink);
-    merge(&earlier, later, &keys::SERVICE, sink)
+    merge(earlier, later, &keys::SERVICE, sink)
 }
 
 /// Takes away what `!reset` stands at, once nothing more is merged.
@@ -58,59 +60,62 @@ struct Merger<'s> {
 
 impl Merger<'_> {
     /// `name` is the key's, for messages.
-    fn value(&mut self, earlier: &Rc<Node>, later: &Rc<Node>, shape: Shape, name: &str) -> Rc<Node> {
+    fn value(&mut self, earlier: Rc<Node>, later: &Rc<Node>, shape: Shape, name: &str) -> Rc<Node> {
         if later.tag != MergeTag::None || earlier.tag == MergeTag::Reset || earlier.is_null() {
             return Rc::clone(later);
         }
         // A command that is nothing is one of the things that a command can be: the image's.
         if later.is_null() && !matches!(shape, Shape::Command | Shape::Test) {
-            return Rc::clone(earlier);
+            return earlier;
         }
         match shape {
             Shape::Command | Shape::Test | Shape::Whole => Rc::clone(later),
-            Shape::One(_) => self.one(earlier, later, name),
-            Shape::List(_, repeats) => self.list(earlier, later, repeats, false, name),
-            Shape::OneOrList(_, repeats) => self.list(earlier, later, repeats, true, name),
+            Shape::One(_) => self.one(&earlier, later, name),
+            Shape::List(_, repeats) => self.list(&earlier, later, repeats, false, name),
+            Shape::OneOrList(_, repeats) => self.list(&earlier, later, repeats, true, name),
             Shape::Pairs(Pairs::Equals | Pairs::Contexts) => self.pairs(earlier, later, name),
-            Shape::Pairs(Pairs::Hosts) => self.hosts(earlier, later, name),
+            Shape::Pairs(Pairs::Hosts) => self.hosts(&earlier, later, name),
             Shape::Section(section) => self.section(earlier, later, section, name),
             Shape::Short(short, section) => self.short(earlier, later, short, section, name),
             Shape::Named(section) => self.map(earlier, later, name, |_| Shape::Section(section)),
             Shape::NamedShort(short, section) => self.map(earlier, later, name, |_| Shape::Short(short, section)),
             Shape::NamedOrList(section) => {
-                let (earlier, later) = (listed_names(earlier, section), listed_names(later, section));
-                self.map(&earlier, &later, name, |_| Shape::Section(section))
+                let (earlier, later) = (listed_names(&earlier, section), listed_names(later, section));
+                self.map(earlier, &later, name, |_| Shape::Section(section))
             }
-            Shape::Items(_, section) => self.items(earlier, later, false, section, name),
-            Shape::OneOrItems(_, section) => self.items(earlier, later, true, section, name),
-            Shape::Any => self.any(earlier, later, name),
+            Shape::Items(_, section) => self.items(&earlier, later, false, section, name),
+            Shape::OneOrItems(_, section) => self.items(&earlier, later, true, section, name),
+            Shape::Any => self.any(&earlier, later, name),
         }
     }
 
-    fn section(&mut self, earlier: &Rc<Node>, later: &Rc<Node>, section: &'static Section, name: &str) -> Rc<Node> {
-        if section.identity == Identity::Driver && differ(earlier, later, "driver") {
+    fn section(&mut self, earlier: Rc<Node>, later: &Rc<Node>, section: &'static Section, name: &str) -> Rc<Node> {
+        if section.identity == Identity::Driver && differ(&earlier, later, "driver") {
             return Rc::clone(later);
         }
         self.map(earlier, later, name, |key| section.key(key).map_or(Shape::Any, |key| key.shape))
     }
 
-    fn map(&mut self, earlier: &Rc<Node>, later: &Rc<Node>, name: &str, shape_of: impl Fn(&str) -> Shape) -> Rc<Node> {
+    fn map(
+        &mut self,
+        mut earlier: Rc<Node>,
+        later: &Rc<Node>,
+        name: &str,
+        shape_of: impl Fn(&str) -> Shape,
+    ) -> Rc<Node> {
         let (Data::Map(old), Data::Map(new)) = (&earlier.data, &later.data) else {
-            return self.conflict(earlier, later, name);
+            return self.conflict(&earlier, later, name);
         };
-        let mut entries = old.clone();
-        let places: HashMap<&str, usize> = match old.len() {
-            ..FEW => HashMap::new(),
-            _ => old.iter().enumerate().map(|(at, entry)| (entry.key.as_str(), at)).collect(),
+        let places = places(old, new);
+        let mut entries = match Rc::get_mut(&mut earlier).map(|own| &mut own.data) {
+            Some(Data::Map(own)) => std::mem::take(own),
+            _ => entries_of(&earlier).to_vec(),
         };
-        for entry in new {
-            let place = match old.len() {
-                ..FEW => old.iter().position(|old| old.key == entry.key),
-                _ => places.get(entry.key.as_str()).copied(),
-            };
+        for (entry, place) in new.iter().zip(places) {
             match place {
                 Some(at) => {
-                    entries[at].value = self.value(&old[at].value, &entry.value, shape_of(&entry.key), &entry.key);
+                    let before = std::mem::replace(&mut entries[at].value, Rc::clone(&entry.value));
+                    entries[at].value = self.value(before, &entry.value, shape_of(&entry.key), &entry.key);
                 }
                 None => entries.push(entry.clone()),
             }
@@ -128,7 +133,7 @@ impl Merger<'_> {
     /// What no table describes: mappings and lists grow, all else is replaced.
     fn any(&mut self, earlier: &Rc<Node>, later: &Rc<Node>, name: &str) -> Rc<Node> {
         match (&earlier.data, &later.data) {
-            (Data::Map(_), Data::Map(_)) => self.map(earlier, later, name, |_| Shape::Any),
+            (Data::Map(_), Data::Map(_)) => self.map(Rc::clone(earlier), later, name, |_| Shape::Any),
             (Data::List(old), Data::List(new)) => later.with(Data::List(old.iter().chain(new).cloned().collect())),
             (Data::Scalar(_), _) => Rc::clone(later),
             _ => self.conflict(earlier, later, name),
@@ -147,12 +152,11 @@ impl Merger<'_> {
     }
 
     /// By key, whatever their forms.
-    fn pairs(&mut self, earlier: &Rc<Node>, later: &Rc<Node>, name: &str) -> Rc<Node> {
-        let (Some(mut pairs), Some(new)) = (pairs_of(earlier), pairs_of(later)) else {
-            return self.conflict(earlier, later, name);
+    fn pairs(&mut self, earlier: Rc<Node>, later: &Rc<Node>, name: &str) -> Rc<Node> {
+        let (Some(pairs), Some(new)) = (pairs_of(&earlier), pairs_of(later)) else {
+            return self.conflict(&earlier, later, name);
         };
-        pairs.extend(new);
-        later.with(Data::Map(last_of_each(pairs)))
+        later.with(Data::Map(last_of_each(pairs.into_iter().chain(new))))
     }
 
     /// A name may have several addresses, so that only what is the same altogether is dropped.
@@ -169,7 +173,7 @@ impl Merger<'_> {
 
     fn short(
         &mut self,
-        earlier: &Rc<Node>,
+        earlier: Rc<Node>,
         later: &Rc<Node>,
         short: Short,
         section: &'static Section,
@@ -178,10 +182,10 @@ impl Merger<'_> {
         match (&earlier.data, &later.data, short) {
             (Data::Map(_), Data::Map(_), _) => self.section(earlier, later, section, name),
             (Data::Scalar(_) | Data::Map(_), Data::Scalar(_) | Data::Map(_), Short::Build) => {
-                self.section(&build_context(earlier), &build_context(later), section, name)
+                self.section(build_context(&earlier), &build_context(later), section, name)
             }
             (Data::Scalar(_) | Data::Map(_), Data::Scalar(_) | Data::Map(_), _) => Rc::clone(later),
-            _ => self.conflict(earlier, later, name),
+            _ => self.conflict(&earlier, later, name),
         }
     }
 
@@ -203,7 +207,7 @@ impl Merger<'_> {
         }
         let together = |old: &Rc<Node>, new: &Rc<Node>| match section.identity {
             // What a pool of addresses lacks is looked up in the one before.
-            Identity::Subnet => self.section(old, new, section, name),
+            Identity::Subnet => self.section(Rc::clone(old), new, section, name),
             _ => Rc::clone(new),
         };
         later.with(Data::List(distinct(old.iter().chain(new), |item| identity(item, section), together)))
@@ -311,25 +315,48 @@ pub(crate) fn build_context(node: &Rc<Node>) -> Rc<Node> {
 pub(crate) fn pairs_of(node: &Node) -> Option<Vec<Entry>> {
     match &node.data {
         Data::Map(entries) => Some(entries.clone()),
-        Data::List(items) => items.iter().map(pair_of).collect::<Option<_>>().map(last_of_each),
+        Data::List(items) => {
+            items.iter().map(pair_of).collect::<Option<Vec<_>>>().map(|pairs| last_of_each(pairs.into_iter()))
+        }
         _ => None,
     }
 }
 
 /// The last entry of each key, at the place of the first.
-fn last_of_each(all: Vec<Entry>) -> Vec<Entry> {
-    let mut places = HashMap::with_capacity(all.len());
-    let mut kept: Vec<Entry> = Vec::with_capacity(all.len());
+fn last_of_each(all: impl Iterator<Item = Entry>) -> Vec<Entry> {
+    let mut places: HashMap<String, usize> = HashMap::new();
+    let mut kept: Vec<Entry> = Vec::with_capacity(all.size_hint().0);
     for entry in all {
-        match places.get(&entry.key) {
-            Some(at) => kept[*at] = entry,
-            None => {
-                places.insert(entry.key.clone(), kept.len());
-                kept.push(entry);
+        let known = match kept.len() {
+            ..FEW => kept.iter().position(|known| known.key == entry.key),
+            _ => {
+                let unknown = places.len()..kept.len();
+                places.extend(unknown.map(|at| (kept[at].key.clone(), at)));
+                places.get(&entry.key).copied()
             }
+        };
+        match known {
+            Some(at) => kept[at] = entry,
+            None => kept.push(entry),
         }
     }
     kept
+}
+
+fn entries_of(node: &Node) -> &[Entry] {
+    match &node.data {
+        Data::Map(entries) => entries,
+        _ => &[],
+    }
+}
+
+/// Where the key of each new entry stands among the old ones.
+fn places(old: &[Entry], new: &[Entry]) -> Vec<Option<usize>> {
+    if old.len() < FEW || new.len() < FEW {
+        return new.iter().map(|entry| old.iter().position(|old| old.key == entry.key)).collect();
+    }
+    let known: HashMap<&str, usize> = old.iter().enumerate().map(|(at, entry)| (entry.key.as_str(), at)).collect();
+    new.iter().map(|entry| known.get(entry.key.as_str()).copied()).collect()
 }
 
 /// `KEY=value`, or `KEY` without one.

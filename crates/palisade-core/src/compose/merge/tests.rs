@@ -27,7 +27,7 @@ fn write(node: &Node) -> String {
 fn merged(files: &[&str]) -> (String, Vec<Diagnostic>) {
     let (mut sources, mut sink) = (SourceMap::default(), Sink::default());
     let trees: Vec<_> = files.iter().map(|text| tree(&mut sources, text)).collect();
-    let all = trees.into_iter().reduce(|earlier, later| merge(&earlier, &later, &keys::TOP, &mut sink)).unwrap();
+    let all = trees.into_iter().reduce(|earlier, later| merge(earlier, &later, &keys::TOP, &mut sink)).unwrap();
     (write(&finish(&all, &mut sink)), sink.finish())
 }
 

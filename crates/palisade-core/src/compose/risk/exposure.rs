@@ -59,10 +59,10 @@ pub(super) fn examine(seen: &Seen<'_>, hits: &mut Hits) {
             ));
         }
     }
-    let kind = image_of(seen).and_then(|image| Image::parse(image).kind());
+    let kind = || image_of(seen).and_then(|image| Image::parse(image).kind());
     for port in seen.service.ports.iter().filter(|port| is_public(&port.value)) {
         let (inside, outside) = (port.value.container.port, port.value.host_port);
-        let (risk, what) = match kind.or_else(|| kind_of_port(inside)) {
+        let (risk, what) = match kind().or_else(|| kind_of_port(inside)) {
             Some(Kind::Store(what) | Kind::Cache(what)) => (&table::DATABASE_PUBLISHED, what),
             Some(Kind::Model) => (&table::MODEL_SERVER_PUBLISHED, "a model server"),
             Some(Kind::Admin) => (&table::ADMIN_PUBLISHED, "an administration tool"),

@@ -118,8 +118,10 @@ fn kind_of(path: &str) -> Option<Kind> {
     if MODELS.iter().any(|model| last.starts_with(model)) || path.contains("vllm/") {
         return Some(Kind::Model);
     }
-    let named =
-        |known: &&(&str, &'static str)| last.starts_with(known.0) || path.contains(&format!("{}/server", known.0));
+    let makers: Vec<&str> = path.match_indices("/server").map(|(at, _)| &path[..at]).collect();
+    let named = |known: &&(&str, &'static str)| {
+        last.starts_with(known.0) || makers.iter().any(|maker| maker.ends_with(known.0))
+    };
     if let Some((_, name)) = CACHES.iter().find(named) {
         return Some(Kind::Cache(name));
     }

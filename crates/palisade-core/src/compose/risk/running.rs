@@ -1,6 +1,7 @@
 //! How services are run: versions, health, limits, logs, backups.
 
 use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 
 use super::images::{Image, Kind, kind_of_port};
 use super::power::texts;
@@ -130,20 +131,31 @@ fn log(seen: &Seen<'_>, hits: &mut Hits) {
     }
 }
 
+/// What lies there can't be made again.
+fn holds_data(target: &Path) -> bool {
+    let plain: PathBuf = target.components().collect();
+    let text = plain.to_string_lossy();
+    let below = |rest: &str| rest.is_empty() || rest.starts_with('/');
+    DATA.iter().any(|folder| text.strip_prefix(folder).is_some_and(below))
+}
+
 fn backup(seen: &Seen<'_>, hits: &mut Hits) {
     let kept = |target_only: bool| {
         seen.service.mounts.iter().find(|mount| {
             let durable = matches!(mount.value.source, MountSource::Bind(_) | MountSource::Volume(_));
             let volume = matches!(mount.value.source, MountSource::Volume(_));
-            let known = DATA.iter().any(|path| mount.value.target.starts_with(path));
-            durable && !mount.value.read_only && (known || !target_only && volume)
+            durable && !mount.value.read_only && (!target_only && volume || holds_data(&mount.value.target))
         })
     };
     let image = if seen.is_process() { None } else { image_of(seen) };
     let kind = image.and_then(|image| Image::parse(image).kind());
     let by_port = || {
         let ports = seen.service.expose.iter().map(|port| port.value.port);
-        ports.chain(seen.service.ports.iter().map(|port| port.value.container.port)).find_map(kind_of_port)
+        let mut ports = ports.chain(seen.service.ports.iter().map(|port| port.value.container.port));
+        match ports.find_map(kind_of_port)? {
+            Kind::Store(what) | Kind::Cache(what) => Some((kept(false)?.span, what)),
+            Kind::Model | Kind::Admin => None,
+        }
     };
     let (span, what) = match kind {
         Some(Kind::Store(what)) => (kept(false).map_or(seen.service.name.span, |mount| mount.span), what),
@@ -152,11 +164,9 @@ fn backup(seen: &Seen<'_>, hits: &mut Hits) {
             None => return,
         },
         Some(Kind::Model | Kind::Admin) => return,
-        None => match (by_port(), kept(false), kept(true)) {
-            (Some(Kind::Store(what)), Some(mount), _) => (mount.span, what),
-            (Some(Kind::Cache(what)), Some(mount), _) => (mount.span, what),
-            (_, _, Some(mount)) => (mount.span, "files"),
-            _ => return,
+        None => match by_port().or_else(|| Some((kept(true)?.span, "files"))) {
+            Some(found) => found,
+            None => return,
         },
     };
     let how = match what {
