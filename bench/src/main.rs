@@ -1,4 +1,5 @@
-//! Measures what the guard costs, side by side with no guard and with containers on a bridge.
+//! Measures what the guard costs, side by side with no guard and with containers on a bridge, and how long files take
+//! to be read.
 //!
 //! Nothing is decided here about what is good: the figures go into a table, the aims stand in the README.
 
@@ -6,6 +7,7 @@ mod bpf;
 mod data_path;
 mod docker;
 mod firewall;
+mod loading;
 mod policy;
 mod postgres;
 mod report;
@@ -22,7 +24,7 @@ use scratch::Scratch;
 
 /// What is to be measured, and how long.
 struct Options {
-    /// `data-path`, `pgbench`, `policy`; none: all.
+    /// `data-path`, `loading`, `pgbench`, `policy`; none: all.
     parts: Vec<String>,
     /// How often each measurement is repeated, all worlds in turn.
     rounds: usize,
@@ -30,7 +32,7 @@ struct Options {
     scale: f64,
     /// Processors of server and client where both work at once; where they take turns, both are on the latter.
     cpus: (usize, usize),
-    /// Leaves out Docker.
+    /// Leaves out Docker and docker-compose.
     docker: bool,
     /// Only worlds and works whose names contain this.
     only: Option<String>,
@@ -40,7 +42,7 @@ struct Options {
     write: Option<PathBuf>,
 }
 
-const USAGE: &str = "usage: palisade-bench [data-path|pgbench|policy]… [--rounds N] [--scale X] [--cpus SERVER,CLIENT] \
+const USAGE: &str = "usage: palisade-bench [data-path|loading|pgbench|policy]… [--rounds N] [--scale X] [--cpus SERVER,CLIENT] \
                      [--no-docker] [--only WORK] [--without PROGRAM]… [--write FILE]";
 /// Set for the copy of this program that runs in namespaces of its own.
 const INSIDE: &str = "PALISADE_BENCH_REALM";
@@ -60,7 +62,7 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options> {
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} needs a value\n{USAGE}"));
         match argument.as_str() {
-            "data-path" | "pgbench" | "policy" => options.parts.push(argument),
+            "data-path" | "loading" | "pgbench" | "policy" => options.parts.push(argument),
             "--rounds" => options.rounds = value()?.parse()?,
             "--scale" => options.scale = value()?.parse()?,
             "--only" => options.only = Some(value()?),
@@ -76,7 +78,7 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options> {
         }
     }
     if options.parts.is_empty() {
-        options.parts = ["policy", "data-path", "pgbench"].map(String::from).to_vec();
+        options.parts = ["loading", "policy", "data-path", "pgbench"].map(String::from).to_vec();
     }
     Ok(options)
 }
@@ -85,6 +87,7 @@ fn run(options: &Options, realm: &str) -> Result<()> {
     let scratch = Scratch::new(realm)?;
     for part in &options.parts {
         let table = match part.as_str() {
+            "loading" => loading::measure(options, &scratch)?,
             "policy" => policy::measure(options, &scratch)?,
             "data-path" => data_path::measure(options, &scratch)?,
             _ => postgres::measure(options, &scratch)?,
