@@ -122,28 +122,6 @@ fn literal_parts(text: &str, from: usize) -> Vec<(usize, usize)> {
     parts
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn variables_stay_readable_and_everything_else_does_not() {
-        let shown = |text: &str| {
-            let mut shown = text.to_owned();
-            for (start, end) in literal_parts(text, 0) {
-                shown.replace_range(start..end, &"*".repeat(end - start));
-            }
-            shown
-        };
-        assert_eq!(shown("hunter2"), "*******");
-        assert_eq!(shown("a:$PW@${HOST:-x}/b"), "**$PW*${HOST:-x}**");
-        assert_eq!(shown("${A:-${B}}c"), "${A:-${B}}*");
-        assert_eq!(shown("pa$5word$$x$"), "************");
-        assert_eq!(shown("${open"), "${open");
-        assert_eq!(shown(""), "");
-    }
-}
-
 /// A shorter value is more likely to be part of a word than a secret.
 const SECRET_CHARS_MIN: usize = 4;
 
@@ -170,4 +148,26 @@ pub(super) fn without_secrets(diagnostics: Vec<Diagnostic>, inputs: &LoadInputs<
         labels.for_each(|label| hide(&mut label.text));
     }
     diagnostics
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_stay_readable_and_everything_else_does_not() {
+        let shown = |text: &str| {
+            let mut shown = text.to_owned();
+            for (start, end) in literal_parts(text, 0) {
+                shown.replace_range(start..end, &"*".repeat(end - start));
+            }
+            shown
+        };
+        assert_eq!(shown("hunter2"), "*******");
+        assert_eq!(shown("a:$PW@${HOST:-x}/b"), "**$PW*${HOST:-x}**");
+        assert_eq!(shown("${A:-${B}}c"), "${A:-${B}}*");
+        assert_eq!(shown("pa$5word$$x$"), "************");
+        assert_eq!(shown("${open"), "${open");
+        assert_eq!(shown(""), "");
+    }
 }

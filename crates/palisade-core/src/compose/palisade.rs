@@ -11,7 +11,7 @@ use super::ports::{port, port_proto};
 use super::read::{Fields, Reader};
 use super::yaml::{Data, Node};
 use super::{LoadInputs, ReadError};
-use crate::diagnostic::{Diagnostic, Span, Spanned, quoted};
+use crate::diagnostic::{Diagnostic, Span, Spanned};
 use crate::stack::Process;
 
 const COMMAND_HINT: &str = "write the argument vector: `command: [\"/usr/bin/app\", \"--flag\"]`";
