@@ -3,6 +3,7 @@
 mod agent;
 mod attacks;
 mod bad_days;
+mod config;
 mod files;
 mod learn;
 mod meaning;
