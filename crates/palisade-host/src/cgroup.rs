@@ -107,6 +107,12 @@ impl Mounts {
         Self::parse(&at(fs::read_to_string(path), "read", path)?)
     }
 
+    /// Where cgroups of ours can be: all of them.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        let v1 = self.v1.iter().map(|mount| &mount.path);
+        v1.chain(&self.v1_cpuset).chain([&self.v2]).map(PathBuf::as_path)
+    }
+
     fn parse(mountinfo: &str) -> Result<Self> {
         let mut v2 = None;
         let mut v1: Vec<V1Mount> = Vec::new();

@@ -10,6 +10,7 @@ mod rules;
 mod server;
 mod supervise;
 
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -24,17 +25,32 @@ pub fn ensure(layout: &Layout, exe: &Path) -> Result<Client, AgentError> {
     if let Ok(client) = Client::connect(layout) {
         return Ok(client);
     }
-    let started = Command::new(exe)
+    let mut command = Command::new(exe);
+    command
         .args(["__agent", &layout.realm, layout.project.as_str()])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .output();
-    let message = match started {
+        .stderr(Stdio::piped());
+    die_with_parent(&mut command);
+    let message = match command.output() {
         Ok(output) if output.status.success() => return Client::connect(layout),
         Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
         Err(error) => format!("{}: {error}", exe.display()),
     };
     // Somebody else may have started one at the same moment.
     Client::connect(layout).map_err(|_| AgentError::NotStarted(message))
+}
+
+/// Kills what it starts when the calling thread is gone: an agent that is not in its cgroup yet would come up after
+/// everything of a killed run has been cleared, and nobody would find it. The daemon does not inherit it.
+fn die_with_parent(command: &mut Command) {
+    let parent = nix::unistd::getpid();
+    // SAFETY: only system calls that are safe after a fork.
+    unsafe {
+        command.pre_exec(move || {
+            nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+            // It may have died before it was asked for.
+            if nix::unistd::getppid() == parent { Ok(()) } else { Err(nix::errno::Errno::ESRCH.into()) }
+        });
+    }
 }

@@ -51,6 +51,11 @@ pub fn agent_main(arguments: &[String], tasks: impl FnOnce(&Layout) -> Vec<Task>
     };
     let project = project.unwrap_or_else(|error| fail(&error.to_string()));
     let layout = Layout { realm, project };
+    // Out of the cgroup of whoever typed `up`, which may be killed with its login session or have limits. It is the first
+    // thing: until then this process dies with its parent, from then on whoever clears the cgroup finds it and its child.
+    let joined = Cgroup::of_agent(&layout)
+        .and_then(|cgroup| cgroup.create().and_then(|()| cgroup.create_v1()).and_then(|()| cgroup.join()));
+    joined.unwrap_or_else(|error| fail(&chain(&error)));
     let pipe = pipe2(OFlag::O_CLOEXEC).unwrap_or_else(|error| fail(&format!("cannot make a pipe: {error}")));
     let (ready_read, ready_write) = pipe;
     // The daemon belongs to no terminal and no login session.
@@ -125,11 +130,6 @@ fn prepare(layout: &Layout) -> Result<Prepared, String> {
     redirected.map_err(|error| format!("cannot redirect output to {}: {error}", log.display()))?;
     let _ = nix::unistd::chdir("/");
     let _ = fs::write("/proc/self/comm", "palisade-agent");
-
-    // Out of the cgroup of whoever typed `up`, which may be killed with its login session or have limits.
-    let cgroup = Cgroup::of_agent(layout).map_err(|error| chain(&error))?;
-    let joined = cgroup.create().and_then(|()| cgroup.create_v1()).and_then(|()| cgroup.join());
-    joined.map_err(|error| chain(&error))?;
 
     let (_folder, socket) = short_socket_path(layout).map_err(io("open", run.clone()))?;
     // We hold the lock, so whoever made a socket there is gone.

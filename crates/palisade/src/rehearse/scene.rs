@@ -4,6 +4,7 @@
 //! What is played there is `rehearse`'s business. Whatever happens, it is cleared: at the end, after a failure, and by
 //! the next rehearsal after a SIGKILL.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use palisade_core::names::ProjectName;
 use palisade_guard::{Guard, pin_root, pinned_stacks, unmount_bpffs};
-use palisade_host::cgroup::Cgroup;
+use palisade_host::cgroup::{Cgroup, Mounts};
 use palisade_host::layout::Layout;
 use palisade_host::link::{self, LinkError, VethEnd};
 use palisade_host::netns::{self, Entered, Netns, NetnsError};
@@ -161,21 +162,42 @@ fn clear_realm(realm: &str) -> Vec<String> {
 
 /// Clears rehearsals whose process is gone. Failing at it is told and stops nothing.
 fn clear_leftovers() {
-    for folder in ["/run", "/var/lib", "/var/log"] {
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let Some(name) = name.to_str() else { continue };
-            let Some(pid) = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_prefix('-')?.parse::<i32>().ok())
-            else {
-                continue;
-            };
-            if !Path::new(&format!("/proc/{pid}")).exists() {
-                eprintln!("clearing what rehearsal {pid} left behind");
-                clear_realm(name).iter().for_each(|left| eprintln!("left behind: {left}"));
-            }
-        }
+    for pid in rehearsals_with_leftovers().into_iter().filter(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+        eprintln!("clearing what rehearsal {pid} left behind");
+        clear_realm(&format!("{PREFIX}-{pid}")).iter().for_each(|left| eprintln!("left behind: {left}"));
     }
     if let Err(error) = netns::remove_leftovers(PREFIX) {
         eprintln!("left behind: {error}");
+    }
+}
+
+/// The processes of all rehearsals that have something outside of network namespaces, be it only a cgroup or a lock:
+/// one that was killed while it cleared has lost any part of it.
+fn rehearsals_with_leftovers() -> BTreeSet<i32> {
+    let mounts = Mounts::find().ok();
+    let cgroups = mounts.iter().flat_map(Mounts::paths);
+    ["/run", "/var/lib", "/var/log", "/sys/fs/bpf"]
+        .into_iter()
+        .map(Path::new)
+        .chain(cgroups)
+        .flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten())
+        .filter_map(|entry| owner(entry.file_name().to_str()?))
+        .collect()
+}
+
+/// The process of the rehearsal that a realm, or a file beside its folder, is named after.
+fn owner(name: &str) -> Option<i32> {
+    name.strip_prefix(PREFIX)?.strip_prefix('-')?.split('-').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::owner;
+
+    #[test]
+    fn leftovers_tell_whose_they_are() {
+        assert_eq!(owner("palisade-rehearse-17"), Some(17));
+        assert_eq!(owner("palisade-rehearse-17-firewall.lock"), Some(17));
+        assert_eq!([owner("palisade"), owner("palisade-rehearse"), owner("palisade-rehearse-mine")], [None; 3]);
     }
 }

@@ -92,7 +92,7 @@ fn files_that_are_wrong() {
     up_fails(&host, "alias_bomb", 2, &(bomb + GOOD));
     let began = std::time::Instant::now();
     up_fails(&host, "ten_megabytes", 2, &format!("{GOOD}# {}\n", "x".repeat(10 << 20)));
-    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
 }
 
 #[test]

@@ -104,7 +104,7 @@ fn a_stop_signal_is_forwarded_and_who_ignores_it_is_killed_with_its_children() {
     let before = Instant::now();
     runtime::stop(&realm.layout, &stubborn, &running).unwrap();
     let took = before.elapsed();
-    assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(5), "{took:?}");
+    assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(60), "{took:?}");
     assert!(Cgroup::of_instance(&realm.layout, &stubborn.id).unwrap().pids().unwrap().is_empty());
     assert!(matches!(runtime::find(&realm.layout, &stubborn.id).unwrap(), Some(Found::Ended(None))));
 }
@@ -313,7 +313,7 @@ fn limits_hold() {
     let used_us = Cgroup::of_instance(&realm.layout, &busy.id).unwrap().stats().cpu_usage_us.unwrap();
     assert!(used_us < 400_000, "{used_us} µs of one second at a tenth of a processor");
     running.signal(nix::libc::SIGKILL).unwrap();
-    assert!(running.wait(Duration::from_secs(5)));
+    assert!(running.wait(Duration::from_secs(60)));
 }
 
 #[test]
@@ -325,7 +325,7 @@ fn commands_run_inside_a_running_instance_as_its_service() {
     spec.environment.insert("COLOUR".into(), "green".into());
     let running = start(&realm, &spec);
     eventually("the mark", || {
-        let options = EnterOptions { timeout: Duration::from_secs(5), output_bytes_max: 1000, as_root: false };
+        let options = EnterOptions { timeout: Duration::from_secs(60), output_bytes_max: 1000, as_root: false };
         let script = "cat /tmp/mark || exit 9; id -u; echo $COLOUR; grep -E 'NoNewPrivs|Seccomp:|CapBnd' /proc/self/status | cut -f2; cat /proc/1/comm; cat /proc/self/cgroup | cut -d: -f3 | sort -u; exit 5";
         let command = Inside::Command(["/bin/sh", "-c", script].map(str::to_owned).to_vec());
         let result = runtime::enter(&realm.layout, &spec, &running, Path::new(PALISADE), command, options).unwrap();
@@ -340,21 +340,21 @@ fn commands_run_inside_a_running_instance_as_its_service() {
     };
     let before = Instant::now();
     assert_eq!(enter(&["sh", "-c", "sleep 1000 & sleep 1000"], 200).unwrap().code, None);
-    assert!(before.elapsed() < Duration::from_secs(3), "{:?}", before.elapsed());
+    assert!(before.elapsed() < Duration::from_secs(60), "{:?}", before.elapsed());
     let before = Instant::now();
     assert_eq!(
-        enter(&["sh", "-c", "sleep 3 & yes | head -c 100000; exit 4"], 9_000)
+        enter(&["sh", "-c", "sleep 60 & yes | head -c 100000; exit 4"], 50_000)
             .map(|r| (r.code, r.output.len()))
             .unwrap(),
         (Some(4), 10)
     );
-    assert!(before.elapsed() < Duration::from_secs(2), "a child in the background is not waited for");
+    assert!(before.elapsed() < Duration::from_secs(40), "a child in the background is not waited for");
     assert!(enter(&["no-such-command"], 1000).unwrap_err().to_string().contains("`no-such-command` not found"));
-    let options = EnterOptions { timeout: Duration::from_secs(5), output_bytes_max: 1000, as_root: true };
+    let options = EnterOptions { timeout: Duration::from_secs(60), output_bytes_max: 1000, as_root: true };
     let own = Inside::Own(vec!["--version".into()]);
     let result = runtime::enter(&realm.layout, &spec, &running, Path::new(PALISADE), own, options).unwrap();
     assert_eq!(result.code, Some(0), "{}", String::from_utf8_lossy(&result.output));
     running.signal(nix::libc::SIGKILL).unwrap();
-    assert!(running.wait(Duration::from_secs(5)));
+    assert!(running.wait(Duration::from_secs(60)));
     assert!(enter(&["true"], 1000).is_err());
 }

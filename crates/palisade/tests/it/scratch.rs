@@ -249,13 +249,7 @@ pub(crate) fn processes_of(realm: &str) -> Vec<(i32, String)> {
 /// What of a realm is on this machine: folders, cgroups, mounts, pins, processes, named namespaces.
 pub(crate) fn left_of(realm: &str) -> Vec<String> {
     let mounts = Mounts::find().unwrap();
-    let cgroups = mounts
-        .v1
-        .iter()
-        .map(|mount| &mount.path)
-        .chain(&mounts.v1_cpuset)
-        .chain([&mounts.v2])
-        .map(|path| path.join(realm));
+    let cgroups = mounts.paths().map(|path| path.join(realm));
     let folders = ["/run", "/var/lib", "/var/log", "/sys/fs/bpf"].map(|base| Path::new(base).join(realm));
     let mut left: Vec<String> =
         cgroups.chain(folders).filter(|path| path.exists()).map(|path| path.display().to_string()).collect();

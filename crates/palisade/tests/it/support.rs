@@ -126,14 +126,14 @@ impl Drop for Scratch {
     }
 }
 
-/// Asks until the answer is there; fails with `what` after ten seconds.
+/// Asks until the answer is there; fails with `what` after a minute, which only something stuck takes.
 pub(crate) fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         if let Some(answer) = ask() {
             return answer;
         }
-        assert!(Instant::now() < deadline, "waited 10 s for: {what}");
+        assert!(Instant::now() < deadline, "waited 60 s for: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }

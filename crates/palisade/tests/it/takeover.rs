@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use palisade_core::names::ProjectName;
+use palisade_host::cgroup::Cgroup;
+use palisade_host::layout::Layout;
 use palisade_host::sockets::{self, Which};
 
 use crate::need_root;
@@ -253,13 +256,21 @@ fn killed_rehearsals_are_cleared_by_the_next_one() {
         drop(rehearsal);
         realms.push(realm);
     }
+    // One that was killed when it had cleared nearly all.
+    let mut gone = std::process::Command::new("true").spawn().unwrap();
+    gone.wait().unwrap();
+    let realm = format!("palisade-rehearse-{}", gone.id());
+    let cgroup =
+        Cgroup::of_realm(&Layout { realm: realm.clone(), project: ProjectName::parse("any").unwrap() }).unwrap();
+    cgroup.create().and_then(|()| cgroup.create_v1()).unwrap();
+    realms.push(realm);
     // Another rehearsal that runs beside this test may be clearing already, or all of it is still there.
     host.write(&file("true"));
     let next = host.palisade(&["rehearse"]).expect(0);
     assert!(next.out.contains("Everything is as the file says."), "{}", next.out);
     let began = Instant::now();
     let left = || realms.iter().flat_map(|realm| left_of(realm)).collect::<Vec<_>>();
-    while !left().is_empty() && began.elapsed() < Duration::from_secs(10) {
+    while !left().is_empty() && began.elapsed() < Duration::from_secs(60) {
         std::thread::sleep(Duration::from_millis(50));
     }
     assert_eq!(left(), Vec::<String>::new());

