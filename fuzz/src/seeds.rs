@@ -25,6 +25,9 @@ fn write(folder: &Path) -> std::io::Result<()> {
     let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/palisade-core/tests/cases");
     for case in std::fs::read_dir(cases)? {
         let case = case?;
+        if !case.file_type()?.is_dir() {
+            continue;
+        }
         let mut input = std::fs::read(case.path().join("compose.yaml")).unwrap_or_default();
         let mut names = Vec::new();
         walk(&case.path(), &mut names)?;
