@@ -70,3 +70,14 @@ fn the_case_has_every_key_that_the_table_honours_or_keeps() {
     }
     assert!(missing.is_empty(), "no line of the case has the key and ends in:\n# {}", missing.join("\n# "));
 }
+
+#[test]
+fn the_page_of_the_keys_is_up_to_date() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/compose-keys.md");
+    let page = palisade_core::compose::keys::document();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(&path, &page).unwrap();
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(written == page, "docs/compose-keys.md is out of date: run this test with UPDATE_DOCS=1");
+}
