@@ -336,3 +336,9 @@ fn characters_that_nobody_sees_are_shown() {
     assert!(!said.contains(['\u{202e}', '\u{feff}']), "{said:?}");
     assert!(said.contains("`a\\u{202e}b\\u{feff}`"), "{said}");
 }
+
+#[test]
+fn a_suggested_name_is_shown_without_control_characters() {
+    let said = said(load(&format!("{}volumes: {{\"da\\x01ta\": {{}}}}\n", service(&["volumes: [\"data:/x\"]"]))));
+    assert!(said.contains("did you mean `da\\u{1}ta`?") && !said.contains('\u{1}'), "{said}");
+}

@@ -3,6 +3,7 @@
 //! What the messages say is decided where they are made.
 
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
+use std::borrow::Cow;
 
 use super::{Diagnostic, FileId, Label, Severity, SourceFile, SourceMap, Span, is_unseen};
 
@@ -33,6 +34,7 @@ pub fn render(diagnostic: &Diagnostic, sources: &SourceMap, style: Style) -> Str
         Severity::Warning => Level::WARNING,
         Severity::Note => Level::NOTE,
     };
+    let diagnostic = &printable(diagnostic);
     let title = level.primary_title(diagnostic.message.as_str()).id(diagnostic.id);
     let mut group = Group::with_title(title);
     if let Some(primary) = &diagnostic.primary {
@@ -54,6 +56,30 @@ pub fn render(diagnostic: &Diagnostic, sources: &SourceMap, style: Style) -> Str
     text.push('\n');
     // The renderer leaves some of them in the lines of the file.
     text.replace(is_unseen, "\u{fffd}")
+}
+
+/// The same without characters that a terminal would obey: a name of the user's can stand anywhere in a message.
+fn printable(diagnostic: &Diagnostic) -> Cow<'_, Diagnostic> {
+    let hostile = |char: char| (char.is_control() && char != '\n') || is_unseen(char);
+    let labels = || diagnostic.primary.iter().chain(&diagnostic.secondary).map(|label| &label.text);
+    if ![&diagnostic.message].into_iter().chain(&diagnostic.hints).chain(labels()).any(|text| text.contains(hostile)) {
+        return Cow::Borrowed(diagnostic);
+    }
+    let escape = |text: &mut String| {
+        *text = text.chars().fold(String::with_capacity(text.len()), |mut shown, char| {
+            if hostile(char) {
+                shown.extend(char.escape_default());
+            } else {
+                shown.push(char);
+            }
+            shown
+        });
+    };
+    let mut shown = diagnostic.clone();
+    escape(&mut shown.message);
+    shown.hints.iter_mut().for_each(escape);
+    shown.primary.iter_mut().chain(&mut shown.secondary).for_each(|label| escape(&mut label.text));
+    Cow::Owned(shown)
 }
 
 /// All of them, with an empty line after each.
