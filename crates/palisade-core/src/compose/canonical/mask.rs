@@ -1,6 +1,6 @@
 //! What looks like a secret, and what is shown instead.
 //!
-//! A rule of thumb for people who look over a shoulder or paste into a ticket; `docs/compose-differences.md` tells it.
+//! A rule of thumb for people who look over a shoulder or paste into a ticket.
 
 use super::value::Value;
 
