@@ -31,6 +31,36 @@ pub enum Action {
         /// `user[:group]` of the service that writes to it; `None`: root.
         owner: Option<String>,
     },
+    /// Brings an image to the engine.
+    FetchImage {
+        /// Who needs it first.
+        service: ServiceName,
+        /// What it is called.
+        image: String,
+        /// How it comes there.
+        how: Fetch,
+    },
+    /// Stops a container of the same Compose project that somebody else has made, and puts its name aside.
+    StopForeign {
+        /// The engine's id.
+        id: String,
+        /// What it is called.
+        name: String,
+    },
+    /// Starts such a container again, under its name.
+    StartForeign {
+        /// The engine's id.
+        id: String,
+        /// What it is called.
+        name: String,
+    },
+    /// Takes away a container of the same Compose project that somebody else has made; its volumes stay.
+    RemoveForeign {
+        /// The engine's id.
+        id: String,
+        /// What it is called.
+        name: String,
+    },
     /// Starts the stack's agent.
     StartAgent,
     /// Loads the guard's programs and pins them.
@@ -100,6 +130,18 @@ pub enum Action {
     },
 }
 
+/// How an image comes to an engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fetch {
+    /// From its registry.
+    Pull {
+        /// `platform`.
+        platform: Option<String>,
+    },
+    /// Built by the engine: `build`, in its canonical long form.
+    Build(serde_json::Value),
+}
+
 /// Which volume of the host.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum VolumeName {
@@ -107,12 +149,14 @@ pub enum VolumeName {
     Own(String),
     /// One with a name of its own, that other stacks may use too.
     Named(String),
+    /// One of the container engine, by its name there.
+    Engine(String),
 }
 
 impl fmt::Display for VolumeName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            VolumeName::Own(name) | VolumeName::Named(name) => f.write_str(name),
+            VolumeName::Own(name) | VolumeName::Named(name) | VolumeName::Engine(name) => f.write_str(name),
         }
     }
 }
@@ -122,6 +166,11 @@ impl Action {
     pub fn kind(&self) -> &'static str {
         match self {
             Action::CreateVolume { .. } => "create_volume",
+            Action::FetchImage { how: Fetch::Pull { .. }, .. } => "pull_image",
+            Action::FetchImage { how: Fetch::Build(_), .. } => "build_image",
+            Action::StopForeign { .. } => "stop_foreign",
+            Action::StartForeign { .. } => "start_foreign",
+            Action::RemoveForeign { .. } => "remove_foreign",
             Action::StartAgent => "start_agent",
             Action::LoadGuard => "load_guard",
             Action::GuardInstance { .. } => "guard_instance",
@@ -161,6 +210,11 @@ impl fmt::Display for Action {
         match self {
             Action::CreateVolume { name, owner: None } => write!(f, "create volume {name}"),
             Action::CreateVolume { name, owner: Some(owner) } => write!(f, "create volume {name} for {owner}"),
+            Action::FetchImage { image, how: Fetch::Pull { .. }, .. } => write!(f, "pull image {image}"),
+            Action::FetchImage { image, how: Fetch::Build(_), .. } => write!(f, "build image {image}"),
+            Action::StopForeign { name, .. } => write!(f, "stop container {name}"),
+            Action::StartForeign { name, .. } => write!(f, "start container {name}"),
+            Action::RemoveForeign { name, .. } => write!(f, "remove container {name}, keep its volumes"),
             Action::StartAgent => f.write_str("start the agent"),
             Action::LoadGuard => f.write_str("load the guard"),
             Action::GuardInstance { id, address } => write!(f, "guard {id} at {address}"),
@@ -233,6 +287,10 @@ pub enum Cause {
         /// The dependency.
         service: ServiceName,
     },
+    /// Docker Compose made it for the same project, without the guard.
+    Adopted,
+    /// The file or the command line says to fetch it each time.
+    Refreshed,
     /// The port that it holds goes to another service.
     PortGoesTo {
         /// Who gets it.
@@ -258,6 +316,8 @@ impl fmt::Display for Cause {
             Cause::NotGuarded => f.write_str("it ran without the guard"),
             Cause::NeededBy { service } => write!(f, "{service} depends on it"),
             Cause::RestartsWith { service } => write!(f, "it restarts with {service}"),
+            Cause::Adopted => f.write_str("Docker Compose runs it, unguarded; this stack takes its place"),
+            Cause::Refreshed => f.write_str("it is to be fetched each time"),
             Cause::PortGoesTo { service, port } => write!(f, "its port {port} goes to {service}"),
             Cause::JustStarted => f.write_str("it was just started"),
             Cause::NotInFile => f.write_str("the file doesn't have it"),

@@ -6,19 +6,23 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use crate::action::VolumeName;
 use crate::address::{AddressBook, ServiceAddress};
 use crate::digest::{Fingerprint, digest_of};
 use crate::finding::Finding;
-use crate::instance::{Hosts, InstanceFile, InstanceMount, InstanceMountSource, InstanceSpec};
-use crate::names::{InstanceId, ServiceName};
-use crate::observed::FileSeen;
+use crate::image;
+use crate::instance::{
+    CgroupDriver, ContainerProgram, Hosts, InstanceFile, InstanceMount, InstanceMountSource, InstanceSpec, Program,
+};
+use crate::names::{InstanceId, ProjectName, ServiceName};
+use crate::observed::{EngineState, FileSeen};
 use crate::policy::{
     BindRule, EGRESS_RULES_MAX, EgressPolicy, LocalhostPort, Mode, NETWORKS_MAX, PeerGrant, Policy, PublishedAt,
     RESOLVERS_MAX, ServicePolicy,
 };
 use crate::stack::{
-    Dns, Egress, EgressRule, FileSource, Grant, MountSource, PortProto, Proto, ProvidedFile, Service, Stack, Unguarded,
-    Volume,
+    Dns, Egress, EgressRule, FileSource, Grant, MountSource, PortProto, Proto, ProvidedFile, Runner, RuntimeChoice,
+    Service, Stack, Unguarded, Volume,
 };
 
 /// What compiling needs to know besides the stack.
@@ -34,6 +38,8 @@ pub struct Surroundings<'a> {
     pub volume_path: &'a dyn Fn(&str, &Volume) -> PathBuf,
     /// Files that secrets and configs come from, as they were seen; `None`: nobody looked.
     pub files: Option<&'a BTreeMap<PathBuf, FileSeen>>,
+    /// The host's container engine.
+    pub engine: &'a EngineState,
 }
 
 /// A stack as its guard and its runtime see it.
@@ -423,6 +429,56 @@ impl<'a> Compiler<'a> {
         self.findings.push(finding.remedy("write `mem_limit` and a memswap_limit of at least as much"));
     }
 
+    /// What its instances run, or a finding about why that can't be.
+    fn program(&mut self, service: &Service) -> Option<Program> {
+        let container = match service.run.runner() {
+            Runner::Process(process) => return Some(Program::Process(process.clone())),
+            Runner::Engine(container) => container,
+            Runner::Nobody => {
+                let (message, remedy) = match service.run.runtime {
+                    RuntimeChoice::Process => (
+                        "x-palisade.runtime is `process`, and nothing says how to run it as one",
+                        "add x-palisade.process with the command to run, or take `runtime` away",
+                    ),
+                    RuntimeChoice::Engine => (
+                        "x-palisade.runtime is `engine`, and it has no image",
+                        "add `image` or `build`, or take `runtime` away",
+                    ),
+                    RuntimeChoice::Auto => ("nothing says what it runs", "add `image`, `build` or x-palisade.process"),
+                };
+                self.findings
+                    .push(Finding::error("nothing-to-run", &service.name, message).remedy(remedy).at(&service.place));
+                return None;
+            }
+        };
+        let image = image::image_name(&self.stack.project, service, container);
+        let mut program = ContainerProgram {
+            socket: PathBuf::new(),
+            cgroup_driver: CgroupDriver::Cgroupfs,
+            name: String::new(),
+            image_id: None,
+            image,
+            settings: container.clone(),
+            host_mode: service.host_mode,
+        };
+        match self.surroundings.engine {
+            EngineState::NotAsked => {}
+            EngineState::Away { why, remedy } => {
+                let message = format!("its image needs a container engine, and {why}");
+                self.findings
+                    .push(Finding::error("needs-engine", &service.name, message).remedy(remedy).at(&service.place));
+                return None;
+            }
+            EngineState::There(engine) => {
+                self.findings.extend(image::obstacles(self.stack, service, container, engine));
+                program.socket.clone_from(&engine.socket);
+                program.cgroup_driver = engine.cgroup_driver;
+                program.image_id = engine.images.get(&program.image).map(|image| image.id.clone());
+            }
+        }
+        Some(Program::Container(Box::new(program)))
+    }
+
     fn instances(&mut self, index: usize, instances: &mut Vec<CompiledInstance>) {
         let stack = self.stack;
         let service = &stack.services[index];
@@ -430,19 +486,7 @@ impl<'a> Compiler<'a> {
             return;
         }
         self.refuse_unguarded(service);
-        let Some(process) = &service.run.process else {
-            let finding = Finding::error(
-                "needs-engine",
-                &service.name,
-                "it has an image and nothing that says how to run it as a process",
-            );
-            self.findings.push(
-                finding
-                    .remedy("add x-palisade.process with the command to run; images need a container engine, which this version can't drive")
-                    .at(&service.place),
-            );
-            return;
-        };
+        let Some(program) = self.program(service) else { return };
         if service.replicas > 1
             && let Some(publish) = service.publish.first()
         {
@@ -456,26 +500,40 @@ impl<'a> Compiler<'a> {
         let files: Vec<_> = service.files.iter().map(|file| self.file(service, &file.value, &file.place)).collect();
         self.check_limits(service);
         let volume_path = self.surroundings.volume_path;
-        let mounts = service.mounts.iter().map(|mount| InstanceMount {
-            source: match &mount.value.source {
-                MountSource::Bind(path) => InstanceMountSource::Path(path.clone()),
-                MountSource::Volume(key) => {
-                    let unknown = Volume::default();
-                    InstanceMountSource::Volume(volume_path(key, stack.volumes.get(key).unwrap_or(&unknown)))
-                }
-                MountSource::Tmpfs { size_bytes } => InstanceMountSource::Tmpfs { size_bytes: *size_bytes },
-            },
-            target: mount.value.target.clone(),
-            read_only: mount.value.read_only,
-        });
+        let mounts: Vec<_> = service
+            .mounts
+            .iter()
+            .map(|mount| InstanceMount {
+                source: match &mount.value.source {
+                    MountSource::Bind(path) => InstanceMountSource::Path(path.clone()),
+                    MountSource::Volume(key) => match (stack.volume_name(key), &program) {
+                        (VolumeName::Engine(name), Program::Container(_)) => {
+                            InstanceMountSource::EngineVolume { name, nocopy: mount.value.nocopy }
+                        }
+                        // A process next to containers uses the folder that the engine keeps the volume in.
+                        (VolumeName::Engine(name), Program::Process(_)) => {
+                            let folder = self.surroundings.engine.seen().map(|engine| engine.volumes_folder.clone());
+                            InstanceMountSource::Path(folder.unwrap_or_default().join(name).join("_data"))
+                        }
+                        _ => {
+                            let unknown = Volume::default();
+                            InstanceMountSource::Volume(volume_path(key, stack.volumes.get(key).unwrap_or(&unknown)))
+                        }
+                    },
+                    MountSource::Tmpfs { size_bytes } => InstanceMountSource::Tmpfs { size_bytes: *size_bytes },
+                },
+                target: mount.value.target.clone(),
+                read_only: mount.value.read_only,
+            })
+            .collect();
         let mut spec = InstanceSpec {
             project: self.stack.project.clone(),
             id: InstanceId { service: service.name.clone(), number: 1 },
             address: self.addresses[index].instance(1),
-            process: process.clone(),
+            program,
             environment: service.environment.clone(),
             hosts,
-            mounts: mounts.collect(),
+            mounts,
             limits: service.limits.clone(),
             stop_signal: service.stop_signal.clone(),
             stop_grace_ms: service.stop_grace_ms,
@@ -490,10 +548,19 @@ impl<'a> Compiler<'a> {
         };
         for number in 1..=service.replicas {
             spec.id.number = number;
+            if let Program::Container(container) = &mut spec.program {
+                container.name = container_name(&stack.project, service, number);
+            }
             spec.address = self.addresses[index].instance(number);
             instances.push(CompiledInstance { fingerprint: spec.fingerprint(), spec: spec.clone() });
         }
     }
+}
+
+/// What the container of an instance is called: as Compose calls it, so that people and tools find it.
+fn container_name(project: &ProjectName, service: &Service, number: u8) -> String {
+    let own = service.run.container.as_ref().and_then(|container| container.name.clone());
+    own.unwrap_or_else(|| format!("{project}-{}-{number}", service.name))
 }
 
 /// The egress rule lets a name server be asked.
@@ -542,6 +609,7 @@ mod tests {
                 mode: Mode::Enforce,
                 volume_path: &|name, _| PathBuf::from("/volumes").join(name),
                 files: None,
+                engine: &EngineState::NotAsked,
             },
         )
     }
@@ -739,7 +807,7 @@ mod tests {
         web.replicas = 2;
         web.publish = vec![publish(None, 80, 80)];
         let findings = compiled(&stack([image, web])).unwrap_err();
-        assert_eq!(findings.iter().map(|f| f.id).collect::<Vec<_>>(), ["needs-engine", "published-replicas"]);
+        assert_eq!(findings.iter().map(|f| f.id).collect::<Vec<_>>(), ["nothing-to-run", "published-replicas"]);
     }
 
     #[test]

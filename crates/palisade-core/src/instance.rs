@@ -11,7 +11,9 @@ use crate::address::InstanceAddress;
 use crate::digest::{Fingerprint, digest_of};
 use crate::environment::Environment;
 use crate::names::{InstanceId, ProjectName};
-use crate::stack::{FileSource, Healthcheck, Limits, LogRotation, Process, ProcessSettings, ProvidedFile, Restart};
+use crate::stack::{
+    Container, FileSource, Healthcheck, Limits, LogRotation, Process, ProcessSettings, ProvidedFile, Restart,
+};
 
 /// Everything that a runtime needs to run one instance. Holds secrets (the environment): stored with mode 0600.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,8 +24,8 @@ pub struct InstanceSpec {
     pub id: InstanceId,
     /// Its private address.
     pub address: InstanceAddress,
-    /// What runs.
-    pub process: Process,
+    /// What runs, and who runs it.
+    pub program: Program,
     /// Environment, complete but for PATH and HOME defaults.
     pub environment: Environment,
     /// Lines of its `/etc/hosts` beyond `localhost`: names of its peers and extra hosts.
@@ -60,9 +62,6 @@ impl InstanceSpec {
     pub fn fingerprint(&self) -> Fingerprint {
         let mut parts = vec![
             ("address".to_owned(), digest_of(&self.address)),
-            ("command".to_owned(), digest_of(&self.process.command)),
-            ("user".to_owned(), digest_of(&self.process.user)),
-            ("working_dir".to_owned(), digest_of(&self.process.working_dir)),
             ("mounts".to_owned(), digest_of(&(&self.mounts, self.read_only))),
             ("stop".to_owned(), digest_of(&(&self.stop_signal, self.stop_grace_ms))),
             ("restart".to_owned(), digest_of(&self.restart)),
@@ -70,6 +69,7 @@ impl InstanceSpec {
             ("log".to_owned(), digest_of(&self.log)),
             ("capabilities".to_owned(), digest_of(&(&self.cap_add, &self.cap_drop))),
         ];
+        parts.extend(self.program.parts());
         parts.extend(self.limit_parts());
         parts.extend(self.settings_parts());
         parts.extend(self.files.iter().map(|file| {
@@ -123,6 +123,121 @@ impl InstanceSpec {
     }
 }
 
+/// What an instance runs, and who runs it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Program {
+    /// A supervised process of the host.
+    Process(Process),
+    /// A container of an engine.
+    Container(Box<ContainerProgram>),
+}
+
+/// What an engine is told about a container besides what is the same for every instance.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerProgram {
+    /// The engine's socket on this host.
+    pub socket: PathBuf,
+    /// Who decides where the cgroups of containers are.
+    pub cgroup_driver: CgroupDriver,
+    /// What the container is called.
+    pub name: String,
+    /// The image as the file names it.
+    pub image: String,
+    /// The image that this name stands for on this host: `sha256:…`. `None`: it is still to be fetched.
+    pub image_id: Option<String>,
+    /// What the file says about the container.
+    pub settings: Container,
+    /// `network_mode: host` was written, so the host's name is the container's, too.
+    pub host_mode: bool,
+}
+
+/// How an engine makes cgroups, `docker info` calls it the cgroup driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CgroupDriver {
+    /// It makes them itself, at any path.
+    Cgroupfs,
+    /// It asks systemd, so only slices can hold them.
+    Systemd,
+}
+
+impl Program {
+    /// The process of the host that it is, if it is one.
+    pub fn process(&self) -> Option<&Process> {
+        match self {
+            Program::Process(process) => Some(process),
+            Program::Container(_) => None,
+        }
+    }
+
+    /// The container that it is, if it is one.
+    pub fn container(&self) -> Option<&ContainerProgram> {
+        match self {
+            Program::Process(_) => None,
+            Program::Container(container) => Some(container),
+        }
+    }
+
+    /// The user that its commands run as, if one is named.
+    pub fn user(&self) -> Option<&str> {
+        match self {
+            Program::Process(process) => process.user.as_deref(),
+            Program::Container(container) => container.settings.user.as_deref(),
+        }
+    }
+
+    /// What it is made of, for the fingerprint.
+    fn parts(&self) -> Vec<(String, String)> {
+        let parts = match self {
+            Program::Process(process) => vec![
+                ("command", digest_of(&process.command)),
+                ("user", digest_of(&process.user)),
+                ("working_dir", digest_of(&process.working_dir)),
+            ],
+            Program::Container(container) => {
+                // Taken apart whole, so that a setting that is added can't be forgotten here.
+                let ContainerProgram { socket, cgroup_driver, name, image, image_id, settings, host_mode } =
+                    container.as_ref();
+                let Container { command, entrypoint, user, working_dir, .. } = settings;
+                // How the image is made or fetched is no part of what runs; which image that gave is.
+                let rest = Container {
+                    command: None,
+                    entrypoint: None,
+                    user: None,
+                    working_dir: None,
+                    build: None,
+                    pull_policy: None,
+                    pull_refresh_after: None,
+                    image: None,
+                    ..settings.clone()
+                };
+                vec![
+                    ("engine", digest_of(&(socket, cgroup_driver))),
+                    ("container_name", digest_of(name)),
+                    ("image", digest_of(&(image, image_id))),
+                    ("command", digest_of(&(command, entrypoint))),
+                    ("user", digest_of(user)),
+                    ("working_dir", digest_of(working_dir)),
+                    ("network_mode", digest_of(host_mode)),
+                    ("container", digest_of(&rest)),
+                ]
+            }
+        };
+        parts.into_iter().map(|(name, digest)| (name.to_owned(), digest)).collect()
+    }
+}
+
+/// The program or image alone: arguments may be secrets.
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Program::Process(process) => process.command.first().map_or("", String::as_str),
+            Program::Container(container) => &container.image,
+        })
+    }
+}
+
 /// One of an instance's secrets and configs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceFile {
@@ -149,7 +264,7 @@ impl fmt::Debug for InstanceSpec {
         f.debug_struct("InstanceSpec")
             .field("id", &format_args!("{}/{}", self.project, self.id))
             .field("address", &self.address)
-            .field("program", &self.process.command.first())
+            .field("program", &self.program.to_string())
             .field("environment", &self.environment)
             .finish_non_exhaustive()
     }
@@ -224,6 +339,13 @@ pub enum InstanceMountSource {
     Path(PathBuf),
     /// A volume's directory: made (mode 0755, owned by the instance's user) when it is missing.
     Volume(PathBuf),
+    /// A volume of the engine, by its name there.
+    EngineVolume {
+        /// The engine's name of it.
+        name: String,
+        /// A new one doesn't begin with what the image has at the target.
+        nocopy: bool,
+    },
     /// Memory.
     Tmpfs {
         /// Bytes at most, if given.

@@ -15,6 +15,7 @@ pub mod environment;
 pub mod finding;
 pub mod firewall;
 pub mod hints;
+pub mod image;
 pub mod instance;
 pub mod learn;
 pub mod lint;

@@ -97,7 +97,13 @@ impl<'a> Linter<'a> {
                 require(!alive, "unsupervised", "instances still run, and nothing would supervise them");
                 self.agent = false;
             }
-            Action::CreateVolume { .. } | Action::RemoveFirewall | Action::RemoveVolume { .. } => {}
+            Action::CreateVolume { .. }
+            | Action::FetchImage { .. }
+            | Action::StopForeign { .. }
+            | Action::StartForeign { .. }
+            | Action::RemoveForeign { .. }
+            | Action::RemoveFirewall
+            | Action::RemoveVolume { .. } => {}
         }
     }
 }
@@ -119,8 +125,12 @@ mod tests {
 
     #[test]
     fn leaving_out_any_safety_step_is_noticed() {
-        let wishes =
-            Wishes { mode: Mode::Enforce, wait_for_health: false, volume_path: &|name, _| PathBuf::from(name) };
+        let wishes = Wishes {
+            mode: Mode::Enforce,
+            wait_for_health: false,
+            fetch: None,
+            volume_path: &|name, _| PathBuf::from(name),
+        };
         let host = Observed::default();
         let good = plan(&stack([service("a")]), &host, wishes).unwrap();
         assert_eq!(ids(&good, &host), [""; 0]);
@@ -151,7 +161,12 @@ mod tests {
         let mut plan = plan(
             &stack([]),
             &Observed::default(),
-            Wishes { mode: Mode::Enforce, wait_for_health: false, volume_path: &|name, _| PathBuf::from(name) },
+            Wishes {
+                mode: Mode::Enforce,
+                wait_for_health: false,
+                fetch: None,
+                volume_path: &|name, _| PathBuf::from(name),
+            },
         )
         .unwrap();
         let rules = FirewallRules { ssh_ports: BTreeSet::from([22]), ..FirewallRules::default() };

@@ -11,9 +11,9 @@ use std::path::PathBuf;
 
 use crate::address::{AddressBook, InstanceAddress, ServiceIndex};
 use crate::digest::Fingerprint;
-use crate::instance::InstanceStatus;
-use crate::names::InstanceId;
-use crate::stack::Proto;
+use crate::instance::{CgroupDriver, InstanceStatus};
+use crate::names::{InstanceId, ServiceName};
+use crate::stack::{Healthcheck, PortProto, Proto};
 
 /// A host and what one stack has on it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,10 +49,94 @@ pub struct Observed {
     pub volumes_of_others: BTreeSet<String>,
     /// Files of the host that secrets and configs of the stack come from.
     pub files: BTreeMap<PathBuf, FileSeen>,
+    /// The container engine, for stacks that have images.
+    pub engine: EngineState,
     /// What the kernel can do.
     pub kernel: KernelFacts,
     /// What could not be read, and why.
     pub unknown: Vec<String>,
+}
+
+/// What is known about the host's container engine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum EngineState {
+    /// Nobody looked: no service of the stack needs one.
+    #[default]
+    NotAsked,
+    /// There is none that could be used.
+    Away {
+        /// Why, in one sentence without a full stop.
+        why: String,
+        /// What to do about it.
+        remedy: String,
+    },
+    /// It answers.
+    There(Box<EngineSeen>),
+}
+
+impl EngineState {
+    /// The engine, if it answers.
+    pub fn seen(&self) -> Option<&EngineSeen> {
+        match self {
+            EngineState::There(seen) => Some(seen),
+            EngineState::NotAsked | EngineState::Away { .. } => None,
+        }
+    }
+}
+
+/// A container engine that answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineSeen {
+    /// Where it was asked.
+    pub socket: PathBuf,
+    /// `Docker 20.10.24`.
+    pub version: String,
+    /// How it makes cgroups.
+    pub cgroup_driver: CgroupDriver,
+    /// It gives containers other users than they see (`userns-remap`), which shuts them out of the host's network.
+    pub remaps_users: bool,
+    /// Where the data of its volumes is.
+    pub volumes_folder: PathBuf,
+    /// Images that the stack names, by those names; what isn't there is missing here.
+    pub images: BTreeMap<String, ImageSeen>,
+    /// Its volumes, by their names.
+    pub volumes: BTreeSet<String>,
+    /// Containers that belong to a Compose project of the stack's name and aren't Palisade's.
+    pub foreign: Vec<ForeignContainer>,
+}
+
+/// An image of an engine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageSeen {
+    /// `sha256:…`, of its configuration.
+    pub id: String,
+    /// `name@sha256:…` where it came from, if it came from a registry.
+    pub digest: Option<String>,
+    /// Its `EXPOSE`.
+    pub exposed: Vec<PortProto>,
+    /// Its `HEALTHCHECK`.
+    pub healthcheck: Option<Healthcheck>,
+    /// It says what to run: `ENTRYPOINT` or `CMD`.
+    pub has_command: bool,
+    /// Its `USER`, if it isn't root.
+    pub user: Option<String>,
+    /// Its `VOLUME`s.
+    pub volumes: Vec<PathBuf>,
+}
+
+/// A container of a Compose project that somebody else than Palisade has made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignContainer {
+    /// The engine's id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Compose's service, if its label says one.
+    pub service: Option<ServiceName>,
+    /// It runs.
+    pub running: bool,
+    /// Ports of the host that the engine publishes for it.
+    pub ports: BTreeSet<u16>,
 }
 
 /// A file that a secret or a config comes from.
@@ -139,6 +223,8 @@ pub enum SocketOwner {
         /// `comm` of the process.
         command: String,
     },
+    /// A container that the stack takes the place of, by its name.
+    Replaced(String),
     /// It could not be found out.
     Unknown,
 }
@@ -150,6 +236,7 @@ impl fmt::Display for SocketSeen {
             SocketOwner::Instance(id) => write!(f, "instance {id}"),
             SocketOwner::OtherStack(id) => write!(f, "instance {id} of another stack"),
             SocketOwner::Process { pid, command } => write!(f, "process {pid} ({command})"),
+            SocketOwner::Replaced(name) => write!(f, "container {name}"),
             SocketOwner::Unknown => write!(f, "a process of user {}", self.uid),
         }
     }

@@ -12,9 +12,10 @@ use crate::address::AddressBook;
 use crate::compile::{Compiled, CompiledInstance, Surroundings, compile};
 use crate::finding::Finding;
 use crate::firewall::FirewallRules;
+use crate::image::{self, FetchWishes};
 use crate::instance::{Health, InstanceStatus, RunState};
 use crate::names::{InstanceId, ProjectName, ServiceName};
-use crate::observed::{InstanceSeen, Observed, SocketOwner};
+use crate::observed::{ForeignContainer, InstanceSeen, Observed};
 use crate::policy::Mode;
 use crate::ports;
 use crate::stack::{Condition, MountSource, Restart, Service, Stack, Volume};
@@ -26,6 +27,8 @@ pub struct Wishes<'a> {
     pub mode: Mode,
     /// Wait for the health of everything that was started, not only of what others depend on.
     pub wait_for_health: bool,
+    /// Which images are to be fetched first; `None`: they have been.
+    pub fetch: Option<FetchWishes>,
     /// Where a volume's data is, by its key and what the file says about it.
     pub volume_path: &'a dyn Fn(&str, &Volume) -> PathBuf,
 }
@@ -90,6 +93,7 @@ impl fmt::Display for Plan {
 
 /// Plans `up`, or says everything that stands against it.
 pub fn plan(stack: &Stack, observed: &Observed, wishes: Wishes<'_>) -> Result<Plan, Vec<Finding>> {
+    let stack = &*image::completed(stack, &observed.engine);
     let names = stack.services.iter().map(|service| &service.name);
     let known_names: HashSet<_> = names.clone().collect();
     // What leaves keeps its address until it is gone: a newcomer at that address would share its policy with it.
@@ -109,6 +113,7 @@ pub fn plan(stack: &Stack, observed: &Observed, wishes: Wishes<'_>) -> Result<Pl
         mode: wishes.mode,
         volume_path: wishes.volume_path,
         files: Some(&observed.files),
+        engine: &observed.engine,
     };
     let compiled = compile(stack, surroundings);
     let order = start_order(stack);
@@ -116,7 +121,11 @@ pub fn plan(stack: &Stack, observed: &Observed, wishes: Wishes<'_>) -> Result<Pl
     conflicts.extend(missing_volumes(stack, observed, wishes));
     match (compiled, order, conflicts.is_empty()) {
         (Ok(compiled), Ok(order), true) => {
-            let steps = Planner::new(stack, observed, &compiled, order).steps(wishes);
+            let mut steps = Planner::new(stack, observed, &compiled, order).steps(wishes);
+            adopt(stack, observed, &mut steps);
+            if let Some(fetch) = wishes.fetch {
+                steps.splice(0..0, image::fetches(stack, &observed.engine, fetch));
+            }
             Ok(Plan { project: stack.project.clone(), steps, addresses })
         }
         (compiled, order, _) => {
@@ -168,16 +177,51 @@ pub fn plan_down(project: &ProjectName, applied: Option<&Stack>, observed: &Obse
         // What another stack works with stays, whoever made it.
         let named = observed.made_volumes.intersection(&observed.named_volumes);
         let named = named.filter(|name| !observed.volumes_of_others.contains(*name)).cloned().map(VolumeName::Named);
-        actions.extend(own.chain(named).map(|name| Action::RemoveVolume { name }));
+        let engines = applied.into_iter().flat_map(|stack| stack.volumes.iter().map(move |volume| (stack, volume)));
+        let engines = engines.filter(|(_, (_, volume))| !volume.external && volume.name.is_none());
+        let there = |name: &VolumeName| {
+            let engine = observed.engine.seen();
+            matches!(name, VolumeName::Engine(name) if engine.is_some_and(|engine| engine.volumes.contains(name)))
+        };
+        let engines = engines.map(|(stack, (key, _))| stack.volume_name(key)).filter(there);
+        actions.extend(own.chain(named).chain(engines).map(|name| Action::RemoveVolume { name }));
     }
     let steps = actions.into_iter().map(|action| Step { action, cause: Cause::Down }).collect();
     Plan { project: project.clone(), steps, addresses: AddressBook::default() }
+}
+
+/// Takes over from containers that Docker Compose runs for the same project: they are stopped when everything is ready
+/// for what takes their place, and removed when that has come up.
+fn adopt(stack: &Stack, observed: &Observed, steps: &mut Vec<Step>) {
+    let Some(engine) = observed.engine.seen() else { return };
+    let replaced = |container: &&ForeignContainer| {
+        container.service.as_ref().is_some_and(|service| stack.service(service).is_some())
+    };
+    let ready =
+        steps.iter().position(|step| matches!(step.action, Action::StartInstance { .. })).unwrap_or(steps.len());
+    let mut at = ready;
+    for container in engine.foreign.iter().filter(replaced) {
+        let (id, name) = (container.id.clone(), container.name.clone());
+        steps.insert(
+            at,
+            Step { action: Action::StopForeign { id: id.clone(), name: name.clone() }, cause: Cause::Adopted },
+        );
+        at += 1;
+        steps.push(Step { action: Action::RemoveForeign { id, name }, cause: Cause::Adopted });
+    }
 }
 
 /// External volumes that nobody has made.
 fn missing_volumes(stack: &Stack, observed: &Observed, wishes: Wishes<'_>) -> Vec<Finding> {
     let missing = stack.volumes.iter().filter(|(_, volume)| volume.external).filter_map(|(key, volume)| {
         let name = volume.name.as_ref().unwrap_or(key);
+        if let VolumeName::Engine(name) = stack.volume_name(key) {
+            let engine = observed.engine.seen()?;
+            let message = format!("the external volume `{name}` doesn't exist on {}", engine.version);
+            let finding = Finding::error("volume-missing", key, message);
+            let hint = format!("make it (`docker volume create {name}`), or take `external` away");
+            return (!engine.volumes.contains(&name)).then(|| finding.remedy(hint));
+        }
         if observed.named_volumes.contains(name) {
             return None;
         }
@@ -193,11 +237,12 @@ fn missing_volumes(stack: &Stack, observed: &Observed, wishes: Wishes<'_>) -> Ve
 
 /// Volumes that have to be made: neither external nor there.
 fn new_volumes(stack: &Stack, observed: &Observed) -> Vec<(String, VolumeName)> {
-    let new = stack.volumes.iter().filter(|(_, volume)| !volume.external).filter_map(|(key, volume)| {
-        let name = volume.named(&stack.project, key);
+    let new = stack.volumes.iter().filter(|(_, volume)| !volume.external).filter_map(|(key, _)| {
+        let name = stack.volume_name(key);
         let there = match &name {
             VolumeName::Own(key) => observed.volumes.contains(key),
             VolumeName::Named(name) => observed.named_volumes.contains(name),
+            VolumeName::Engine(name) => observed.engine.seen().is_some_and(|engine| engine.volumes.contains(name)),
         };
         (!there).then(|| (key.clone(), name))
     });
@@ -569,11 +614,6 @@ fn timeout_ms(condition: Condition, service: &Service) -> Option<u64> {
         // A migration takes as long as it takes.
         Condition::ServiceCompletedSuccessfully => None,
     }
-}
-
-/// Whether a socket belongs to this stack.
-pub(crate) fn is_own(owner: &SocketOwner) -> bool {
-    matches!(owner, SocketOwner::Instance(_))
 }
 
 #[cfg(test)]

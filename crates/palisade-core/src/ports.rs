@@ -64,7 +64,7 @@ fn taken(service: &ServiceName, message: String, socket: &SocketSeen, place: &Pl
     let remedy = match &socket.owner {
         SocketOwner::Process { pid, command } => format!("stop process {pid} ({command}), or take another port"),
         SocketOwner::OtherStack(id) => format!("take {id} down, or take another port"),
-        SocketOwner::Instance(_) | SocketOwner::Unknown => {
+        SocketOwner::Instance(_) | SocketOwner::Replaced(_) | SocketOwner::Unknown => {
             "see `ss -tulpn` as root for who has it, or take another port".to_owned()
         }
     };
@@ -93,7 +93,7 @@ pub(crate) fn handovers(stack: &Stack, observed: &Observed) -> Vec<Handover> {
 }
 
 fn is_foreign(socket: &SocketSeen) -> bool {
-    !crate::plan::is_own(&socket.owner)
+    !matches!(socket.owner, SocketOwner::Instance(_) | SocketOwner::Replaced(_))
 }
 
 fn is_wildcard(socket: &SocketSeen) -> bool {

@@ -32,6 +32,30 @@ impl Stack {
         self.services.iter().find(|s| &s.name == name)
     }
 
+    /// Some service is run by a container engine.
+    pub fn needs_engine(&self) -> bool {
+        self.services.iter().any(|service| service.replicas > 0 && service.run.container_run().is_some())
+    }
+
+    /// The volume belongs to the container engine: a service that it runs uses it.
+    pub fn is_engine_volume(&self, key: &str) -> bool {
+        let uses = |service: &Service| {
+            service.mounts.iter().any(|mount| matches!(&mount.value.source, MountSource::Volume(name) if name == key))
+        };
+        self.services.iter().any(|service| service.run.container_run().is_some() && uses(service))
+    }
+
+    /// Which volume of the host the file's `key` is.
+    pub fn volume_name(&self, key: &str) -> VolumeName {
+        let unknown = Volume::default();
+        let volume = self.volumes.get(key).unwrap_or(&unknown);
+        match (self.is_engine_volume(key), volume.named(&self.project, key)) {
+            (true, VolumeName::Own(key)) => VolumeName::Engine(format!("{}_{key}", self.project)),
+            (true, VolumeName::Named(name)) => VolumeName::Engine(name),
+            (_, name) => name,
+        }
+    }
+
     /// Somebody depends on the service, and everybody who does can do without it (`required: false`).
     pub fn is_optional(&self, name: &ServiceName) -> bool {
         let mut dependencies = self
@@ -79,6 +103,9 @@ pub struct Service {
     pub depends_on: Vec<Placed<Dependency>>,
     /// `healthcheck`; `None` also when disabled.
     pub healthcheck: Option<Healthcheck>,
+    /// The file says that it shall have none, not even its image's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub healthcheck_disabled: bool,
     /// `restart`.
     pub restart: Restart,
     /// `deploy.resources.limits`, `mem_limit`, `cpus`, `pids_limit`.
@@ -183,8 +210,62 @@ pub struct Unguarded {
 pub struct Run {
     /// `image:`, `build:` and what belongs to them, used by the engine runtime. `None`: neither is given.
     pub container: Option<Container>,
-    /// `x-palisade.process`: how to run it without an engine; it takes precedence.
+    /// `x-palisade.process`: how to run it without an engine; it takes precedence unless `runtime` says otherwise.
     pub process: Option<Process>,
+    /// `x-palisade.runtime`.
+    #[serde(default, skip_serializing_if = "RuntimeChoice::is_auto")]
+    pub runtime: RuntimeChoice,
+}
+
+/// `x-palisade.runtime`: who runs a service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RuntimeChoice {
+    /// A process where `x-palisade.process` says how, an engine otherwise.
+    #[default]
+    Auto,
+    /// A container engine.
+    Engine,
+    /// Palisade, as a supervised process of the host.
+    Process,
+}
+
+impl RuntimeChoice {
+    /// Nothing was chosen.
+    pub fn is_auto(&self) -> bool {
+        *self == RuntimeChoice::Auto
+    }
+}
+
+/// Who runs a service, and what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Runner<'a> {
+    /// Palisade itself.
+    Process(&'a Process),
+    /// A container engine.
+    Engine(&'a Container),
+    /// The file doesn't say.
+    Nobody,
+}
+
+impl Run {
+    /// Who runs the service.
+    pub fn runner(&self) -> Runner<'_> {
+        let engine = self.container.as_ref().map_or(Runner::Nobody, Runner::Engine);
+        let process = self.process.as_ref().map_or(Runner::Nobody, Runner::Process);
+        match (self.runtime, process) {
+            (RuntimeChoice::Engine, _) | (RuntimeChoice::Auto, Runner::Nobody) => engine,
+            (RuntimeChoice::Auto | RuntimeChoice::Process, process) => process,
+        }
+    }
+
+    /// The container that an engine runs, if one does.
+    pub fn container_run(&self) -> Option<&Container> {
+        match self.runner() {
+            Runner::Engine(container) => Some(container),
+            Runner::Process(_) | Runner::Nobody => None,
+        }
+    }
 }
 
 /// What an engine needs to know besides what a process does, as the file says it.

@@ -54,6 +54,7 @@ pub(crate) fn service(text: &str) -> Service {
         run: Run {
             container: None,
             process: Some(Process { command: vec![format!("/usr/bin/{text}")], user: None, working_dir: None }),
+            runtime: RuntimeChoice::Auto,
         },
         environment: Environment::default(),
         networks: BTreeSet::from(["default".to_owned()]),
@@ -67,6 +68,7 @@ pub(crate) fn service(text: &str) -> Service {
         host_ports: Vec::new(),
         depends_on: Vec::new(),
         healthcheck: None,
+        healthcheck_disabled: false,
         restart: Restart::No,
         limits: Limits::default(),
         stop_signal: "SIGTERM".into(),

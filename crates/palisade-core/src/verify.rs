@@ -165,7 +165,10 @@ fn sockets(stack: &Stack, compiled: &Compiled, host: &Observed, findings: &mut V
                 .seen(socket.to_string())
                 .remedy("end that process: it could pose as a service"),
             ),
-            SocketOwner::OtherStack(_) | SocketOwner::Process { .. } | SocketOwner::Unknown => {}
+            SocketOwner::OtherStack(_)
+            | SocketOwner::Process { .. }
+            | SocketOwner::Replaced(_)
+            | SocketOwner::Unknown => {}
         }
     }
 }

@@ -202,9 +202,17 @@ impl Cgroup {
     pub fn of_realm(layout: &Layout) -> Result<Self> {
         Ok(Self { mounts: Mounts::find()?, path: PathBuf::from(&layout.realm) })
     }
+    /// One below it. Nothing is made.
+    pub fn below(&self, name: &str) -> Self {
+        Self { mounts: self.mounts.clone(), path: self.path.join(name) }
+    }
     /// The mounts that it is below.
     pub fn mounts(&self) -> &Mounts {
         &self.mounts
+    }
+    /// Its path below every mount.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
     /// Its cgroup2 directory: what the guard attaches to.
     pub fn v2_path(&self) -> PathBuf {
@@ -402,6 +410,13 @@ impl Cgroup {
             collect_pids(&path, &mut pids)?;
         }
         Ok(pids)
+    }
+
+    /// Whether the process is in it or below it, in cgroup2: thus under the guard that is attached here.
+    pub fn holds(&self, pid: i32) -> Result<bool> {
+        let mut pids = BTreeSet::new();
+        collect_pids(&self.v2_path(), &mut pids)?;
+        Ok(pids.contains(&pid))
     }
 
     /// What it uses now. Figures that no controller keeps are `None`.

@@ -1,7 +1,7 @@
-//! Replaces the hosts file of an instance that runs, so that it learns the names of new peers without a restart.
+//! The hosts file of an instance: its text, and how it is replaced while the instance runs, so that it learns the names of
+//! new peers without a restart.
 //!
-//! The file that it starts with is made by the runtime, which also owns its first lines; which names belong into it is
-//! decided in `palisade_core::compile`.
+//! Which names belong into it is decided in `palisade_core::compile`.
 
 use std::fs;
 use std::io;
@@ -11,6 +11,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, setns, unshare};
+use palisade_core::instance::InstanceSpec;
 use palisade_core::names::InstanceId;
 
 use crate::layout::Layout;
@@ -32,6 +33,21 @@ pub struct HostsFileError {
     /// Why.
     #[source]
     pub source: io::Error,
+}
+
+/// What an instance starts with: three lines of its own, then the names of its peers. Without a host name of its own it
+/// shares the host's.
+pub(crate) fn text(spec: &InstanceSpec, hostname: Option<&str>) -> String {
+    let mut text = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    let hostname = hostname
+        .map_or_else(|| nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned(), str::to_owned);
+    let full = spec.settings.domainname.as_ref().filter(|_| !hostname.contains('.'));
+    let full = full.map(|domain| format!("{hostname}.{domain} ")).unwrap_or_default();
+    text += &format!("{}\t{full}{hostname}\n", spec.address);
+    for (name, address) in &spec.hosts {
+        text += &format!("{address}\t{name}\n");
+    }
+    text
 }
 
 /// Gives the instance whose init process is `pid` these names besides its own.

@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod cgroup;
+pub mod engine;
 pub mod firewall;
 pub mod hosts_file;
 pub mod layout;

@@ -16,7 +16,7 @@ use crate::layout::Layout;
 pub fn folder(layout: &Layout, key: &str, volume: &Volume) -> PathBuf {
     match volume.named(&layout.project, key) {
         VolumeName::Own(key) => layout.volume(&key),
-        VolumeName::Named(name) => named_folder(layout, &name),
+        VolumeName::Named(name) | VolumeName::Engine(name) => named_folder(layout, &name),
     }
 }
 

@@ -13,11 +13,13 @@ use palisade_core::action::{Action, VolumeName};
 use palisade_core::apply::{Host, Undo};
 use palisade_core::instance::{Health, InstanceSpec, InstanceStatus, RunState};
 use palisade_core::names::InstanceId;
+use palisade_core::observed::EngineState;
 use palisade_core::policy::Policy;
 use palisade_core::stack::Condition;
 use palisade_guard::{Guard, GuardError, mount_bpffs, pin_root, unmount_bpffs};
 use palisade_host::agent::{self as host_agent, AgentError, Client};
 use palisade_host::cgroup::{self, Cgroup};
+use palisade_host::engine::{self, EngineError, FetchError};
 use palisade_host::firewall::{Firewall, FirewallError};
 use palisade_host::layout::Layout;
 use palisade_host::link::{self, LinkError};
@@ -50,6 +52,15 @@ pub(crate) enum HostError {
     /// An address on loopback.
     #[error(transparent)]
     Link(#[from] LinkError),
+    /// The container engine.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// An image.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// There is no engine although the plan needs one.
+    #[error("no container engine is known")]
+    NoEngine,
     /// The agent.
     #[error(transparent)]
     Agent(#[from] AgentError),
@@ -100,6 +111,7 @@ impl HostError {
                 _ => format!("the end of what {id} printed:\n    {}", log.join("\n    ")),
             }),
             Self::Firewall(FirewallError::Tool { source, .. }) => source.hint().map(str::to_owned),
+            Self::Engine(error) => error.hint(),
             Self::NoUser(_) => Some("make the user, or name one that exists in x-palisade.process.user".to_owned()),
             _ => None,
         }
@@ -146,6 +158,8 @@ pub(crate) struct Adapters {
     state: State,
     guard: Option<Guard>,
     firewall: Firewall,
+    /// Where the container engine listens, if the stack needs one.
+    engine: Option<PathBuf>,
     /// How long the log of each instance was when it was started: what comes after is this run's.
     log_starts: HashMap<InstanceId, u64>,
 }
@@ -157,7 +171,23 @@ fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> H
 impl Adapters {
     /// For the stack of `layout`, of which `state` was applied before.
     pub(crate) fn new(layout: Layout, state: State) -> Self {
-        Self { firewall: Firewall::new(&layout.realm), layout, state, guard: None, log_starts: HashMap::new() }
+        Self {
+            firewall: Firewall::new(&layout.realm),
+            layout,
+            state,
+            guard: None,
+            engine: None,
+            log_starts: HashMap::new(),
+        }
+    }
+
+    /// Uses this container engine.
+    pub(crate) fn with_engine(&mut self, engine: &EngineState) {
+        self.engine = engine.seen().map(|engine| engine.socket.clone());
+    }
+
+    fn engine(&self) -> Result<&Path, HostError> {
+        self.engine.as_deref().ok_or(HostError::NoEngine)
     }
 
     /// Changes what is noted about the stack.
@@ -238,6 +268,10 @@ impl Adapters {
     }
 
     fn create_volume(&self, name: &VolumeName, owner: Option<&str>) -> Result<Undo, HostError> {
+        if let VolumeName::Engine(volume) = name {
+            engine::create_volume(self.engine()?, &self.layout.project, volume)?;
+            return Ok(Undo::Do(vec![Action::RemoveVolume { name: name.clone() }]));
+        }
         let path = self.volume_folder(name);
         if path.exists() {
             return Ok(Undo::Nothing);
@@ -259,14 +293,14 @@ impl Adapters {
     fn volume_folder(&self, name: &VolumeName) -> PathBuf {
         match name {
             VolumeName::Own(key) => self.layout.volume(key),
-            VolumeName::Named(name) => self.layout.named_volume(name),
+            VolumeName::Named(name) | VolumeName::Engine(name) => self.layout.named_volume(name),
         }
     }
 
     /// Where it is noted that this stack has made a volume that others may use.
     fn volume_note(&self, name: &VolumeName) -> Option<PathBuf> {
         match name {
-            VolumeName::Own(_) => None,
+            VolumeName::Own(_) | VolumeName::Engine(_) => None,
             VolumeName::Named(name) => Some(self.layout.made_volumes().join(name)),
         }
     }
@@ -364,6 +398,22 @@ impl Host for Adapters {
     fn perform(&mut self, action: &Action) -> Result<Undo, HostError> {
         match action {
             Action::CreateVolume { name, owner } => self.create_volume(name, owner.as_deref()),
+            Action::FetchImage { image, how, .. } => {
+                engine::fetch(self.engine()?, image, how, true)?;
+                Ok(Undo::Nothing)
+            }
+            Action::StopForeign { id, name } => {
+                engine::stop_foreign(self.engine()?, id, name)?;
+                Ok(Undo::Do(vec![Action::StartForeign { id: id.clone(), name: name.clone() }]))
+            }
+            Action::StartForeign { id, name } => {
+                engine::start_foreign(self.engine()?, id, name)?;
+                Ok(Undo::Do(vec![Action::StopForeign { id: id.clone(), name: name.clone() }]))
+            }
+            Action::RemoveForeign { id, name } => {
+                engine::remove_foreign(self.engine()?, id, name)?;
+                Ok(Undo::Impossible("the container is gone; its volumes are there"))
+            }
             Action::StartAgent => {
                 host_agent::ensure(&self.layout, Path::new(THIS_PROGRAM))?;
                 Ok(Undo::Do(vec![Action::StopAgent]))
@@ -445,6 +495,10 @@ impl Host for Adapters {
             Action::StopAgent => {
                 self.agent()?.shutdown()?;
                 Ok(Undo::Do(vec![Action::StartAgent]))
+            }
+            Action::RemoveVolume { name: VolumeName::Engine(name) } => {
+                engine::remove_volume(self.engine()?, name)?;
+                Ok(Undo::Impossible("its data is deleted"))
             }
             Action::RemoveVolume { name } => {
                 let path = self.volume_folder(name);

@@ -19,6 +19,7 @@ use palisade_core::observed::{
 use palisade_core::stack::{FileSource, Proto, Stack};
 use palisade_guard::Guard;
 use palisade_host::cgroup::{Cgroup, Mounts};
+use palisade_host::engine;
 use palisade_host::firewall::Firewall;
 use palisade_host::layout::Layout;
 use palisade_host::sockets::{self, SocketProto, Which};
@@ -32,9 +33,12 @@ pub(crate) fn pins(layout: &Layout) -> PathBuf {
     palisade_guard::pin_root(&layout.realm, &layout.realm_run()).join(layout.project.as_str())
 }
 
-/// Reads everything that can be read, and the files that secrets and configs of this stack come from.
+/// Reads everything that can be read, the files that secrets and configs of this stack come from, and what the container
+/// engine has of it.
 pub(crate) fn observe_for(layout: &Layout, stack: &Stack) -> Observed {
     let mut host = observe(layout);
+    host.engine = engine::look(stack, std::env::var("DOCKER_HOST").ok().as_deref());
+    name_replaced(&mut host);
     let files = stack.services.iter().flat_map(|service| &service.files);
     for file in files {
         if let FileSource::Path(path) = &file.value.source
@@ -48,6 +52,22 @@ pub(crate) fn observe_for(layout: &Layout, stack: &Stack) -> Observed {
         }
     }
     host
+}
+
+/// What is held by containers that the stack takes the place of, or by the engine's proxies for them, is in nobody's way.
+fn name_replaced(host: &mut Observed) {
+    let Some(engine) = host.engine.seen() else { return };
+    for socket in &mut host.sockets {
+        let SocketOwner::Process { pid, command } = &socket.owner else { continue };
+        let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        let holder = engine.foreign.iter().find(|container| {
+            let proxied = command == "docker-proxy" && container.ports.contains(&socket.local.port());
+            proxied || (!container.id.is_empty() && cgroups.contains(&container.id))
+        });
+        if let Some(container) = holder {
+            socket.owner = SocketOwner::Replaced(container.name.clone());
+        }
+    }
 }
 
 /// Reads everything that can be read without knowing the stack's file.
@@ -102,7 +122,7 @@ impl Observer<'_> {
                     self.host.volumes_of_others.extend(volumes.filter_map(|(key, volume)| {
                         match volume.named(&other.project, key) {
                             VolumeName::Named(name) => Some(name),
-                            VolumeName::Own(_) => None,
+                            VolumeName::Own(_) | VolumeName::Engine(_) => None,
                         }
                     }));
                 }

@@ -10,7 +10,7 @@ use crate::diagnostic::{Span, Spanned};
 use crate::names::{ProjectName, ServiceName};
 use crate::stack::{
     Condition, Container, CpuSet, EgressRule, FileSource, Healthcheck, LogRotation, Mount, MountSource, PortProto,
-    Process, ProcessSettings, Publish, Restart, UpdatePolicy, Volume,
+    Process, ProcessSettings, Publish, Restart, RuntimeChoice, UpdatePolicy, Volume,
 };
 
 /// The whole file.
@@ -128,6 +128,8 @@ pub struct FileService {
     pub privileged: Option<Span>,
     /// `x-palisade.process`, completed by `user` and `working_dir`.
     pub process: Option<Process>,
+    /// `x-palisade.runtime`.
+    pub runtime: RuntimeChoice,
     /// `x-palisade.process` is written, though perhaps wrong.
     pub process_written: bool,
     /// After `env_file` and `environment`.
@@ -210,6 +212,13 @@ pub struct FileService {
     pub egress: Option<Spanned<FileEgress>>,
     /// `x-palisade.host`.
     pub host_ports: Vec<Spanned<u16>>,
+}
+
+impl FileService {
+    /// It runs as a process of the host, and its image is for other tools.
+    pub fn is_process(&self) -> bool {
+        self.process_written && self.runtime != RuntimeChoice::Engine
+    }
 }
 
 /// One of a service's networks.

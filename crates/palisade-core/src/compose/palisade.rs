@@ -12,7 +12,7 @@ use super::read::{Fields, Reader};
 use super::yaml::{Data, Node};
 use super::{LoadInputs, ReadError};
 use crate::diagnostic::{Diagnostic, Span, Spanned};
-use crate::stack::Process;
+use crate::stack::{Process, RuntimeChoice};
 
 const COMMAND_HINT: &str = "write the argument vector: `command: [\"/usr/bin/app\", \"--flag\"]`";
 
@@ -34,6 +34,16 @@ impl Reader<'_> {
                 process.user = process.user.take().or(user);
                 process.working_dir = process.working_dir.take().or(working_dir);
             }
+        }
+        if let Some(node) = own.value("runtime") {
+            let hint = "write `engine`, `process` or `auto`";
+            let runtime = self.parsed(node, "a runtime", hint, |text| match text {
+                "engine" => Some(RuntimeChoice::Engine),
+                "process" => Some(RuntimeChoice::Process),
+                "auto" => Some(RuntimeChoice::Auto),
+                _ => None,
+            });
+            service.runtime = runtime.unwrap_or_default();
         }
         // `connect:` with nothing behind it grants nothing, like `[]`; read as "not written" it would grant everything.
         if let Some(entry) = own.written("connect") {

@@ -13,7 +13,9 @@ use super::units;
 use super::yaml::{Data, Entry, Node};
 use crate::diagnostic::{Diagnostic, Span, Spanned, quoted};
 use crate::names::ServiceName;
-use crate::stack::{Condition, Container, HealthTest, Healthcheck, LogRotation, ProcessSettings, Restart};
+use crate::stack::{
+    Condition, Container, HealthTest, Healthcheck, LogRotation, ProcessSettings, Restart, RuntimeChoice,
+};
 
 const DURATION_HINT: &str = "write a number with a unit, like `30s`, `1m30s` or `500ms`";
 const COUNT_HINT: &str = "write a whole number";
@@ -511,6 +513,7 @@ fn empty(name: Spanned<ServiceName>) -> FileService {
         privileged: None,
         process: None,
         process_written: false,
+        runtime: RuntimeChoice::Auto,
         environment: std::collections::BTreeMap::new(),
         container_name: None,
         networks: None,

@@ -166,6 +166,7 @@ fn settle_service(index: usize, view: &View<'_>, mounts: Vec<Placed<Mount>>) -> 
                 ..service.container.clone()
             }),
             process: service.process.clone(),
+            runtime: service.runtime,
         },
         environment: service.environment.clone().into(),
         aliases: aliases.map(|alias| alias.value.clone()).filter(|alias| alias != own_name).collect(),
@@ -180,6 +181,7 @@ fn settle_service(index: usize, view: &View<'_>, mounts: Vec<Placed<Mount>>) -> 
         host_ports: service.host_ports.iter().map(|port| placed(port, port.value, sources)).collect(),
         depends_on: depends_on.collect(),
         healthcheck: service.healthcheck.clone(),
+        healthcheck_disabled: service.healthcheck_disabled,
         restart: service.restart,
         limits: Limits {
             memory_bytes: limit(&service.memory_bytes),

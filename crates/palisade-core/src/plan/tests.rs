@@ -9,6 +9,7 @@ fn wishes() -> Wishes<'static> {
     Wishes {
         mode: Mode::Enforce,
         wait_for_health: false,
+        fetch: None,
         volume_path: &|name, _| PathBuf::from("/var/lib/palisade/shop/volumes").join(name),
     }
 }
@@ -60,6 +61,12 @@ fn after(plan: &Plan, before: &Observed) -> Observed {
                 host.named_volumes.remove(name);
                 host.made_volumes.remove(name);
             }
+            Action::CreateVolume { .. }
+            | Action::RemoveVolume { .. }
+            | Action::FetchImage { .. }
+            | Action::StopForeign { .. }
+            | Action::StartForeign { .. }
+            | Action::RemoveForeign { .. } => {}
             Action::StartAgent => host.agent = Some(AgentSeen { pid: 1 }),
             Action::StopAgent => host.agent = None,
             Action::LoadGuard => host.guard = Some(GuardSeen::default()),

@@ -2,7 +2,7 @@ use super::*;
 use crate::address::AddressBook;
 use crate::compile::{Surroundings, compile};
 use crate::instance::InstanceStatus;
-use crate::observed::{AgentSeen, FirewallSeen, GuardSeen};
+use crate::observed::{AgentSeen, EngineState, FirewallSeen, GuardSeen};
 use crate::policy::Mode;
 use crate::stack::Volume;
 use crate::testing::{at, name, publish, service, stack, tcp};
@@ -19,8 +19,14 @@ fn good() -> (Stack, Compiled, Observed) {
     let names = stack.services.iter().map(|service| &service.name);
     let addresses = AddressBook::default().assign(names, &BTreeSet::new()).unwrap();
     let volume_path: &dyn Fn(&str, &Volume) -> PathBuf = &|name, _| PathBuf::from(name);
-    let surroundings =
-        Surroundings { addresses: &addresses, resolvers: &[], mode: Mode::Enforce, volume_path, files: None };
+    let surroundings = Surroundings {
+        addresses: &addresses,
+        resolvers: &[],
+        mode: Mode::Enforce,
+        volume_path,
+        files: None,
+        engine: &EngineState::NotAsked,
+    };
     let compiled = compile(&stack, surroundings).unwrap();
     let mut host = Observed {
         agent: Some(AgentSeen { pid: 1 }),

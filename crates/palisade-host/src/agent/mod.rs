@@ -8,6 +8,7 @@ mod events;
 mod protocol;
 mod rules;
 mod server;
+mod ship;
 mod supervise;
 
 use std::os::unix::process::CommandExt;
@@ -18,6 +19,7 @@ use crate::layout::Layout;
 
 pub use events::{Event, EventSink};
 pub use protocol::{AgentError, Client};
+pub(crate) use server::chain;
 pub use server::{Task, agent_main};
 
 /// Connects to the stack's agent; starts one with the program `exe` if none answers.

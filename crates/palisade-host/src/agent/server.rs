@@ -32,7 +32,7 @@ const LOG_BYTES_MAX: u64 = 1 << 20;
 pub type Task = Box<dyn FnOnce(EventSink) + Send>;
 
 /// An error with all its causes, for a place where only text can go.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

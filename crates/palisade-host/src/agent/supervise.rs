@@ -15,13 +15,14 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use palisade_core::instance::{Health, Hosts, InstanceSpec, InstanceStatus, RunState};
+use palisade_core::instance::{Health, Hosts, InstanceSpec, InstanceStatus, Program, RunState};
 use palisade_core::names::InstanceId;
 use palisade_core::stack::{HealthTest, Hook};
 
 use super::events::EventSink;
 use super::rules::{HealthState, Restarts};
 use super::server::chain;
+use super::ship::ship;
 use crate::cgroup::Cgroup;
 use crate::hosts_file;
 use crate::layout::Layout;
@@ -35,6 +36,8 @@ const HOOK_OUTPUT_BYTES_MAX: usize = 64 << 10;
 const HOOK_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// What a service gets after its stop signal when its `pre_stop` used up the grace period.
 const AFTER_PRE_STOP: Duration = Duration::from_secs(2);
+/// Between attempts to start a container while its engine is away.
+const ENGINE_PAUSE: Duration = Duration::from_secs(1);
 /// After SIGKILL, what is left must be gone within this time.
 const KILL_WAIT: Duration = Duration::from_secs(10);
 
@@ -167,6 +170,7 @@ impl Supervised {
             last_code: 0,
             by_user: false,
             hook_failure: None,
+            told_away: None,
         };
         let work = move || {
             if let Some((saved, found)) = before {
@@ -242,6 +246,8 @@ struct Worker {
     by_user: bool,
     /// Why it is being stopped, and the exit code that this counts as.
     hook_failure: Option<(String, i32)>,
+    /// That the engine is away was told at this count of restarts.
+    told_away: Option<u32>,
 }
 
 impl Worker {
@@ -332,9 +338,21 @@ impl Worker {
         if self.restart_at.is_some_and(|at| at <= now) {
             self.restart_at = None;
             self.by_user = false;
-            if let Err(message) = self.start() {
-                self.event("start_failed", json!({ "error": message }));
-                self.exited(Exit { code: 127, ended_at_s: now_s() });
+            match self.start() {
+                Ok(()) => {}
+                // Nothing is wrong with the instance: it is started as soon as somebody is there to do it.
+                Err(error) if error.is_engine_away() => {
+                    if self.told_away != Some(self.restarts.count) {
+                        self.told_away = Some(self.restarts.count);
+                        self.event("start_failed", json!({ "error": chain(&error) }));
+                    }
+                    self.restart_at = Some(Instant::now() + ENGINE_PAUSE);
+                    self.publish(|status| status.state = RunState::BackingOff);
+                }
+                Err(error) => {
+                    self.event("start_failed", json!({ "error": chain(&error) }));
+                    self.exited(Exit { code: 127, ended_at_s: now_s() });
+                }
             }
         }
         if self.check_at.is_some_and(|at| at <= now) {
@@ -382,14 +400,16 @@ impl Worker {
             status.spec_digest = digest;
             status.address = address;
         });
-        self.start().inspect_err(|message| {
+        self.start().map_err(|error| {
             // What can't even be executed is a mistake to be told, not one to be tried again.
+            let message = chain(&error);
             self.event("start_failed", json!({ "error": message }));
             self.publish(|status| status.state = RunState::Exited { code: 127 });
+            message
         })
     }
 
-    fn start(&mut self) -> Result<(), String> {
+    fn start(&mut self) -> Result<(), runtime::Error> {
         self.run += 1;
         self.started = Instant::now();
         self.health = HealthState::new(if self.spec.healthcheck.is_some() { Health::Starting } else { Health::None });
@@ -413,18 +433,30 @@ impl Worker {
                 self.exited(exit.unwrap_or(Exit { code: 128 + libc::SIGKILL, ended_at_s: now_s() }));
                 Ok(())
             }
-            Err(error) => Err(chain(&error)),
+            Err(error) => Err(error),
         }
     }
 
     /// It runs; it counts as started when its `post_start` is through.
     fn runs(&mut self, running: Running) {
+        self.ship_output(&running);
         self.running = Some(running);
         if self.spec.settings.post_start.is_empty() {
             self.publish(|status| status.state = RunState::Running);
         } else {
             self.publish(|status| status.state = RunState::Starting);
             self.hook(Moment::PostStart);
+        }
+    }
+
+    /// A process writes its log itself; what a container prints is with its engine.
+    fn ship_output(&self, running: &Running) {
+        let Program::Container(program) = self.spec.program.clone() else { return };
+        let Ok(running) = running.try_clone() else { return };
+        let (layout, spec) = (self.layout().clone(), self.spec.clone());
+        let work = move || ship(&layout, &spec, &program, &running);
+        if let Err(error) = std::thread::Builder::new().name("log".into()).spawn(work) {
+            eprintln!("{}: cannot start a thread for its log: {error}", self.id());
         }
     }
 
@@ -452,6 +484,7 @@ impl Worker {
                     // Whether its hooks got through isn't known: they run once more.
                     self.runs(running);
                 } else {
+                    self.ship_output(&running);
                     self.running = Some(running);
                     self.publish(|status| status.state = RunState::Running);
                 }
@@ -694,11 +727,15 @@ fn run_hooks(
     let deadline = Instant::now() + timeout;
     for (number, hook) in (1..).zip(hooks) {
         let mut spec = spec.clone();
+        let (user, working_dir) = match &mut spec.program {
+            Program::Process(process) => (&mut process.user, &mut process.working_dir),
+            Program::Container(container) => (&mut container.settings.user, &mut container.settings.working_dir),
+        };
         if hook.user.is_some() {
-            spec.process.user.clone_from(&hook.user);
+            user.clone_from(&hook.user);
         }
         if hook.working_dir.is_some() {
-            spec.process.working_dir.clone_from(&hook.working_dir);
+            working_dir.clone_from(&hook.working_dir);
         }
         spec.environment.extend(hook.environment.iter().map(|(name, value)| (name.clone(), value.clone())));
         let timeout = deadline.saturating_duration_since(Instant::now());

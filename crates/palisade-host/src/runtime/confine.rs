@@ -84,7 +84,8 @@ impl Confinement {
         let mut environment = (*spec.environment).clone();
         environment.entry("PATH".into()).or_insert_with(|| DEFAULT_PATH.into());
         environment.entry("HOME".into()).or_insert_with(|| identity.home.to_string_lossy().into_owned());
-        let working_dir = spec.process.working_dir.clone().unwrap_or_else(|| PathBuf::from("/"));
+        let working_dir = spec.program.process().and_then(|process| process.working_dir.clone());
+        let working_dir = working_dir.unwrap_or_else(|| PathBuf::from("/"));
         // A core dump of a service holds its secrets and lands wherever the host's core_pattern says: only for those
         // who ask for it.
         let mut limits = BTreeMap::from([(libc::RLIMIT_CORE, (0, 0))]);

@@ -17,12 +17,13 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork, pipe2};
 use serde::{Deserialize, Serialize};
 
-use palisade_core::instance::InstanceSpec;
+use palisade_core::instance::{self as spec, InstanceSpec};
 
 use super::confine::{Confinement, Program};
 use super::init::{Failure, SentFailure, take_stdio};
 use super::{Error, InitProcess, Running, sys, user};
 use crate::cgroup::Cgroup;
+use crate::engine;
 use crate::layout::Layout;
 
 /// What is run inside an instance.
@@ -84,6 +85,10 @@ pub fn enter(
         let (instance, operation) = (spec.id.clone(), operation.to_owned());
         move |source: std::io::Error| Error::Enter { instance, operation, source }
     };
+    if let (spec::Program::Container(program), Inside::Command(command)) = (&spec.program, &inside) {
+        let user = if options.as_root { Some("0") } else { None };
+        return Ok(engine::exec(spec, program, command.clone(), user, options)?);
+    }
     let timeout_ms = options.timeout.as_millis() as u64;
     let init = running.process();
     let request =
@@ -211,7 +216,7 @@ fn run(request: &Request) -> Result<Answer, Failure> {
         let gone = std::io::Error::from_raw_os_error(libc::ESRCH);
         return Err(Failure::new("find the instance's init process".into(), gone));
     }
-    let user = if request.as_root { None } else { spec.process.user.as_deref() };
+    let user = if request.as_root { None } else { spec.program.process().and_then(|process| process.user.as_deref()) };
     let identity = user::resolve(user, &spec.settings.groups, Path::new("/etc"));
     let identity =
         identity.map_err(|error| Failure::new("find the service's user".into(), std::io::Error::other(error)))?;
@@ -224,13 +229,21 @@ fn run(request: &Request) -> Result<Answer, Failure> {
             Program::Own(fd.into(), ["palisade".to_owned()].into_iter().chain(arguments.iter().cloned()).collect())
         }
     };
-    let cgroup = Cgroup::of_instance(layout, &spec.id).and_then(|cgroup| cgroup.join());
-    cgroup.map_err(|error| Failure::new("join the instance's cgroup".into(), std::io::Error::other(error)))?;
-    let namespaces = CloneFlags::CLONE_NEWNS
+    let mut cgroup = Cgroup::of_instance(layout, &spec.id);
+    let mut namespaces = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWCGROUP;
+    if spec.program.container().is_some() {
+        // Our program can't run on the container's files. What it asks the guard depends on the cgroup alone, and the
+        // one that holds containers may hold no processes itself.
+        cgroup = cgroup.map(|cgroup| cgroup.below("probe"));
+        namespaces = CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
+    }
+    let joined =
+        cgroup.and_then(|cgroup| cgroup.create().and_then(|()| cgroup.create_v1()).and_then(|()| cgroup.join()));
+    joined.map_err(|error| Failure::new("join the instance's cgroup".into(), std::io::Error::other(error)))?;
     step(setns(&pidfd, namespaces).map_err(Into::into), "join the instance's namespaces")?;
     let (result_read, result_write) =
         pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|error| Failure::new("make a pipe".into(), error.into()))?;

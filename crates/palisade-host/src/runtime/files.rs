@@ -101,6 +101,29 @@ pub(super) fn write(files: &[Ready]) -> Result<Vec<Shown>, Failure> {
     Ok(shown)
 }
 
+/// Writes the files into a folder of the host that only root enters, for an engine to mount: what is shown where.
+pub(crate) fn provide(files: &[InstanceFile], folder: &Path) -> Result<Vec<(PathBuf, PathBuf)>, (String, io::Error)> {
+    let ready = gather(files).map_err(|failure| (failure.operation, failure.source))?;
+    let at = |operation: &str, path: &Path| {
+        let operation = format!("{operation} {}", path.display());
+        move |source: io::Error| (operation, source)
+    };
+    let mut shown = Vec::new();
+    for (number, file) in ready.iter().enumerate() {
+        if number == 0 {
+            fs::create_dir_all(folder).map_err(at("make", folder))?;
+        }
+        let path = folder.join(number.to_string());
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at("remove", &path)(error)),
+            _ => {}
+        }
+        write_one(&path, file).map_err(at("make", &path))?;
+        shown.push((file.target.clone(), path));
+    }
+    Ok(shown)
+}
+
 fn write_one(path: &Path, file: &Ready) -> io::Result<()> {
     let mut made = fs::File::options().write(true).create_new(true).mode(0o600).open(path)?;
     io::Write::write_all(&mut made, &file.bytes)?;

@@ -28,7 +28,7 @@ use palisade_core::instance::{InstanceMountSource, InstanceSpec};
 use super::capability::{self, Set};
 use super::confine::{Confinement, Program};
 use super::logs::{Log, Stream};
-use super::{Exit, InitProcess, hostname, rootfs, sys, user};
+use super::{Exit, InitProcess, hostname_of, rootfs, sys, user};
 use crate::cgroup::Cgroup;
 use crate::layout::Layout;
 
@@ -165,7 +165,7 @@ fn prepare_and_fork(request: Request, reporter: &mut Reporter) -> Result<(), Fai
         .map_err(|(_, error)| Failure::new(format!("lock instance {}: it runs already", spec.id), error.into()))?;
     let directory = OwnedFd::from(failed(File::open(&path), || format!("open {}", path.display()))?);
 
-    let resolved = user::resolve(spec.process.user.as_deref(), &spec.settings.groups, Path::new("/etc"));
+    let resolved = user::resolve(spec.program.user(), &spec.settings.groups, Path::new("/etc"));
     let identity = resolved.map_err(|error| Failure::new("find the service's user".into(), io::Error::other(error)))?;
     for mount in &spec.mounts {
         match &mount.source {
@@ -283,7 +283,7 @@ struct Service {
 /// Makes the namespaces and the file system, then the service's process in it.
 fn start_service(request: &Request, confinement: &Confinement, cgroup: &Cgroup) -> Result<Service, Failure> {
     let spec = &request.spec;
-    let name = spec.settings.hostname.clone().unwrap_or_else(|| hostname(&spec.id));
+    let name = hostname_of(spec);
     let flags =
         CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWCGROUP;
     failed(unshare(flags), || "make namespaces".into())?;
@@ -313,13 +313,14 @@ fn start_service(request: &Request, confinement: &Confinement, cgroup: &Cgroup) 
     let (out_read, out_write) = pipe(OFlag::O_CLOEXEC)?;
     let (err_read, err_write) = pipe(OFlag::O_CLOEXEC)?;
     let (result_read, result_write) = pipe(OFlag::O_CLOEXEC)?;
+    let command = spec.program.process().map(|process| process.command.clone()).unwrap_or_default();
     // SAFETY: this process has one thread.
     match failed(unsafe { fork() }, || "fork the service".into())? {
         ForkResult::Child => {
             let _ = fs::write("/proc/self/oom_score_adj", score.trim());
             let redirected = nix::unistd::dup2_stdout(&out_write).and_then(|()| nix::unistd::dup2_stderr(&err_write));
             let failure = match failed(redirected, || "redirect the output".into()) {
-                Ok(()) => confinement.exec(Program::Command(spec.process.command.clone())),
+                Ok(()) => confinement.exec(Program::Command(command)),
                 Err(failure) => failure,
             };
             // Standard error is the log by now: the reason goes to the starter only.

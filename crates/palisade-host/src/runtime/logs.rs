@@ -41,6 +41,43 @@ impl Stream {
     }
 }
 
+/// The log of a container, whose lines come from its engine with their times.
+pub(crate) struct Shipped {
+    log: Log,
+    out: Stream,
+    err: Stream,
+}
+
+impl Shipped {
+    /// Opens the log, to be continued if it is there.
+    pub(crate) fn open(path: &Path, rotation: LogRotation) -> io::Result<Self> {
+        Ok(Self { log: Log::open(path, rotation)?, out: Stream::new("stdout"), err: Stream::new("stderr") })
+    }
+
+    /// The engine's time (nanoseconds, without trailing zeros) as the log writes it, so that the texts have the order of
+    /// the times.
+    pub(crate) fn time(&self, engines: &str) -> String {
+        let (seconds, fraction) =
+            engines.trim_end_matches('Z').split_once('.').unwrap_or((engines.trim_end_matches('Z'), ""));
+        format!("{seconds}.{:0<6.6}Z", fraction)
+    }
+
+    /// Writes what a stream gave.
+    pub(crate) fn take(&mut self, stream: &str, time: &str, bytes: &[u8]) {
+        let stream = if stream == "stderr" { &mut self.err } else { &mut self.out };
+        self.log.take_at(stream, time, bytes);
+    }
+
+    /// Writes what is left of lines that never ended.
+    pub(crate) fn finish(&mut self, time: &str) {
+        for stream in [&mut self.out, &mut self.err] {
+            if !stream.partial.is_empty() {
+                self.log.take_at(stream, time, b"\n");
+            }
+        }
+    }
+}
+
 /// Adds lines to the log of an instance whose init process writes it too: each comes whole, and rotating stays its part.
 pub(crate) fn append(path: &Path, output: &[u8]) -> io::Result<()> {
     let mut log = Log::open(path, LogRotation { max_bytes: u64::MAX, max_files: 1 })?;
@@ -72,7 +109,11 @@ impl Log {
 
     /// Takes what a stream gave and writes the lines that are complete.
     pub(super) fn take(&mut self, stream: &mut Stream, bytes: &[u8]) {
-        let prefix = format!("{} {} ", rfc3339(SystemTime::now()), stream.name);
+        self.take_at(stream, &rfc3339(SystemTime::now()), bytes);
+    }
+
+    fn take_at(&mut self, stream: &mut Stream, time: &str, bytes: &[u8]) {
+        let prefix = format!("{time} {} ", stream.name);
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             let (text, ended) = match piece.split_last() {
                 Some((b'\n', text)) => (text, true),

@@ -1,4 +1,5 @@
-//! The process runtime: an instance is an init process with namespaces, a file system, a cgroup and a log of its own.
+//! Runs single instances: as an init process with namespaces, a file system, a cgroup and a log of its own, or as a
+//! container of an engine ([`crate::engine`]), which is told apart from it in here and nowhere else.
 //!
 //! This part starts, finds, signals and enters single instances. Whether and when one should run is the agent's business
 //! ([`crate::agent`]), and what it may reach the guard's, which must be attached to the cgroup before [`start`].
@@ -6,7 +7,7 @@
 mod capability;
 mod confine;
 mod enter;
-mod files;
+pub(crate) mod files;
 mod init;
 pub(crate) mod logs;
 mod resolver;
@@ -27,15 +28,17 @@ use std::time::Duration;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use palisade_core::instance::InstanceSpec;
+use palisade_core::instance::{ContainerProgram, InstanceSpec, Program};
 use palisade_core::names::InstanceId;
 
 use crate::cgroup::{self, Cgroup};
+use crate::engine::{self, EngineError};
 use crate::layout::Layout;
 
 pub use capability::{DEFAULT as DEFAULT_CAPABILITIES, GRANTABLE as GRANTABLE_CAPABILITIES};
 pub use enter::{EnterOptions, EnterResult, Inside, enter, enter_main};
 pub use init::init_main;
+pub(crate) use resolver::resolv_conf;
 pub use user::UserError;
 
 /// This program, for [`start`] and [`enter`]: right also after an update has replaced the file.
@@ -102,6 +105,16 @@ pub enum Error {
     /// Its cgroup.
     #[error(transparent)]
     Cgroup(#[from] cgroup::Error),
+    /// The engine.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+impl Error {
+    /// Nobody is there to start it, so trying again soon makes sense.
+    pub fn is_engine_away(&self) -> bool {
+        matches!(self, Self::Engine(error) if error.is_away())
+    }
 }
 
 /// Names an instance's init process for good: a number is used again, a number with a start time isn't.
@@ -218,6 +231,9 @@ pub fn start(layout: &Layout, spec: &InstanceSpec, exe: &Path) -> Result<Found, 
         }
     }
     write_private(&directory.join("spec.json"), spec)?;
+    if let Program::Container(program) = &spec.program {
+        return start_container(layout, spec, program);
+    }
 
     let mut request = sys::memfd(c"palisade-init").map_err(failed("make a file in memory"))?;
     let content = init::Request { layout: layout.clone(), spec: spec.clone() };
@@ -250,16 +266,29 @@ pub fn start(layout: &Layout, spec: &InstanceSpec, exe: &Path) -> Result<Found, 
     }
 }
 
+fn start_container(layout: &Layout, spec: &InstanceSpec, program: &ContainerProgram) -> Result<Found, Error> {
+    let directory = layout.instance(&spec.id);
+    let pid = match engine::start(layout, spec, program)? {
+        engine::Started::Running(pid) => pid,
+        engine::Started::Ended(exit) => return Ok(Found::Ended(Some(exit))),
+    };
+    let running = sys::start_time(pid).and_then(|start_time| Running::find(InitProcess { pid, start_time }));
+    let Some(running) = running else { return Ok(Found::Ended(engine::end(program))) };
+    write_private(&directory.join("pid"), &running.process)?;
+    Ok(Found::Running(running))
+}
+
 /// Looks for an instance that was started before, by whomever. `None`: there never was one.
 pub fn find(layout: &Layout, id: &InstanceId) -> Result<Option<Found>, Error> {
     let directory = layout.instance(id);
-    if !directory.join("spec.json").exists() {
-        return Ok(None);
-    }
+    let Some(spec) = read_json::<InstanceSpec>(&directory.join("spec.json"))? else { return Ok(None) };
     if let Some(running) = read_json::<InitProcess>(&directory.join("pid"))?.and_then(Running::find) {
         return Ok(Some(Found::Running(running)));
     }
-    Ok(Some(Found::Ended(read_json(&directory.join("exit"))?)))
+    Ok(Some(Found::Ended(match &spec.program {
+        Program::Process(_) => read_json(&directory.join("exit"))?,
+        Program::Container(program) => engine::end(program),
+    })))
 }
 
 /// Ends an instance: the stop signal, the grace period, then SIGKILL to everything in it.
@@ -273,8 +302,12 @@ pub fn stop(layout: &Layout, spec: &InstanceSpec, running: &Running) -> Result<(
 
 /// Removes what is left of an instance that has ended: its cgroups and its folder. Its log and volumes stay.
 pub fn remove(layout: &Layout, id: &InstanceId) -> Result<(), Error> {
-    Cgroup::of_instance(layout, id)?.remove()?;
     let path = layout.instance(id);
+    // The container first: as long as its folder is there, it is known, and without it nobody can start it again.
+    if let Some(InstanceSpec { program: Program::Container(program), .. }) = read_json(&path.join("spec.json"))? {
+        engine::take_away(layout, id, &program)?;
+    }
+    Cgroup::of_instance(layout, id)?.remove()?;
     match fs::remove_dir_all(&path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(Error::State { operation: "remove", path, source })
@@ -313,6 +346,11 @@ pub(crate) fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Opt
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed(error)),
     }
+}
+
+/// What the instance calls itself, unless the file says otherwise.
+pub(crate) fn hostname_of(spec: &InstanceSpec) -> String {
+    spec.settings.hostname.clone().unwrap_or_else(|| hostname(&spec.id))
 }
 
 /// What an instance calls itself: dots would make a domain of it, and the kernel takes 64 characters.

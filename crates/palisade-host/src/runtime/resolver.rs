@@ -5,7 +5,7 @@
 use palisade_core::stack::Dns;
 
 /// The text of the file.
-pub(super) fn resolv_conf(host: &str, dns: Option<&Dns>) -> String {
+pub(crate) fn resolv_conf(host: &str, dns: Option<&Dns>) -> String {
     let Some(dns) = dns else { return host.to_owned() };
     let kept = |keywords: &'static [&'static str]| {
         let of = move |line: &&str| line.split_whitespace().next().is_some_and(|word| keywords.contains(&word));

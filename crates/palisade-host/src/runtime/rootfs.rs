@@ -21,6 +21,7 @@ use super::init::Failure;
 use super::resolver;
 use super::sys::{self, NODEV, NOEXEC, NOSUID, RDONLY};
 use crate::cgroup::Mounts;
+use crate::hosts_file;
 
 /// Host directories shown read-only, if they exist; symbolic links among them are copied as they are.
 const TREES: [&str; 9] = ["usr", "opt", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "nix"];
@@ -118,6 +119,11 @@ impl<'a> Plan<'a> {
             mounts.push(match &mount.source {
                 InstanceMountSource::Path(path) | InstanceMountSource::Volume(path) => Some(clone(path, attributes)?),
                 InstanceMountSource::Tmpfs { .. } => None,
+                InstanceMountSource::EngineVolume { name, .. } => {
+                    let why =
+                        io::Error::new(io::ErrorKind::Unsupported, "only the engine's own containers can mount it");
+                    return Err(Failure::new(format!("mount the engine's volume {name}"), why));
+                }
             });
         }
         let etc = clone(Path::new("/etc"), RDONLY | NOSUID | NODEV)?;
@@ -248,18 +254,6 @@ impl<'a> Plan<'a> {
         tmpfs(Path::new("/dev/shm"), &format!("mode=1777{size}"), safe | MsFlags::MS_NODEV)
     }
 
-    /// Lines of the instance's own hosts file.
-    fn hosts(&self) -> String {
-        let mut text = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
-        let full = self.spec.settings.domainname.as_ref().filter(|_| !self.hostname.contains('.'));
-        let full = full.map(|domain| format!("{}.{domain} ", self.hostname)).unwrap_or_default();
-        text += &format!("{}\t{full}{}\n", self.spec.address, self.hostname);
-        for (name, address) in &self.spec.hosts {
-            text += &format!("{address}\t{name}\n");
-        }
-        text
-    }
-
     /// The host's `/etc`, with our own files laid over it.
     fn etc(&self) -> Result<(), Failure> {
         // Both layers must have a place while they are put together; afterwards only the overlay holds them.
@@ -268,7 +262,7 @@ impl<'a> Plan<'a> {
         directory(lower, 0o755)?;
         put(&self.etc, lower)?;
         let own = [
-            ("hosts", self.hosts()),
+            ("hosts", hosts_file::text(self.spec, Some(&self.hostname))),
             ("hostname", format!("{}\n", self.hostname)),
             ("resolv.conf", self.resolv_conf.clone()),
         ];

@@ -4,6 +4,7 @@ use palisade_core::address::AddressBook;
 use palisade_core::compile::{Surroundings, compile};
 use palisade_core::diagnostic::Severity;
 use palisade_core::finding::Finding;
+use palisade_core::observed::EngineState;
 use palisade_core::policy::Mode;
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -35,6 +36,7 @@ pub(crate) fn run(args: &StackArgs, strict: bool, format: Format) -> Result<Answ
         mode: Mode::Enforce,
         volume_path: &volume_path,
         files: None,
+        engine: &EngineState::NotAsked,
     };
     let findings = compile(stack, surroundings).err().unwrap_or_default();
     // What only this version or this machine can't run is no mistake of the file. What the guard can't hold was told as

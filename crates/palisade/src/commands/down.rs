@@ -29,8 +29,11 @@ pub(crate) fn take_down(
     confirmed: &dyn Fn(&[String]) -> bool,
 ) -> Result<Answer, Failure> {
     let lock = super::lock(layout, "down")?;
-    let host = observe::observe(layout);
     let state = State::read(layout).map_err(|error| Failure::new("can't read what was applied", error))?;
+    let host = match &state.stack {
+        Some(stack) => observe::observe_for(layout, stack),
+        None => observe::observe(layout),
+    };
     let plan = plan_down(&layout.project, state.stack.as_ref(), &host, volumes);
     super::require_safe(&lint(&plan, &host))?;
     let doomed: Vec<String> =
@@ -40,6 +43,7 @@ pub(crate) fn take_down(
         return Err(Failure::Input(format!("{message}\n  hint: say yes on a terminal, or give --yes")));
     }
     let mut adapters = Adapters::new(layout.clone(), state);
+    adapters.with_engine(&host.engine);
     if plan.is_empty() {
         eprintln!("{}: nothing to take away", layout.project);
     } else {

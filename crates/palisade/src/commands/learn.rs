@@ -11,7 +11,6 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use palisade_core::address::InstanceAddress;
-use palisade_core::compile::{Surroundings, compile};
 use palisade_core::learn::{Use, lessons, rewrite};
 use palisade_core::names::ServiceName;
 use palisade_core::observed::{Observed, SocketOwner};
@@ -19,7 +18,6 @@ use palisade_core::policy::{Mode, Policy};
 use palisade_core::stack::{PortProto, Proto, Stack};
 use palisade_guard::{Guard, GuardError, Hook, Kind};
 use palisade_host::layout::Layout;
-use palisade_host::volumes;
 use similar::TextDiff;
 
 use crate::cli::StackArgs;
@@ -102,15 +100,7 @@ fn watch(layout: &Layout, stack: &Stack, seconds: Option<u64>) -> Result<Vec<(Se
             .hint("run `palisade up --wait` first")
     };
     let guard = Guard::open(&pins(layout)).map_err(guarded)?.ok_or_else(not_up)?;
-    let volume_path = |key: &str, volume: &_| volumes::folder(layout, key, volume);
-    let surroundings = Surroundings {
-        addresses: &host.addresses,
-        resolvers: &host.resolvers,
-        mode: Mode::Enforce,
-        volume_path: &volume_path,
-        files: Some(&host.files),
-    };
-    let compiled = compile(stack, surroundings).map_err(|findings| super::refused(&findings))?;
+    let (_, compiled) = super::compiled(layout, stack, &host, Mode::Enforce)?;
     // The agent looks after this lock: when nobody holds it, nobody is there to put the policy back.
     let _mark = Lock::try_take(&agent::learning_mark(layout))
         .map_err(|_| Failure::plain(format!("somebody is learning from {} already", stack.project)))?;

@@ -14,13 +14,17 @@ pub(crate) mod ps;
 pub(crate) mod up;
 
 use palisade_core::apply;
+use palisade_core::compile::{Compiled, Surroundings, compile};
 use palisade_core::finding::Finding;
+use palisade_core::image::{self, FetchWishes};
 use palisade_core::names::ProjectName;
+use palisade_core::observed::Observed;
 use palisade_core::plan::Wishes;
 use palisade_core::policy::Mode;
-use palisade_core::stack::Volume;
+use palisade_core::stack::{Stack, Volume};
 use palisade_host::cgroup::{self, Mounts};
 use palisade_host::layout::Layout;
+use palisade_host::volumes;
 use std::path::PathBuf;
 
 use crate::cli::{Cli, Verb};
@@ -55,7 +59,28 @@ pub(crate) fn wishes<'a>(
     wait_for_health: bool,
     volume_path: &'a dyn Fn(&str, &Volume) -> PathBuf,
 ) -> Wishes<'a> {
-    Wishes { mode, wait_for_health, volume_path }
+    Wishes { mode, wait_for_health, fetch: Some(FetchWishes::default()), volume_path }
+}
+
+/// The stack with what its images say, and what the guard and the runtime are given, on this host.
+pub(crate) fn compiled(
+    layout: &Layout,
+    stack: &Stack,
+    host: &Observed,
+    mode: Mode,
+) -> Result<(Stack, Compiled), Failure> {
+    let stack = image::completed(stack, &host.engine).into_owned();
+    let volume_path = |key: &str, volume: &_| volumes::folder(layout, key, volume);
+    let surroundings = Surroundings {
+        addresses: &host.addresses,
+        resolvers: &host.resolvers,
+        mode,
+        volume_path: &volume_path,
+        files: Some(&host.files),
+        engine: &host.engine,
+    };
+    let compiled = compile(&stack, surroundings).map_err(|findings| refused(&findings))?;
+    Ok((stack, compiled))
 }
 
 /// Says what this machine lacks before anything is changed.

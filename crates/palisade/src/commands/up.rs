@@ -1,10 +1,10 @@
 //! `up`: makes the host as the file says, or leaves it as it was.
 
+use palisade_core::action::Action;
 use palisade_core::apply::apply;
-use palisade_core::compile::{Surroundings, compile};
 use palisade_core::finding::Severity;
 use palisade_core::lint::lint;
-use palisade_core::plan;
+use palisade_core::plan::{self, Wishes};
 use palisade_core::policy::Mode;
 use palisade_core::stack::Stack;
 use palisade_core::verify::verify;
@@ -61,6 +61,7 @@ impl From<Failure> for End {
 }
 
 fn change(layout: &Layout, stack: &Stack, mode: Mode, wait: bool, adapters: &mut Adapters) -> Result<(), End> {
+    fetch_images(layout, stack, mode, wait, adapters)?;
     // Two stacks that come up at the same time must not take the same addresses.
     let realm_lock = Lock::take(&layout.realm_run().join("lock")).map_err(|error| match error {
         LockError::State(error) => Failure::new("can't lock the addresses of this host", error),
@@ -68,7 +69,7 @@ fn change(layout: &Layout, stack: &Stack, mode: Mode, wait: bool, adapters: &mut
     })?;
     let before = observe::observe_for(layout, stack);
     let volume_path = |key: &str, volume: &_| volumes::folder(layout, key, volume);
-    let wishes = super::wishes(mode, wait, &volume_path);
+    let wishes = Wishes { fetch: None, ..super::wishes(mode, wait, &volume_path) };
     let plan = plan::plan(stack, &before, wishes).map_err(|findings| super::refused(&findings))?;
     super::require_safe(&lint(&plan, &before))?;
     if plan.is_empty() {
@@ -97,19 +98,28 @@ fn change(layout: &Layout, stack: &Stack, mode: Mode, wait: bool, adapters: &mut
     })
 }
 
+/// Brings the images here before anything is changed, so that the rest of the plan knows what is in them. What could be
+/// said against the plan is said before that.
+fn fetch_images(layout: &Layout, stack: &Stack, mode: Mode, wait: bool, adapters: &mut Adapters) -> Result<(), End> {
+    if !stack.needs_engine() {
+        return Ok(());
+    }
+    let host = observe::observe_for(layout, stack);
+    adapters.with_engine(&host.engine);
+    let volume_path = |key: &str, volume: &_| volumes::folder(layout, key, volume);
+    let mut plan = plan::plan(stack, &host, super::wishes(mode, wait, &volume_path))
+        .map_err(|findings| super::refused(&findings))?;
+    plan.steps.retain(|step| matches!(step.action, Action::FetchImage { .. }));
+    let mut lines = Lines::new();
+    apply(&plan, adapters, &signals::interrupted, &mut |progress| lines.show(progress))
+        .map_err(|failure| super::failed(&stack.project, "up", failure).into())
+}
+
 /// Reads the host afresh and says what isn't as the file says.
 fn report(layout: &Layout, stack: &Stack, mode: Mode) -> Result<Answer, Failure> {
     let host = observe::observe_for(layout, stack);
-    let volume_path = |key: &str, volume: &_| volumes::folder(layout, key, volume);
-    let surroundings = Surroundings {
-        addresses: &host.addresses,
-        resolvers: &host.resolvers,
-        mode,
-        volume_path: &volume_path,
-        files: Some(&host.files),
-    };
-    let compiled = compile(stack, surroundings).map_err(|findings| super::refused(&findings))?;
-    let findings = verify(stack, &compiled, &host);
+    let (stack, compiled) = super::compiled(layout, stack, &host, mode)?;
+    let findings = verify(&stack, &compiled, &host);
     for finding in &findings {
         eprintln!("{finding}");
     }

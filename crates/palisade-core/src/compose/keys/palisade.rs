@@ -13,7 +13,11 @@ pub static SERVICE_PALISADE: Section = section(
         yes("egress", Shape::Whole, "what it may reach outside: `none`, `all`, or a list of addresses"),
         yes("host", SET, "ports of the host's own loopback services that it may use"),
         yes("allow", Shape::Any, "risks that are accepted for this service, each with a reason"),
-        no("runtime", TEXT, "supervised processes are the only runtime so far", "remove it, and give `process`"),
+        yes(
+            "runtime",
+            TEXT,
+            "`engine`: its image, by a container engine; `process`; `auto`: `process` where it is given",
+        ),
     ],
 );
 

@@ -56,7 +56,7 @@ impl<'a> Seen<'a> {
     }
     /// It runs as a process of the host, and its image is for other tools.
     fn is_process(&self) -> bool {
-        self.service.process_written
+        self.service.is_process()
     }
 }
 

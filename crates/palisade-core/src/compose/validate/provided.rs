@@ -93,7 +93,7 @@ pub(super) fn links(index: usize, view: &View<'_>, sink: &mut Sink) {
 
 /// What an engine's container may have, and a process of the host that is watched by the guard may not.
 pub(super) fn guard(service: &FileService, sink: &mut Sink) {
-    if !service.process_written {
+    if !service.is_process() {
         return;
     }
     if let Some(span) = service.privileged {
