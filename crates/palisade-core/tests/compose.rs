@@ -292,7 +292,7 @@ fn x_palisade_says_what_it_can_not_do() {
         ("egress: some", "invalid-value"),
         ("host: [0]", "invalid-value"),
         ("strict: perhaps", "invalid-value"),
-        ("runtime: docker", "refused-key"),
+        ("runtime: docker", "invalid-value"),
         ("conect: [b]", "unknown-key"),
     ] {
         let text = format!(

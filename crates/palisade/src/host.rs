@@ -128,6 +128,10 @@ impl HostError {
             Self::Cgroup(cgroup::Error::NoCgroup2) => {
                 lacking("this machine has no cgroup2 mounted", "mount -t cgroup2 none /sys/fs/cgroup/unified")
             }
+            Self::Fetch(FetchError::NoTool { program, .. }) => lacking(
+                &format!("`{program}` is not installed, and it is what fetches images"),
+                "install the engine's command line tool (docker-ce-cli, docker-cli, podman)",
+            ),
             Self::Guard(GuardError::Load { log, source }) => {
                 let text = format!("{log} {source}");
                 let signs = ["EPERM", "Operation not permitted", "ENOSYS", "Function not implemented"];

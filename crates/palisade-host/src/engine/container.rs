@@ -54,7 +54,13 @@ pub(crate) fn start(layout: &Layout, spec: &InstanceSpec, program: &ContainerPro
             CgroupDriver::Systemd => cgroup.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
         };
         let hostname = (!program.host_mode || spec.settings.hostname.is_some()).then(|| runtime::hostname_of(spec));
-        let body = body(layout, spec, program, parent, &placed, hostname);
+        let mut body = body(layout, spec, program, parent, &placed, hostname);
+        // People look for the name in `docker ps`; it counts as long as it stands for the image that was planned.
+        let named =
+            engine.ask(|| format!("describe image {}", program.image), engine.docker.inspect_image(&program.image));
+        if named.is_ok_and(|image| image.id.is_some() && image.id == program.image_id) {
+            body.image = Some(program.image.clone());
+        }
         let mut options = CreateContainerOptionsBuilder::default().name(name);
         if let Some(platform) = &program.settings.platform {
             options = options.platform(platform);

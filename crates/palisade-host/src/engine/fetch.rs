@@ -131,6 +131,20 @@ fn build_options(command: &mut Command, build: &Value) -> Result<(), FetchError>
                     command.arg("--label").arg(format!("{name}={}", scalar(value).unwrap_or_default()));
                 }
             }
+            "additional_contexts" => {
+                for (name, value) in value.as_object().into_iter().flatten() {
+                    command.arg("--build-context").arg(format!("{name}={}", scalar(value).unwrap_or_default()));
+                }
+            }
+            "ssh" => {
+                for (name, value) in value.as_object().into_iter().flatten() {
+                    let path = scalar(value).filter(|path| !path.is_empty()).map(|path| format!("={path}"));
+                    command.arg("--ssh").arg(format!("{name}{}", path.unwrap_or_default()));
+                }
+            }
+            "provenance" => drop(command.args(["--provenance", text])),
+            "sbom" => drop(command.args(["--sbom", text])),
+            "entitlements" => each(command, "--allow", value),
             "target" => drop(command.args(["--target", text])),
             "network" => drop(command.args(["--network", text])),
             "shm_size" => drop(command.args(["--shm-size", &scalar(value).unwrap_or_default()])),
