@@ -199,16 +199,15 @@ fn adopt(stack: &Stack, observed: &Observed, steps: &mut Vec<Step>) {
     };
     let ready =
         steps.iter().position(|step| matches!(step.action, Action::StartInstance { .. })).unwrap_or(steps.len());
-    let mut at = ready;
-    for container in engine.foreign.iter().filter(replaced) {
-        let (id, name) = (container.id.clone(), container.name.clone());
-        steps.insert(
-            at,
-            Step { action: Action::StopForeign { id: id.clone(), name: name.clone() }, cause: Cause::Adopted },
-        );
-        at += 1;
-        steps.push(Step { action: Action::RemoveForeign { id, name }, cause: Cause::Adopted });
+    let (mut stops, mut removals) = (Vec::new(), Vec::new());
+    for ForeignContainer { id, name, .. } in engine.foreign.iter().filter(replaced) {
+        let stop = Action::StopForeign { id: id.clone(), name: name.clone() };
+        stops.push(Step { action: stop, cause: Cause::Adopted });
+        let remove = Action::RemoveForeign { id: id.clone(), name: name.clone() };
+        removals.push(Step { action: remove, cause: Cause::Adopted });
     }
+    steps.splice(ready..ready, stops);
+    steps.extend(removals);
 }
 
 /// External volumes that nobody has made.

@@ -87,6 +87,8 @@ pub struct Mounts {
     /// The version 1 mount of `cpuset` where that is one of its own: a cgroup in it must be given processors before
     /// anybody can join it, so only those instances get one that ask for some.
     pub v1_cpuset: Option<PathBuf>,
+    /// Mounts of version 1 that only a container engine makes cgroups in.
+    pub v1_engines: Vec<PathBuf>,
 }
 
 /// What an instance uses.
@@ -110,13 +112,14 @@ impl Mounts {
     /// Where cgroups of ours can be: all of them.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         let v1 = self.v1.iter().map(|mount| &mount.path);
-        v1.chain(&self.v1_cpuset).chain([&self.v2]).map(PathBuf::as_path)
+        v1.chain(&self.v1_cpuset).chain(&self.v1_engines).chain([&self.v2]).map(PathBuf::as_path)
     }
 
     fn parse(mountinfo: &str) -> Result<Self> {
         let mut v2 = None;
         let mut v1: Vec<V1Mount> = Vec::new();
         let mut v1_cpuset = None;
+        let mut v1_engines = Vec::new();
         for line in mountinfo.lines() {
             let Some((mount, filesystem)) = line.split_once(" - ") else { continue };
             let Some(path) = mount.split(' ').nth(4) else { continue };
@@ -139,14 +142,16 @@ impl Mounts {
                     }
                     let ours = ["memory", "cpu", "cpuacct", "pids"];
                     let known = v1.iter().any(|mount| mount.controllers == controllers);
-                    if !known && controllers.iter().any(|controller| ours.contains(&controller.as_str())) {
+                    if !controllers.iter().any(|controller| ours.contains(&controller.as_str())) {
+                        v1_engines.push(path);
+                    } else if !known {
                         v1.push(V1Mount { path, controllers });
                     }
                 }
                 _ => {}
             }
         }
-        Ok(Self { v2: v2.ok_or(Error::NoCgroup2)?, v1, v1_cpuset })
+        Ok(Self { v2: v2.ok_or(Error::NoCgroup2)?, v1, v1_cpuset, v1_engines })
     }
 
     /// Where a controller of version 1 is mounted.
@@ -228,6 +233,11 @@ impl Cgroup {
         let cpuset = self.mounts.v1_cpuset.as_ref().map(|mount| mount.join(&self.path));
         let mirrored = self.mounts.v1.iter().map(|mount| mount.path.join(&self.path));
         mirrored.chain(cpuset.filter(|path| path.is_dir()))
+    }
+
+    /// In every mount where it can be.
+    fn paths(&self) -> impl Iterator<Item = PathBuf> + '_ {
+        self.mounts.paths().map(|mount| mount.join(&self.path))
     }
 
     /// Makes the cgroup2 directory and those above it.
@@ -406,7 +416,7 @@ impl Cgroup {
     /// Process ids in it and below it, in every mount.
     pub fn pids(&self) -> Result<BTreeSet<i32>> {
         let mut pids = BTreeSet::new();
-        for path in self.v1_paths().chain([self.v2_path()]) {
+        for path in self.paths() {
             collect_pids(&path, &mut pids)?;
         }
         Ok(pids)
@@ -460,12 +470,12 @@ impl Cgroup {
                 let waited_s = KILL_WAIT.as_secs();
                 return Err(Error::Unkillable { cgroup: self.path.clone(), count: pids.len(), waited_s });
             }
-            // Linux 5.14 kills the tree at once, forks included; before, and in version 1, one goes round until none is left.
-            if !whole.exists() || fs::write(&whole, "1").is_err() {
-                for pid in &pids {
-                    // A process that is gone already is what was wanted.
-                    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGKILL);
-                }
+            // Linux 5.14 kills the tree at once, forks included; before, and for what an engine has put into version 1
+            // only, one goes round until none is left.
+            let _ = fs::write(&whole, "1");
+            for pid in &pids {
+                // A process that is gone already is what was wanted.
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGKILL);
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -474,13 +484,12 @@ impl Cgroup {
     /// Kills what is left in it, then removes it with everything below it, in every mount. What isn't there is fine.
     pub fn remove(&self) -> Result<()> {
         self.kill()?;
-        self.v1_paths().chain([self.v2_path()]).try_for_each(|path| remove_tree(&path))
+        self.paths().try_for_each(|path| remove_tree(&path))
     }
 
     /// Removes the stack's and the realm's directories if nothing else is left in them.
     pub fn remove_empty_parents(&self) {
-        let cpuset = self.mounts.v1_cpuset.as_ref().map(|mount| mount.join(&self.path));
-        for path in self.v1_paths().chain(cpuset).chain([self.v2_path()]) {
+        for path in self.paths() {
             let mut parent = path.parent();
             for _ in self.path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()) {
                 let Some(directory) = parent else { break };

@@ -528,8 +528,13 @@ impl Worker {
         let ordered = self.stopped_by_user || (self.stopping.is_some() && (told.is_none() || self.by_user));
         self.check_at = None;
         self.last_code = exit.code;
-        // A health check may be on its way inside.
-        if let Err(error) = Cgroup::of_instance(self.layout(), self.id()).and_then(|cgroup| cgroup.kill()) {
+        // A health check may be on its way inside. What an engine has in there is its own to end: it still writes down
+        // how the container ended.
+        let leftovers = Cgroup::of_instance(self.layout(), self.id()).and_then(|cgroup| match self.spec.program {
+            Program::Process(_) => cgroup.kill(),
+            Program::Container(_) => Ok(()),
+        });
+        if let Err(error) = leftovers {
             eprintln!("{}: {}", self.id(), chain(&error));
         }
         self.event("exited", json!({ "code": exit.code }));

@@ -9,7 +9,7 @@ use palisade_host::cgroup::Cgroup;
 use palisade_host::runtime::{self, EnterOptions, Error, Exit, Found, Inside, Running};
 
 use crate::need_root;
-use crate::support::{PALISADE, Realm, Scratch, eventually};
+use crate::support::{PALISADE, Realm, Scratch, eventually, process_of};
 
 fn start(realm: &Realm, spec: &InstanceSpec) -> Running {
     match runtime::start(&realm.layout, spec, Path::new(PALISADE)) {
@@ -69,7 +69,7 @@ fn what_cannot_start_says_why_and_leaves_no_process() {
     let message = refusal(&realm, &bind);
     assert!(message.contains("cannot bind /no/such/source on /data: No such file"), "{message}");
     let mut user = realm.shell("c", "true");
-    user.process.user = Some("no-such-user".into());
+    process_of(&mut user).user = Some("no-such-user".into());
     assert!(refusal(&realm, &user).contains("there is no user `no-such-user` in /etc/passwd"));
     let mut capability = realm.shell("d", "true");
     capability.cap_add.insert("SYS_ADMIN".into());
@@ -130,8 +130,8 @@ fn files_are_the_hosts_programs_and_the_instances_own_rest() {
         echo gone > /dev/null; head -c 4 /dev/urandom | wc -c; test -c /dev/tty && echo tty
         "#,
     );
-    spec.process.user = Some("daemon".into());
-    spec.process.working_dir = Some("/data".into());
+    process_of(&mut spec).user = Some("daemon".into());
+    process_of(&mut spec).working_dir = Some("/data".into());
     let at = |source, target: &str, read_only| InstanceMount { source, target: target.into(), read_only };
     spec.mounts = vec![
         at(InstanceMountSource::Path(scratch.0.clone()), "/conf", true),
@@ -272,7 +272,7 @@ fn a_user_without_capabilities_gets_none() {
     need_root!("a_user_without_capabilities_gets_none");
     let realm = Realm::new();
     let mut spec = realm.shell("plain", "grep -E '^Cap(Prm|Eff|Bnd)' /proc/self/status | cut -f2 | sort -u; id -u");
-    spec.process.user = Some("nobody".into());
+    process_of(&mut spec).user = Some("nobody".into());
     assert_eq!(run(&realm, &spec), (0, "stdout F 0000000000000000\nstdout F 65534\n".to_owned()));
 }
 
@@ -321,7 +321,7 @@ fn commands_run_inside_a_running_instance_as_its_service() {
     need_root!("commands_run_inside_a_running_instance_as_its_service");
     let realm = Realm::new();
     let mut spec = realm.shell("web", "echo mine > /tmp/mark; exec sleep 1000");
-    spec.process.user = Some("nobody".into());
+    process_of(&mut spec).user = Some("nobody".into());
     spec.environment.insert("COLOUR".into(), "green".into());
     let running = start(&realm, &spec);
     eventually("the mark", || {

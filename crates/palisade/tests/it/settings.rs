@@ -14,7 +14,7 @@ use palisade_host::runtime::{self, Exit, Found};
 
 use crate::need_root;
 use crate::scratch::{Host, PATIENCE, Running, patiently};
-use crate::support::{PALISADE, Realm, Scratch, eventually};
+use crate::support::{PALISADE, Realm, Scratch, eventually, process_of};
 
 fn exit_of(realm: &Realm, spec: &InstanceSpec) -> Exit {
     eventually("the instance's end", || match runtime::find(&realm.layout, &spec.id).unwrap() {
@@ -114,7 +114,7 @@ fn root_in_another_instance_gets_at_no_secret_and_at_no_setting() {
     // Another user of the same instance, and what is left afterwards.
     let mut user =
         realm.shell("user", "cat /run/secrets/root-only 2>&1; cat /run/secrets/all; stat -c '%u:%g %a' /run/secrets/*");
-    user.process.user = Some("nobody".into());
+    process_of(&mut user).user = Some("nobody".into());
     user.files = vec![
         file(true, "root-only", "/run/secrets/root-only", inline("hunter2-root"), 0o400),
         file(true, "all", "/run/secrets/all", inline("for all\n"), 0o444),
@@ -316,7 +316,7 @@ fn hooks_run_inside_before_it_counts_as_started_and_before_it_is_told_to_stop() 
     let realm = Realm::new();
     let mut client = agent::ensure(&realm.layout, Path::new(PALISADE)).unwrap();
     let mut spec = realm.shell("app", "trap 'echo told to stop; exit 0' TERM; while :; do sleep 0.02; done");
-    spec.process.user = Some("nobody".into());
+    process_of(&mut spec).user = Some("nobody".into());
     spec.environment.insert("OF_SERVICE".into(), "one".into());
     let mut second = hook("id -un; pwd; echo $OF_SERVICE $OF_HOOK");
     second.user = Some("daemon".into());

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use palisade_core::address::ServiceIndex;
-use palisade_core::instance::InstanceSpec;
+use palisade_core::instance::{InstanceSpec, Program};
 use palisade_core::names::{InstanceId, ProjectName, ServiceName};
 use palisade_core::stack::{Limits, LogRotation, Process, ProcessSettings, Restart};
 use palisade_host::cgroup::Cgroup;
@@ -65,11 +65,11 @@ impl Realm {
             project: self.layout.project.clone(),
             id,
             address: ServiceIndex(7).address().unwrap().instance(1),
-            process: Process {
+            program: Program::Process(Process {
                 command: command.iter().map(|word| (*word).to_owned()).collect(),
                 user: None,
                 working_dir: None,
-            },
+            }),
             environment: Default::default(),
             hosts: vec![("postgres".to_owned(), "127.77.9.0".parse().unwrap())].into(),
             mounts: Vec::new(),
@@ -92,6 +92,12 @@ impl Realm {
         let text = std::fs::read_to_string(self.layout.log(&spec.id)).unwrap_or_default();
         text.lines().filter_map(|line| line.split_once(' ')).map(|(_, rest)| format!("{rest}\n")).collect()
     }
+}
+
+/// The process that the specification runs.
+pub(crate) fn process_of(spec: &mut InstanceSpec) -> &mut Process {
+    let Program::Process(process) = &mut spec.program else { panic!("it runs no process") };
+    process
 }
 
 impl Drop for Realm {
