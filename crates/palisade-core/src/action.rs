@@ -79,6 +79,31 @@ pub enum Action {
         /// Its digest, to be kept.
         digest: String,
     },
+    /// Sends new connections to other instances of a service; those that are open stay where they are.
+    Shift {
+        /// The service.
+        service: ServiceName,
+        /// Who takes new connections from now on.
+        to: Vec<InstanceId>,
+        /// The policy that says so.
+        policy: Policy,
+        /// Its digest, to be kept.
+        digest: String,
+    },
+    /// Waits, and fails when one of the instances ends, is started again or becomes unhealthy meanwhile.
+    Watch {
+        /// Who is watched.
+        ids: Vec<InstanceId>,
+        /// For so long.
+        for_ms: u64,
+    },
+    /// Waits until nobody is connected to an instance any more. Open connections after that time are no failure.
+    Drain {
+        /// The instance.
+        id: InstanceId,
+        /// Longest time to wait.
+        timeout_ms: u64,
+    },
     /// Replaces Palisade's table of the firewall as a whole.
     SetFirewall {
         /// What it lets in.
@@ -175,6 +200,9 @@ impl Action {
             Action::LoadGuard => "load_guard",
             Action::GuardInstance { .. } => "guard_instance",
             Action::SetPolicy { .. } => "set_policy",
+            Action::Shift { .. } => "shift",
+            Action::Watch { .. } => "watch",
+            Action::Drain { .. } => "drain",
             Action::SetFirewall { .. } => "set_firewall",
             Action::SetHosts { .. } => "set_hosts",
             Action::StartInstance { .. } => "start_instance",
@@ -193,6 +221,7 @@ impl Action {
             Action::GuardInstance { id, .. }
             | Action::SetHosts { id, .. }
             | Action::Await { id, .. }
+            | Action::Drain { id, .. }
             | Action::StopInstance { id }
             | Action::RemoveInstance { id } => Some(id),
             Action::StartInstance { spec } => Some(&spec.id),
@@ -224,6 +253,15 @@ impl fmt::Display for Action {
                     Mode::Learn => "learning",
                 };
                 write!(f, "set the policy of {} ({mode})", counted(policy.services.len(), "service"))
+            }
+            Action::Shift { service, to, .. } => {
+                write!(f, "send new connections for {service} to {}", listed(to))
+            }
+            Action::Watch { ids, for_ms } => {
+                write!(f, "watch {} for {}", listed(ids), seconds(*for_ms))
+            }
+            Action::Drain { id, timeout_ms } => {
+                write!(f, "let connections to {id} end, at most {}", seconds(*timeout_ms))
             }
             Action::SetFirewall { rules } => {
                 f.write_str("set the firewall: let in")?;
@@ -273,6 +311,31 @@ pub enum Cause {
         /// What differs, without values. Empty when only the digest was kept.
         keys: Vec<String>,
     },
+    /// The same, and nobody serves between the old instance and the new one.
+    Outage {
+        /// What differs, without values.
+        keys: Vec<String>,
+        /// Longest time without, in milliseconds: stopping and coming up. `None`: no limit is known.
+        at_most_ms: Option<u64>,
+        /// Why the new instance can't run beside the old one, as the end of a sentence.
+        because: String,
+    },
+    /// A newer instance is to take its place.
+    Replaced {
+        /// Which.
+        by: InstanceId,
+    },
+    /// An earlier update of it was cut off.
+    Unfinished,
+    /// It is ready.
+    Ready,
+    /// It just took the place of another one.
+    JustReplaced,
+    /// It is about to be replaced where it stands, and others of its service run.
+    MakesWay {
+        /// Which.
+        id: InstanceId,
+    },
     /// It is there and doesn't run.
     NotRunning,
     /// It ran without the guard, so it may hold sockets that the guard has not seen.
@@ -312,6 +375,17 @@ impl fmt::Display for Cause {
             Cause::Missing => f.write_str("it isn't there"),
             Cause::Changed { keys } if keys.is_empty() => f.write_str("it changed"),
             Cause::Changed { keys } => write!(f, "changed: {}", keys.join(", ")),
+            Cause::Outage { keys, at_most_ms, because } => {
+                let keys =
+                    if keys.is_empty() { "it changed".to_owned() } else { format!("changed: {}", keys.join(", ")) };
+                let time = at_most_ms.map_or_else(String::new, |ms| format!(" for at most {}", seconds(ms)));
+                write!(f, "{keys}; nobody serves{time}, because {because}")
+            }
+            Cause::Replaced { by } => write!(f, "{by} takes its place"),
+            Cause::Unfinished => f.write_str("an earlier update was cut off"),
+            Cause::Ready => f.write_str("ready"),
+            Cause::JustReplaced => f.write_str("before what it replaces goes"),
+            Cause::MakesWay { id } => write!(f, "{id} is about to be replaced"),
             Cause::NotRunning => f.write_str("it doesn't run"),
             Cause::NotGuarded => f.write_str("it ran without the guard"),
             Cause::NeededBy { service } => write!(f, "{service} depends on it"),
@@ -324,6 +398,17 @@ impl fmt::Display for Cause {
             Cause::Down => f.write_str("the stack is taken down"),
         }
     }
+}
+
+fn seconds(ms: u64) -> String {
+    format!("{} s", ms.div_ceil(1_000))
+}
+
+fn listed(ids: &[InstanceId]) -> String {
+    if ids.is_empty() {
+        return "nobody".to_owned();
+    }
+    ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 pub(crate) fn counted(number: usize, noun: &str) -> String {

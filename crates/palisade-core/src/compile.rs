@@ -40,6 +40,32 @@ pub struct Surroundings<'a> {
     pub files: Option<&'a BTreeMap<PathBuf, FileSeen>>,
     /// The host's container engine.
     pub engine: &'a EngineState,
+    /// Which instances the services have.
+    pub numbers: &'a Numbers,
+}
+
+/// The numbers of the instances that services have. A newer version of an instance has another number, as both run
+/// for a while; so they aren't always 1 to the number of replicas.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Numbers(BTreeMap<ServiceName, BTreeSet<u8>>);
+
+impl Numbers {
+    /// From 1 to the number of replicas: what a host has that had nothing before.
+    pub const FIRST: &'static Numbers = &Numbers(BTreeMap::new());
+
+    /// Of this service.
+    pub fn of(&self, service: &Service) -> BTreeSet<u8> {
+        self.0.get(&service.name).cloned().unwrap_or_else(|| (1..=service.replicas).collect())
+    }
+
+    /// Gives a service these.
+    pub fn set(&mut self, service: &Service, numbers: BTreeSet<u8>) {
+        if numbers == (1..=service.replicas).collect() {
+            self.0.remove(&service.name);
+        } else {
+            self.0.insert(service.name.clone(), numbers);
+        }
+    }
 }
 
 /// A stack as its guard and its runtime see it.
@@ -184,7 +210,7 @@ impl<'a> Compiler<'a> {
             name: service.name.clone(),
             address,
             networks: self.masks[index],
-            backends: (1..=service.replicas).map(|number| address.instance(number)).collect(),
+            backends: self.surroundings.numbers.of(service).into_iter().map(|n| address.instance(n)).collect(),
             binds: binds(service),
             strict: service.strict,
             host_mode: service.host_mode,
@@ -482,7 +508,7 @@ impl<'a> Compiler<'a> {
     fn instances(&mut self, index: usize, instances: &mut Vec<CompiledInstance>) {
         let stack = self.stack;
         let service = &stack.services[index];
-        if service.replicas == 0 {
+        if self.surroundings.numbers.of(service).is_empty() {
             return;
         }
         self.refuse_unguarded(service);
@@ -545,8 +571,9 @@ impl<'a> Compiler<'a> {
             read_only: service.read_only,
             files,
             settings: service.settings.clone(),
+            published: binds(service).into_iter().filter(|bind| bind.published.is_some()).collect(),
         };
-        for number in 1..=service.replicas {
+        for number in self.surroundings.numbers.of(service) {
             spec.id.number = number;
             if let Program::Container(container) = &mut spec.program {
                 container.name = container_name(&stack.project, service, number);
@@ -610,6 +637,7 @@ mod tests {
                 volume_path: &|name, _| PathBuf::from("/volumes").join(name),
                 files: None,
                 engine: &EngineState::NotAsked,
+                numbers: Numbers::FIRST,
             },
         )
     }

@@ -11,6 +11,7 @@ use crate::address::InstanceAddress;
 use crate::digest::{Fingerprint, digest_of};
 use crate::environment::Environment;
 use crate::names::{InstanceId, ProjectName};
+use crate::policy::BindRule;
 use crate::stack::{
     Container, FileSource, Healthcheck, Limits, LogRotation, Process, ProcessSettings, ProvidedFile, Restart,
 };
@@ -54,6 +55,8 @@ pub struct InstanceSpec {
     pub files: Vec<InstanceFile>,
     /// What its processes start with.
     pub settings: ProcessSettings,
+    /// Where its published ports are. A socket stays where it was bound, so another place is another instance.
+    pub published: Vec<BindRule>,
 }
 
 impl InstanceSpec {
@@ -68,6 +71,7 @@ impl InstanceSpec {
             ("healthcheck".to_owned(), digest_of(&self.healthcheck)),
             ("log".to_owned(), digest_of(&self.log)),
             ("capabilities".to_owned(), digest_of(&(&self.cap_add, &self.cap_drop))),
+            ("ports".to_owned(), digest_of(&self.published)),
         ];
         parts.extend(self.program.parts());
         parts.extend(self.limit_parts());

@@ -29,4 +29,5 @@ pub mod prove;
 pub mod stack;
 #[cfg(test)]
 mod testing;
+pub mod update;
 pub mod verify;

@@ -5,11 +5,13 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::action::{Action, Step};
+use crate::address::InstanceAddress;
 use crate::finding::Finding;
 use crate::instance::RunState;
 use crate::names::InstanceId;
 use crate::observed::Observed;
 use crate::plan::Plan;
+use crate::policy::Policy;
 
 /// Everything that makes the plan unsafe on this host. A plan of ours has none: one is a fault of the planner, and
 /// the plan must not be carried out.
@@ -24,6 +26,8 @@ pub fn lint(plan: &Plan, host: &Observed) -> Vec<Finding> {
             .iter()
             .map(|seen| (&seen.status.id, !matches!(seen.status.state, RunState::Exited { .. })))
             .collect(),
+        serving: None,
+        addresses: known_addresses(host),
         host,
         findings: Vec::new(),
     };
@@ -39,12 +43,16 @@ struct Linter<'a> {
     policy: bool,
     guarded: HashSet<&'a InstanceId>,
     alive: HashMap<&'a InstanceId, bool>,
+    /// Who takes new connections, as far as the plan says; `None` before it says anything.
+    serving: Option<HashSet<InstanceAddress>>,
+    addresses: HashMap<&'a InstanceId, InstanceAddress>,
     host: &'a Observed,
     findings: Vec<Finding>,
 }
 
 impl<'a> Linter<'a> {
     fn step(&mut self, number: usize, step: &'a Step) {
+        let cuts = matches!(&step.action, Action::StopInstance { id } if self.cuts(id));
         let mut require = |holds: bool, id: &'static str, why: &str| {
             if !holds {
                 let message = format!("step {number}, `{}`: {why}", step.action);
@@ -54,13 +62,21 @@ impl<'a> Linter<'a> {
         match &step.action {
             Action::StartAgent => self.agent = true,
             Action::LoadGuard => self.guard = true,
-            Action::GuardInstance { id, .. } => {
+            Action::GuardInstance { id, address } => {
+                self.addresses.insert(id, *address);
                 require(self.guard, "guard-not-loaded", "the guard isn't loaded by then");
                 self.guarded.insert(id);
             }
-            Action::SetPolicy { .. } => {
+            Action::SetPolicy { policy, .. } => {
                 require(self.guard, "guard-not-loaded", "the guard isn't loaded by then");
                 self.policy = true;
+                self.serving = Some(backends(policy));
+            }
+            Action::Shift { to, policy, .. } => {
+                require(self.policy, "shift-without-policy", "there is no policy by then");
+                let ready = to.iter().all(|id| self.alive.get(id) == Some(&true));
+                require(ready, "shift-to-nobody", "somebody of those doesn't run by then");
+                self.serving = Some(backends(policy));
             }
             Action::SetFirewall { rules } => {
                 let kept = self.host.ssh_ports.is_subset(&rules.ssh_ports);
@@ -73,13 +89,18 @@ impl<'a> Linter<'a> {
                 require(self.policy, "start-without-policy", "there is no policy by then");
                 require(!alive, "start-twice", "it runs already");
             }
-            Action::Await { id, .. } | Action::SetHosts { id, .. } => {
+            Action::Watch { ids, .. } => {
+                let started = ids.iter().all(|id| self.alive.contains_key(id));
+                require(started, "await-unknown", "nothing started one of them");
+            }
+            Action::Await { id, .. } | Action::SetHosts { id, .. } | Action::Drain { id, .. } => {
                 require(self.alive.contains_key(id), "await-unknown", "nothing started it");
             }
             Action::StopInstance { id } => {
                 let known = self.alive.insert(id, false).is_some();
                 require(known, "stop-unknown", "there is no such instance");
                 require(self.agent, "no-agent", "nothing would stop it in order");
+                require(!cuts, "stop-serving", "it still gets connections that others could take");
             }
             Action::RemoveInstance { id } => {
                 let alive = self.alive.remove(id).unwrap_or(false);
@@ -106,6 +127,28 @@ impl<'a> Linter<'a> {
             | Action::RemoveVolume { .. } => {}
         }
     }
+}
+
+impl Linter<'_> {
+    /// Stopping the instance would refuse connections that another one of its service could take.
+    fn cuts(&self, id: &InstanceId) -> bool {
+        let Some(serving) = &self.serving else { return false };
+        let takes = |id: &InstanceId| self.addresses.get(id).is_some_and(|address| serving.contains(address));
+        let others = self
+            .alive
+            .iter()
+            .any(|(other, alive)| *alive && *other != id && other.service == id.service && takes(other));
+        takes(id) && others
+    }
+}
+
+fn backends(policy: &Policy) -> HashSet<InstanceAddress> {
+    policy.services.iter().flat_map(|service| &service.backends).copied().collect()
+}
+
+fn known_addresses(host: &Observed) -> HashMap<&InstanceId, InstanceAddress> {
+    let attached = host.guard.iter().flat_map(|guard| &guard.attached);
+    attached.map(|(id, address)| (id, *address)).collect()
 }
 
 #[cfg(test)]

@@ -183,6 +183,8 @@ pub struct GuardSeen {
     pub attached: BTreeMap<InstanceId, InstanceAddress>,
     /// Digest of the policy in force, if there is one.
     pub policy_digest: Option<String>,
+    /// Instances that new connections go to. Empty also when the policy in force isn't known.
+    pub serving: BTreeSet<InstanceAddress>,
 }
 
 /// Palisade's table of the firewall.

@@ -3,22 +3,29 @@
 //! Pure: the host is a parameter, and nothing is done here. A plan for a host that is as it should be is empty.
 
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::path::PathBuf;
 
+mod cast;
+mod planner;
+mod replace;
+
+pub use cast::compile_standing;
+
+use planner::Planner;
+
 use crate::action::{Action, Cause, Step, VolumeName, counted};
 use crate::address::AddressBook;
-use crate::compile::{Compiled, CompiledInstance, Surroundings, compile};
+use crate::compile::{Numbers, Surroundings, compile};
 use crate::finding::Finding;
-use crate::firewall::FirewallRules;
 use crate::image::{self, FetchWishes};
-use crate::instance::{Health, InstanceStatus, RunState};
+use crate::instance::RunState;
 use crate::names::{InstanceId, ProjectName, ServiceName};
-use crate::observed::{ForeignContainer, InstanceSeen, Observed};
+use crate::observed::{ForeignContainer, Observed};
 use crate::policy::Mode;
 use crate::ports;
-use crate::stack::{Condition, MountSource, Restart, Service, Stack, Volume};
+use crate::stack::{Stack, Volume};
 
 /// What is to be planned, besides the stack and the host.
 #[derive(Clone, Copy)]
@@ -43,11 +50,6 @@ pub struct Plan {
     /// Addresses of the services once it is done.
     pub addresses: AddressBook,
 }
-
-/// Longest time for a process to be there after it was started.
-const STARTED_TIMEOUT_MS: u64 = 10_000;
-/// What a health check gets beyond the time that its own settings add up to.
-const HEALTH_MARGIN_MS: u64 = 10_000;
 
 impl Plan {
     /// There is nothing to do.
@@ -114,26 +116,32 @@ pub fn plan(stack: &Stack, observed: &Observed, wishes: Wishes<'_>) -> Result<Pl
         volume_path: wishes.volume_path,
         files: Some(&observed.files),
         engine: &observed.engine,
+        numbers: Numbers::FIRST,
     };
-    let compiled = compile(stack, surroundings);
+    let candidates = cast::candidates(stack, observed, surroundings);
     let order = start_order(stack);
     let mut conflicts = ports::conflicts(stack, observed);
     conflicts.extend(missing_volumes(stack, observed, wishes));
-    match (compiled, order, conflicts.is_empty()) {
-        (Ok(compiled), Ok(order), true) => {
-            let mut steps = Planner::new(stack, observed, &compiled, order).steps(wishes);
-            adopt(stack, observed, &mut steps);
-            if let Some(fetch) = wishes.fetch {
-                steps.splice(0..0, image::fetches(stack, &observed.engine, fetch));
-            }
-            Ok(Plan { project: stack.project.clone(), steps, addresses })
+    let (candidates, order) = match (candidates, order) {
+        (Ok(candidates), Ok(order)) if conflicts.is_empty() => (candidates, order),
+        (candidates, order) => {
+            let compiled = candidates.err().into_iter().flatten();
+            return Err(compiled.chain(order.err().map(|finding| *finding)).chain(conflicts).collect());
         }
-        (compiled, order, _) => {
-            let findings =
-                compiled.err().into_iter().flatten().chain(order.err().map(|finding| *finding)).chain(conflicts);
-            Err(findings.collect())
-        }
+    };
+    let (mut numbers, mut compiled) = candidates;
+    let all = numbers.clone();
+    numbers = cast::standing(stack, observed, &numbers, &compiled);
+    let successions = cast::cast(stack, observed, &compiled, &mut numbers, &order);
+    if numbers != all {
+        compiled = compile(stack, Surroundings { numbers: &numbers, ..surroundings })?;
     }
+    let mut steps = Planner::new(stack, observed, &compiled, order, successions).steps(wishes);
+    adopt(stack, observed, &mut steps);
+    if let Some(fetch) = wishes.fetch {
+        steps.splice(0..0, image::fetches(stack, &observed.engine, fetch));
+    }
+    Ok(Plan { project: stack.project.clone(), steps, addresses })
 }
 
 /// Plans `down`: everything of the stack that is on the host goes, volumes only if that is wished. What depends on
@@ -289,330 +297,8 @@ fn start_order(stack: &Stack) -> Result<Vec<usize>, Box<Finding>> {
     }
 }
 
-/// What becomes of an instance that the file has.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Fate {
-    start: Option<Cause>,
-    stop: Option<Cause>,
-    guard: Option<Cause>,
-    /// The guard has it at another address: that must go first.
-    remove: bool,
-}
-
-struct Planner<'a> {
-    stack: &'a Stack,
-    observed: &'a Observed,
-    compiled: &'a Compiled,
-    order: Vec<usize>,
-    index: HashMap<&'a ServiceName, usize>,
-    seen: HashMap<&'a InstanceId, &'a InstanceSeen>,
-    wanted: HashSet<&'a InstanceId>,
-    /// Instances of each service, in the order of the stack.
-    instances: Vec<Vec<&'a CompiledInstance>>,
-    steps: Vec<Step>,
-}
-
-impl<'a> Planner<'a> {
-    fn new(stack: &'a Stack, observed: &'a Observed, compiled: &'a Compiled, order: Vec<usize>) -> Self {
-        let index: HashMap<&ServiceName, usize> =
-            stack.services.iter().enumerate().map(|(index, service)| (&service.name, index)).collect();
-        let mut instances = vec![Vec::new(); stack.services.len()];
-        for instance in &compiled.instances {
-            instances[index[&instance.spec.id.service]].push(instance);
-        }
-        Self {
-            stack,
-            observed,
-            compiled,
-            order,
-            index,
-            seen: observed.instances.iter().map(|instance| (&instance.status.id, instance)).collect(),
-            wanted: compiled.instances.iter().map(|instance| &instance.spec.id).collect(),
-            instances,
-            steps: Vec::new(),
-        }
-    }
-
-    fn push(&mut self, action: Action, cause: Cause) {
-        self.steps.push(Step { action, cause });
-    }
-
-    fn steps(mut self, wishes: Wishes<'_>) -> Vec<Step> {
-        let fates = self.fates();
-        for (key, name) in new_volumes(self.stack, self.observed) {
-            let owner = volume_owner(self.stack, &key);
-            self.push(Action::CreateVolume { name, owner }, Cause::Missing);
-        }
-        if self.observed.agent.is_none() {
-            self.push(Action::StartAgent, Cause::Missing);
-        }
-        if self.observed.guard.is_none() {
-            self.push(Action::LoadGuard, Cause::Missing);
-        }
-        let early = self.stop_early(&fates);
-        for instance in &self.compiled.instances {
-            let id = &instance.spec.id;
-            if let Some(cause) = &fates[id].guard {
-                self.push(Action::GuardInstance { id: id.clone(), address: instance.spec.address }, cause.clone());
-            }
-        }
-        self.set_policy();
-        self.set_firewall();
-        self.start(&fates, &early, wishes);
-        self.retire(&early);
-        self.steps
-    }
-
-    fn fates(&self) -> HashMap<&'a InstanceId, Fate> {
-        let mut fates: HashMap<&InstanceId, Fate> = HashMap::with_capacity(self.compiled.instances.len());
-        let mut restarted: HashSet<&ServiceName> = HashSet::new();
-        for &service in &self.order {
-            for instance in &self.instances[service] {
-                let mut fate = self.fate(instance);
-                let with = self.stack.services[service]
-                    .depends_on
-                    .iter()
-                    .find(|dependency| dependency.value.restart && restarted.contains(&dependency.value.service));
-                if let (None, Some(dependency)) = (&fate.start, with) {
-                    let cause = Cause::RestartsWith { service: dependency.value.service.clone() };
-                    fate.start = Some(cause.clone());
-                    fate.stop = Some(cause);
-                }
-                if fate.stop.is_some() {
-                    restarted.insert(&self.stack.services[service].name);
-                }
-                fates.insert(&instance.spec.id, fate);
-            }
-        }
-        fates
-    }
-
-    fn fate(&self, instance: &CompiledInstance) -> Fate {
-        let id = &instance.spec.id;
-        let attached = self.observed.guard.as_ref().and_then(|guard| guard.attached.get(id));
-        let moved = attached.is_some_and(|address| *address != instance.spec.address);
-        let guard = match attached {
-            None => Some(Cause::Missing),
-            Some(_) if moved => Some(Cause::Changed { keys: vec!["address".into()] }),
-            Some(_) => None,
-        };
-        let Some(seen) = self.seen.get(id) else {
-            return Fate { start: Some(Cause::Missing), stop: None, guard, remove: moved };
-        };
-        let cause = if seen.status.spec_digest != instance.fingerprint.digest {
-            let keys = seen.fingerprint.as_ref().map(|seen| seen.differences(&instance.fingerprint));
-            Some(Cause::Changed { keys: keys.unwrap_or_default() })
-        } else if moved || (attached.is_none() && is_alive(seen.status.state)) {
-            Some(Cause::NotGuarded)
-        } else if !is_settled(&seen.status, instance) {
-            Some(Cause::NotRunning)
-        } else {
-            None
-        };
-        let stop = cause.clone().filter(|_| is_alive(seen.status.state));
-        Fate { start: cause, stop, guard, remove: moved }
-    }
-
-    /// Stops what must be gone before anything else happens: instances whose address changed, and those whose
-    /// published port goes to another service. Returns who was stopped.
-    fn stop_early(&mut self, fates: &HashMap<&'a InstanceId, Fate>) -> HashSet<&'a InstanceId> {
-        let mut early = HashSet::new();
-        let mut steps = Vec::new();
-        for instance in &self.compiled.instances {
-            let id = &instance.spec.id;
-            let fate = &fates[id];
-            if fate.remove {
-                if let Some(cause) = &fate.stop {
-                    steps.push((Action::StopInstance { id: id.clone() }, cause.clone()));
-                }
-                let cause = Cause::Changed { keys: vec!["address".into()] };
-                steps.push((Action::RemoveInstance { id: id.clone() }, cause));
-                early.insert(id);
-            }
-        }
-        for handover in ports::handovers(self.stack, self.observed) {
-            let Some((&id, _)) = self.seen.get_key_value(&handover.holder) else { continue };
-            let leaves = !self.wanted.contains(id) || fates[id].stop.is_some();
-            if leaves && early.insert(id) {
-                let cause = Cause::PortGoesTo { service: handover.to.clone(), port: handover.port };
-                steps.push((Action::StopInstance { id: id.clone() }, cause));
-            }
-        }
-        for (action, cause) in steps {
-            self.push(action, cause);
-        }
-        early
-    }
-
-    fn set_policy(&mut self) {
-        let digest = &self.compiled.policy_digest;
-        let current = self.observed.guard.as_ref().and_then(|guard| guard.policy_digest.as_ref());
-        let cause = match current {
-            Some(current) if current == digest => return,
-            Some(_) => Cause::Changed { keys: Vec::new() },
-            None => Cause::Missing,
-        };
-        self.push(Action::SetPolicy { policy: self.compiled.policy.clone(), digest: digest.clone() }, cause);
-    }
-
-    fn set_firewall(&mut self) {
-        match (FirewallRules::of(self.stack, &self.observed.ssh_ports), &self.observed.firewall) {
-            (Some(rules), None) => self.push(Action::SetFirewall { rules }, Cause::Missing),
-            (Some(rules), Some(seen)) if seen.digest.as_deref() != Some(&rules.digest()) => {
-                self.push(Action::SetFirewall { rules }, Cause::Changed { keys: Vec::new() });
-            }
-            (None, Some(_)) => self.push(Action::RemoveFirewall, Cause::NotInFile),
-            (Some(_), Some(_)) | (None, None) => {}
-        }
-    }
-
-    fn start(&mut self, fates: &HashMap<&'a InstanceId, Fate>, early: &HashSet<&'a InstanceId>, wishes: Wishes<'_>) {
-        let stack = self.stack;
-        let mut awaited: HashMap<(&InstanceId, Condition), bool> = HashMap::new();
-        for position in 0..self.order.len() {
-            let service = self.order[position];
-            let starts = self.instances[service].iter().any(|instance| fates[&instance.spec.id].start.is_some());
-            if starts {
-                self.await_dependencies(&stack.services[service], fates, &mut awaited);
-            }
-            for instance in self.instances[service].clone() {
-                let id = &instance.spec.id;
-                let fate = &fates[id];
-                if let Some(cause) = fate.stop.as_ref().filter(|_| !early.contains(id)) {
-                    self.push(Action::StopInstance { id: id.clone() }, cause.clone());
-                }
-                let hosts = &instance.spec.hosts;
-                let kept = self.seen.get(id).filter(|_| fate.start.is_none());
-                if kept.is_some_and(|seen| seen.hosts_digest.as_deref() != Some(hosts.digest())) {
-                    let cause = Cause::Changed { keys: Vec::new() };
-                    self.push(Action::SetHosts { id: id.clone(), hosts: hosts.clone() }, cause);
-                }
-                if let Some(cause) = &fate.start {
-                    self.push(Action::StartInstance { spec: Box::new(instance.spec.clone()) }, cause.clone());
-                }
-            }
-        }
-        // Everything is started; now tell whether it came up. A dependency was waited for already.
-        for position in 0..self.order.len() {
-            let service = self.order[position];
-            let condition = match &stack.services[service].healthcheck {
-                Some(_) if wishes.wait_for_health => Condition::ServiceHealthy,
-                _ => Condition::ServiceStarted,
-            };
-            for instance in self.instances[service].clone() {
-                let id = &instance.spec.id;
-                let known = |condition| awaited.contains_key(&(id, condition));
-                let enough = known(condition)
-                    || known(Condition::ServiceHealthy)
-                    || known(Condition::ServiceCompletedSuccessfully);
-                if fates[id].start.is_some() && !enough {
-                    let optional = stack.is_optional(&id.service);
-                    let timeout_ms = timeout_ms(condition, &stack.services[service]);
-                    let action = Action::Await { id: id.clone(), condition, timeout_ms, optional };
-                    self.push(action, Cause::JustStarted);
-                }
-            }
-        }
-    }
-
-    fn await_dependencies(
-        &mut self,
-        client: &Service,
-        fates: &HashMap<&'a InstanceId, Fate>,
-        // Whom was waited for, and whether the plan may go on without.
-        awaited: &mut HashMap<(&'a InstanceId, Condition), bool>,
-    ) {
-        for dependency in &client.depends_on {
-            let (condition, optional) = (dependency.value.condition, !dependency.value.required);
-            // One that isn't in the file is waited for only if it is required, and then the file is refused before.
-            let Some(&server) = self.index.get(&dependency.value.service) else { continue };
-            for instance in self.instances[server].clone() {
-                let id = &instance.spec.id;
-                // What runs and isn't touched counts as it was seen; anything else is waited for, once.
-                let seen = self.seen.get(id).filter(|_| fates[id].start.is_none());
-                if seen.is_some_and(|seen| satisfies(&seen.status, condition)) {
-                    continue;
-                }
-                match awaited.get(&(id, condition)) {
-                    // Somebody could do without it, and this one can't.
-                    Some(true) if !optional => {}
-                    Some(_) => continue,
-                    None => {}
-                }
-                awaited.insert((id, condition), optional);
-                let timeout_ms = timeout_ms(condition, &self.stack.services[server]);
-                let cause = Cause::NeededBy { service: client.name.clone() };
-                self.push(Action::Await { id: id.clone(), condition, timeout_ms, optional }, cause);
-            }
-        }
-    }
-
-    /// Stops and removes what the file no longer has.
-    fn retire(&mut self, early: &HashSet<&'a InstanceId>) {
-        let known =
-            self.observed.instances.iter().map(|instance| (&instance.status.id, is_alive(instance.status.state)));
-        let attached = self.observed.guard.iter().flat_map(|guard| guard.attached.keys()).map(|id| (id, false));
-        let mut gone: BTreeMap<&InstanceId, bool> = BTreeMap::new();
-        for (id, alive) in known.chain(attached).filter(|(id, _)| !self.wanted.contains(id)) {
-            *gone.entry(id).or_default() |= alive && !early.contains(id);
-        }
-        for (id, alive) in gone {
-            if alive {
-                self.push(Action::StopInstance { id: id.clone() }, Cause::NotInFile);
-            }
-            self.push(Action::RemoveInstance { id: id.clone() }, Cause::NotInFile);
-        }
-    }
-}
-
-/// The user of the first service that writes to the volume.
-fn volume_owner(stack: &Stack, volume: &str) -> Option<String> {
-    let writes = |service: &&Service| {
-        service.mounts.iter().any(|mount| {
-            !mount.value.read_only && matches!(&mount.value.source, MountSource::Volume(name) if name == volume)
-        })
-    };
-    stack.services.iter().find(writes)?.run.process.as_ref()?.user.clone()
-}
-
 fn is_alive(state: RunState) -> bool {
     !matches!(state, RunState::Exited { .. })
-}
-
-/// The instance needs nothing: it runs, is about to, or has done what it was there for.
-fn is_settled(status: &InstanceStatus, instance: &CompiledInstance) -> bool {
-    match status.state {
-        RunState::Starting | RunState::Running | RunState::BackingOff => true,
-        RunState::Exited { code: 0 } => matches!(instance.spec.restart, Restart::No | Restart::OnFailure { .. }),
-        RunState::Exited { .. } => false,
-    }
-}
-
-fn satisfies(status: &InstanceStatus, condition: Condition) -> bool {
-    match condition {
-        Condition::ServiceStarted => matches!(status.state, RunState::Running | RunState::Exited { code: 0 }),
-        Condition::ServiceHealthy => status.state == RunState::Running && status.health == Health::Healthy,
-        Condition::ServiceCompletedSuccessfully => status.state == RunState::Exited { code: 0 },
-    }
-}
-
-/// Longest time after which waiting makes no sense any more.
-fn timeout_ms(condition: Condition, service: &Service) -> Option<u64> {
-    match condition {
-        // Hooks have no time limit, as in Compose, and it counts as started when they are through.
-        Condition::ServiceStarted | Condition::ServiceHealthy if !service.settings.post_start.is_empty() => None,
-        Condition::ServiceStarted => Some(STARTED_TIMEOUT_MS),
-        Condition::ServiceHealthy => {
-            let check = service.healthcheck.as_ref();
-            let needed = check.map_or(0, |check| {
-                let once = check.interval_ms.saturating_add(check.timeout_ms);
-                check.start_period_ms.saturating_add(once.saturating_mul(u64::from(check.retries).max(1)))
-            });
-            Some(needed.saturating_add(HEALTH_MARGIN_MS))
-        }
-        // A migration takes as long as it takes.
-        Condition::ServiceCompletedSuccessfully => None,
-    }
 }
 
 #[cfg(test)]

@@ -148,27 +148,20 @@ pub struct UpdatePolicy {
     pub parallelism: u32,
     /// Time between one and the next.
     pub delay_ms: u64,
-    /// What is done when an instance fails.
-    pub failure_action: FailureAction,
-    /// So long an instance must run to count as good.
-    pub monitor_ms: u64,
+    /// What is done when an instance fails, if it is written.
+    pub failure_action: Option<FailureAction>,
+    /// So long an instance must run to count as good, if it is written.
+    pub monitor_ms: Option<u64>,
     /// So many of a thousand instances may fail.
     pub max_failure_milli: u16,
-    /// Which of the two comes first.
-    pub order: UpdateOrder,
+    /// Which of the two comes first, if it is written.
+    pub order: Option<UpdateOrder>,
 }
 
 impl Default for UpdatePolicy {
-    /// What the Compose Specification says of keys that aren't written.
+    /// One instance at a time, and everything else as it is best for the service.
     fn default() -> Self {
-        Self {
-            parallelism: 1,
-            delay_ms: 0,
-            failure_action: FailureAction::Pause,
-            monitor_ms: 0,
-            max_failure_milli: 0,
-            order: UpdateOrder::StopFirst,
-        }
+        Self { parallelism: 1, delay_ms: 0, failure_action: None, monitor_ms: None, max_failure_milli: 0, order: None }
     }
 }
 

@@ -164,7 +164,10 @@ impl Observer<'_> {
         let mut seen = GuardSeen::default();
         if let Some(policy) = &state.policy {
             match guard.has_policy(policy) {
-                Ok(true) => seen.policy_digest = Some(digest_of(policy)),
+                Ok(true) => {
+                    seen.policy_digest = Some(digest_of(policy));
+                    seen.serving = policy.services.iter().flat_map(|service| &service.backends).copied().collect();
+                }
                 // Some policy, and not the one that was set: anything but a digest of ours says so.
                 Ok(false) => seen.policy_digest = Some(String::new()),
                 Err(error) => self.unknown("the policy in the kernel", error),

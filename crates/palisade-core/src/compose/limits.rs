@@ -205,7 +205,7 @@ impl Reader<'_> {
             policy.delay_ms = self.duration(node).unwrap_or_default();
         }
         if let Some(node) = fields.value("monitor") {
-            policy.monitor_ms = self.duration(node).unwrap_or_default();
+            policy.monitor_ms = self.duration(node);
         }
         if let Some(node) = fields.value("failure_action") {
             let hint = "`pause`, `continue` and `rollback` are; a rollback itself can't be rolled back";
@@ -216,13 +216,19 @@ impl Reader<'_> {
                 "rollback" if rollback => Some(FailureAction::Rollback),
                 _ => None,
             });
-            policy.failure_action = action.unwrap_or(FailureAction::Pause);
+            if matches!(action, Some(FailureAction::Pause | FailureAction::Continue)) {
+                self.push(never_half(node.span, "this"));
+            }
+            policy.failure_action = action;
         }
         if let Some(node) = fields.value("max_failure_ratio") {
             let ratio = self.parsed(node, "a `max_failure_ratio`", "write a decimal number from 0 to 1", |text| {
                 units::cpu_milli(text).and_then(|milli| u16::try_from(milli).ok()).filter(|milli| *milli <= 1000)
             });
             policy.max_failure_milli = ratio.unwrap_or_default();
+            if policy.max_failure_milli > 0 {
+                self.push(never_half(node.span, "a part that may fail"));
+            }
         }
         if let Some(node) = fields.value("order") {
             let order = self.parsed(node, "an order", "`stop-first` and `start-first` are", |text| match text {
@@ -230,11 +236,18 @@ impl Reader<'_> {
                 "start-first" => Some(UpdateOrder::StartFirst),
                 _ => None,
             });
-            policy.order = order.unwrap_or(UpdateOrder::StopFirst);
+            policy.order = order;
         }
         fields.finish();
         Some(policy)
     }
+}
+
+/// Nothing is left half new and half old.
+fn never_half(span: Span, what: &str) -> Diagnostic {
+    Diagnostic::warning("no-effect", format!("{what} has no effect: an update that fails is undone as a whole"))
+        .at(span, "")
+        .hint("write `failure_action: rollback`, or take it away")
 }
 
 fn restarts_differ(policy: Span, restart: Span) -> Diagnostic {

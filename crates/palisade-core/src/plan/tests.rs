@@ -1,11 +1,12 @@
 use super::*;
 use crate::address::ServiceIndex;
+use crate::instance::{Health, InstanceStatus};
 use crate::lint::lint;
-use crate::observed::{AgentSeen, FirewallSeen, GuardSeen, SocketOwner, SocketSeen};
-use crate::stack::{Healthcheck, Mount, Proto};
+use crate::observed::{AgentSeen, FirewallSeen, GuardSeen, InstanceSeen, SocketOwner, SocketSeen};
+use crate::stack::{Condition, Healthcheck, Mount, MountSource, Proto, Service};
 use crate::testing::{at, depends, healthcheck, name, publish, service, stack, tcp};
 
-fn wishes() -> Wishes<'static> {
+pub(super) fn wishes() -> Wishes<'static> {
     Wishes {
         mode: Mode::Enforce,
         wait_for_health: false,
@@ -40,12 +41,12 @@ fn shop() -> Stack {
     stack
 }
 
-fn empty_host() -> Observed {
+pub(super) fn empty_host() -> Observed {
     Observed { ssh_ports: BTreeSet::from([22]), ..Observed::default() }
 }
 
 /// The host after `plan` was done on it.
-fn after(plan: &Plan, before: &Observed) -> Observed {
+pub(super) fn after(plan: &Plan, before: &Observed) -> Observed {
     let mut host = before.clone();
     host.addresses = plan.addresses.clone();
     for Step { action, .. } in &plan.steps {
@@ -76,9 +77,10 @@ fn after(plan: &Plan, before: &Observed) -> Observed {
                 assert_eq!(guard.attached.insert(id.clone(), *address), None, "{id} was guarded already");
                 host.guard = Some(guard);
             }
-            Action::SetPolicy { digest, .. } => {
+            Action::SetPolicy { policy, digest } | Action::Shift { policy, digest, .. } => {
                 let mut guard = guard(&mut host);
                 guard.policy_digest = Some(digest.clone());
+                guard.serving = policy.services.iter().flat_map(|service| &service.backends).copied().collect();
                 host.guard = Some(guard);
             }
             Action::SetFirewall { rules } => host.firewall = Some(FirewallSeen { digest: Some(rules.digest()) }),
@@ -124,14 +126,19 @@ fn after(plan: &Plan, before: &Observed) -> Observed {
                     guard.attached.remove(id);
                 }
             }
-            Action::Await { id, .. } => assert!(host.instances.iter().any(|i| i.status.id == *id)),
+            Action::Watch { ids, .. } => {
+                assert!(ids.iter().all(|id| host.instances.iter().any(|i| i.status.id == *id)));
+            }
+            Action::Await { id, .. } | Action::Drain { id, .. } => {
+                assert!(host.instances.iter().any(|i| i.status.id == *id))
+            }
         }
     }
     host
 }
 
 /// The plan, after it was found safe and after doing it twice was found to be doing it once.
-fn planned(stack: &Stack, host: &Observed) -> Plan {
+pub(super) fn planned(stack: &Stack, host: &Observed) -> Plan {
     let plan = plan(stack, host, wishes()).unwrap();
     assert_eq!(lint(&plan, host), []);
     let again = super::plan(stack, &after(&plan, host), wishes()).unwrap();
@@ -139,7 +146,7 @@ fn planned(stack: &Stack, host: &Observed) -> Plan {
     plan
 }
 
-fn running(stack: &Stack) -> Observed {
+pub(super) fn running(stack: &Stack) -> Observed {
     after(&planned(stack, &empty_host()), &empty_host())
 }
 
@@ -180,10 +187,11 @@ fn a_changed_service_is_replaced_and_the_cause_names_the_keys() {
     db.stop_grace_ms = 1;
     let plan = planned(&stack, &host);
     insta::assert_snapshot!(plan, @r"
-    shop: 3 steps
-      stop db.1 (changed: environment.POSTGRES_PASSWORD, environment.TZ, stop)
+    shop: 4 steps
+      stop db.1 (changed: environment.POSTGRES_PASSWORD, environment.TZ, stop; nobody serves for at most 25 s, because its volume `data` can't have two writers)
       start db.1 (changed: environment.POSTGRES_PASSWORD, environment.TZ, stop)
-      wait until db.1 runs, at most 10 s (it was just started)
+      wait until db.1 is healthy, at most 24 s (it was just started)
+      watch db.1 for 5 s (it was just started)
     ");
     insta::assert_snapshot!(serde_json::to_string_pretty(&plan.to_json()).unwrap(), @r#"
     {
@@ -192,12 +200,14 @@ fn a_changed_service_is_replaced_and_the_cause_names_the_keys() {
         {
           "action": "stop_instance",
           "cause": {
+            "at_most_ms": 24001,
+            "because": "its volume `data` can't have two writers",
             "keys": [
               "environment.POSTGRES_PASSWORD",
               "environment.TZ",
               "stop"
             ],
-            "kind": "changed"
+            "kind": "outage"
           },
           "destroys_data": false,
           "instance": "db.1",
@@ -224,7 +234,15 @@ fn a_changed_service_is_replaced_and_the_cause_names_the_keys() {
           },
           "destroys_data": false,
           "instance": "db.1",
-          "text": "wait until db.1 runs, at most 10 s"
+          "text": "wait until db.1 is healthy, at most 24 s"
+        },
+        {
+          "action": "watch",
+          "cause": {
+            "kind": "just_started"
+          },
+          "destroys_data": false,
+          "text": "watch db.1 for 5 s"
         }
       ],
       "version": 1
@@ -239,16 +257,27 @@ fn a_dependent_restarts_when_it_says_so() {
     let host = running(&stack);
     stack.services[1].environment.clear();
     insta::assert_snapshot!(planned(&stack, &host), @r"
-    shop: 9 steps
-      stop db.1 (changed: environment.POSTGRES_PASSWORD)
+    shop: 20 steps
+      guard app.3 at 127.77.1.3 (it isn't there)
+      guard app.4 at 127.77.1.4 (it isn't there)
+      stop db.1 (changed: environment.POSTGRES_PASSWORD; nobody serves for at most 34 s, because its volume `data` can't have two writers)
       start db.1 (changed: environment.POSTGRES_PASSWORD)
       wait until db.1 is healthy, at most 24 s (app depends on it)
-      stop app.1 (it restarts with db)
-      start app.1 (it restarts with db)
-      stop app.2 (it restarts with db)
-      start app.2 (it restarts with db)
-      wait until app.1 runs, at most 10 s (it was just started)
-      wait until app.2 runs, at most 10 s (it was just started)
+      start app.3 (it restarts with db)
+      wait until app.3 runs, at most 10 s (it was just started)
+      send new connections for app to app.2, app.3 (ready)
+      watch app.3 for 5 s (before what it replaces goes)
+      let connections to app.1 end, at most 10 s (app.3 takes its place)
+      stop app.1 (app.3 takes its place)
+      remove app.1 (app.3 takes its place)
+      start app.4 (it restarts with db)
+      wait until app.4 runs, at most 10 s (it was just started)
+      send new connections for app to app.3, app.4 (ready)
+      watch app.4 for 5 s (before what it replaces goes)
+      let connections to app.2 end, at most 10 s (app.4 takes its place)
+      stop app.2 (app.4 takes its place)
+      remove app.2 (app.4 takes its place)
+      watch db.1 for 5 s (it was just started)
     ");
 }
 
@@ -259,12 +288,13 @@ fn what_the_file_no_longer_has_goes_last() {
     stack.services[0].replicas = 1;
     stack.services.pop();
     insta::assert_snapshot!(planned(&stack, &host), @r"
-    shop: 9 steps
+    shop: 10 steps
       set the policy of 3 services (enforced) (it changed)
       set the firewall: let in 22/tcp (ssh) (it changed)
       tell db.1 the addresses of 3 names (it changed)
       tell migrate.1 the addresses of 3 names (it changed)
       tell app.1 the addresses of 3 names (it changed)
+      let connections to app.2 end, at most 10 s (the file doesn't have it)
       stop app.2 (the file doesn't have it)
       remove app.2 (the file doesn't have it)
       stop web.1 (the file doesn't have it)
@@ -542,7 +572,7 @@ fn another_content_of_a_secret_is_another_instance_and_stays_unseen() {
     let host = with(readable("one"), &empty_host());
     let host = after(&planned(&stack, &host), &host);
     let text = planned(&stack, &with(readable("two"), &host)).to_string();
-    assert!(text.contains("stop web.1 (changed: secret.token)"), "{text}");
+    assert!(text.contains("start web.2 (changed: secret.token)"), "{text}");
     let ids = |seen| plan(&stack, &with(seen, &host), wishes()).unwrap_err().iter().map(|f| f.id).collect::<Vec<_>>();
     assert_eq!(ids(FileSeen::Missing), ["file-missing"]);
     assert_eq!(ids(FileSeen::Unusable { why: "it is a directory".into() }), ["file-unusable"]);
@@ -557,8 +587,8 @@ fn every_setting_has_a_name_of_its_own_in_a_change() {
         let mut stack = shop();
         change(&mut stack.services[3]);
         let text = planned(&stack, &host).to_string();
-        let stop = text.lines().find(|line| line.contains("stop web.1")).unwrap_or_else(|| panic!("{text}"));
-        stop.trim().trim_start_matches("stop web.1 (changed: ").trim_end_matches(')').to_owned()
+        let start = text.lines().find(|line| line.contains("start web.2")).unwrap_or_else(|| panic!("{text}"));
+        start.trim().trim_start_matches("start web.2 (changed: ").trim_end_matches(')').to_owned()
     };
     let hook =
         || Hook { command: vec!["true".into()], user: None, working_dir: None, environment: Environment::default() };

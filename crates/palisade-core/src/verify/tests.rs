@@ -1,6 +1,6 @@
 use super::*;
 use crate::address::AddressBook;
-use crate::compile::{Surroundings, compile};
+use crate::compile::{Numbers, Surroundings, compile};
 use crate::instance::InstanceStatus;
 use crate::observed::{AgentSeen, EngineState, FirewallSeen, GuardSeen};
 use crate::policy::Mode;
@@ -26,6 +26,7 @@ fn good() -> (Stack, Compiled, Observed) {
         volume_path,
         files: None,
         engine: &EngineState::NotAsked,
+        numbers: Numbers::FIRST,
     };
     let compiled = compile(&stack, surroundings).unwrap();
     let mut host = Observed {

@@ -37,6 +37,7 @@ pub(crate) fn run(args: &StackArgs, strict: bool, format: Format) -> Result<Answ
         volume_path: &volume_path,
         files: None,
         engine: &EngineState::NotAsked,
+        numbers: Numbers::FIRST,
     };
     let findings = compile(stack, surroundings).err().unwrap_or_default();
     // What only this version or this machine can't run is no mistake of the file. What the guard can't hold was told as

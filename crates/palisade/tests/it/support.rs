@@ -84,6 +84,7 @@ impl Realm {
             read_only: false,
             files: Vec::new(),
             settings: ProcessSettings::default(),
+            published: Vec::new(),
         }
     }
 
