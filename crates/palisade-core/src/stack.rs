@@ -564,6 +564,18 @@ pub struct Healthcheck {
     pub start_interval_ms: u64,
 }
 
+/// What a health check gets beyond the time that its own settings add up to.
+pub(crate) const HEALTH_MARGIN_MS: u64 = 10_000;
+
+impl Healthcheck {
+    /// Time in milliseconds after which it is certain whether what was just started is healthy, with some reserve.
+    pub fn verdict_within_ms(&self) -> u64 {
+        let once = self.interval_ms.saturating_add(self.timeout_ms);
+        let needed = self.start_period_ms.saturating_add(once.saturating_mul(u64::from(self.retries).max(1)));
+        needed.saturating_add(HEALTH_MARGIN_MS)
+    }
+}
+
 /// `healthcheck.test`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HealthTest {

@@ -7,12 +7,14 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+mod wait;
 
 use palisade_core::action::{Action, VolumeName};
 use palisade_core::apply::{Host, Undo};
-use palisade_core::instance::{Health, InstanceSpec, InstanceStatus, RunState};
-use palisade_core::names::InstanceId;
+use palisade_core::instance::InstanceSpec;
+use palisade_core::names::{InstanceId, ServiceName};
 use palisade_core::observed::EngineState;
 use palisade_core::policy::Policy;
 use palisade_core::stack::Condition;
@@ -25,17 +27,12 @@ use palisade_host::layout::Layout;
 use palisade_host::link::{self, LinkError};
 use palisade_host::nft::ToolError;
 use palisade_host::runtime::{self, THIS_PROGRAM};
+use palisade_host::sockets::SocketsError;
 
 use crate::agent;
 use crate::exit::Lacking;
 use crate::observe::pins;
-use crate::signals;
 use crate::state::{Applied, Lock, State, StateError, make_private_dir, read_json, write_json};
-
-/// How often the agent is asked while something is waited for.
-const POLL: Duration = Duration::from_millis(50);
-/// A process that is still there after this time did start; one that can't exits sooner.
-const SETTLED: Duration = Duration::from_millis(300);
 
 /// An action that failed.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +64,9 @@ pub(crate) enum HostError {
     /// The runtime.
     #[error(transparent)]
     Runtime(#[from] runtime::Error),
+    /// The kernel's sockets.
+    #[error(transparent)]
+    Sockets(#[from] SocketsError),
     /// Our own notes.
     #[error(transparent)]
     State(#[from] StateError),
@@ -321,9 +321,10 @@ impl Adapters {
         Ok(Undo::Do(vec![Action::UnloadGuard]))
     }
 
-    fn set_policy(&mut self, policy: &Policy, addresses: &[std::net::IpAddr]) -> Result<Undo, HostError> {
+    fn set_policy(&mut self, policy: &Policy) -> Result<Undo, HostError> {
+        let addresses = crate::observe::host_addresses().map_err(io_error("reading", Path::new("addresses")))?;
         let guard = self.guard()?;
-        guard.set_host_addresses(addresses)?;
+        guard.set_host_addresses(&addresses)?;
         guard.set_policy(policy)?;
         let old = self.state.policy.replace(policy.clone());
         self.state.write(&self.layout)?;
@@ -334,6 +335,22 @@ impl Adapters {
             }
             // The guard goes with whatever loaded it.
             None => Undo::Nothing,
+        })
+    }
+
+    /// Undone, connections to those who took over meanwhile may still end.
+    fn shift(&mut self, service: &ServiceName, to: &[InstanceId], policy: &Policy) -> Result<Undo, HostError> {
+        let backends = self.state.policy.iter().flat_map(|policy| &policy.services);
+        let before: Vec<_> =
+            backends.filter(|known| known.name == *service).flat_map(|known| &known.backends).copied().collect();
+        let service = policy.services.iter().find(|known| known.name == *service);
+        let joined = to
+            .iter()
+            .filter(|id| service.is_some_and(|service| !before.contains(&service.address.instance(id.number))));
+        let drains: Vec<_> = joined.map(|id| Action::Drain { id: id.clone(), timeout_ms: UNDO_DRAIN_MS }).collect();
+        Ok(match self.set_policy(policy)? {
+            Undo::Do(actions) => Undo::Do(actions.into_iter().chain(drains).collect()),
+            undo => undo,
         })
     }
 
@@ -352,7 +369,14 @@ impl Adapters {
         let spec = read_json::<InstanceSpec>(&self.layout.instance(id).join("spec.json"))?;
         self.agent()?.stop(id)?;
         Ok(match spec {
-            Some(spec) => Undo::Do(vec![Action::StartInstance { spec: Box::new(spec) }]),
+            Some(spec) => {
+                let (condition, timeout_ms) = match &spec.healthcheck {
+                    Some(check) => (Condition::ServiceHealthy, Some(check.verdict_within_ms())),
+                    None => (Condition::ServiceStarted, None),
+                };
+                let start = Action::StartInstance { spec: Box::new(spec) };
+                Undo::Do(vec![start, Action::Await { id: id.clone(), condition, timeout_ms, optional: false }])
+            }
             None => Undo::Impossible("what it was started with isn't known any more"),
         })
     }
@@ -365,34 +389,6 @@ impl Adapters {
         let text = String::from_utf8_lossy(bytes.get(start..).unwrap_or(&bytes)).into_owned();
         let all: Vec<_> = text.lines().map(|line| line.splitn(4, ' ').nth(3).unwrap_or(line)).collect();
         all[all.len().saturating_sub(lines)..].iter().map(|line| (*line).to_owned()).collect()
-    }
-
-    fn wait(&self, id: &InstanceId, condition: Condition, timeout_ms: Option<u64>) -> Result<Undo, HostError> {
-        let began = Instant::now();
-        let deadline = timeout_ms.map(|ms| began + Duration::from_millis(ms));
-        let failed = |what: String| Err(HostError::NotReady { id: id.clone(), what, log: self.log_end(id, 6) });
-        loop {
-            if signals::interrupted() {
-                return Err(HostError::Interrupted);
-            }
-            let status = self.agent()?.status()?.into_iter().find(|status| status.id == *id);
-            match judge(status.as_ref(), condition, began.elapsed()) {
-                Verdict::Reached => return Ok(Undo::Nothing),
-                Verdict::Never(what) => return failed(what),
-                Verdict::NotYet => {}
-            }
-            if deadline.is_some_and(|deadline| Instant::now() > deadline) {
-                let output = status.map(|status| last_line(&status)).unwrap_or_default();
-                let seconds = timeout_ms.unwrap_or(0).div_ceil(1_000);
-                let last = if output.is_empty() { String::new() } else { format!("; its last check said: {output}") };
-                return failed(match condition {
-                    Condition::ServiceStarted => format!("did not start within {seconds} s"),
-                    Condition::ServiceHealthy => format!("was not healthy after {seconds} s{last}"),
-                    Condition::ServiceCompletedSuccessfully => format!("was not done after {seconds} s"),
-                });
-            }
-            std::thread::sleep(POLL);
-        }
     }
 }
 
@@ -434,11 +430,10 @@ impl Host for Adapters {
                 // One that was there may run: taking the guard off it would open it.
                 Ok(if existed { Undo::Nothing } else { Undo::Do(vec![Action::RemoveInstance { id: id.clone() }]) })
             }
-            Action::SetPolicy { policy, .. } => {
-                let addresses =
-                    crate::observe::host_addresses().map_err(io_error("reading", Path::new("addresses")))?;
-                self.set_policy(policy, &addresses)
-            }
+            Action::SetPolicy { policy, .. } => self.set_policy(policy),
+            Action::Shift { service, to, policy, .. } => self.shift(service, to, policy),
+            Action::Watch { ids, for_ms } => self.watch(ids, Duration::from_millis(*for_ms)),
+            Action::Drain { id, timeout_ms } => self.drain(id, Duration::from_millis(*timeout_ms)),
             Action::SetFirewall { rules } => {
                 let old = self.state.firewall.clone();
                 self.firewall.apply(self.layout.project.as_str(), rules)?;
@@ -516,50 +511,11 @@ impl Host for Adapters {
     }
 }
 
+/// So long connections to what didn't prove itself may go on when it is taken back.
+const UNDO_DRAIN_MS: u64 = 5_000;
+
 fn applied(spec: &InstanceSpec) -> Applied {
     Applied { fingerprint: spec.fingerprint(), hosts_digest: spec.hosts.digest().to_owned() }
-}
-
-enum Verdict {
-    Reached,
-    NotYet,
-    Never(String),
-}
-
-/// Whether an instance is as far as it should be, or can't be any more.
-fn judge(status: Option<&InstanceStatus>, condition: Condition, waited: Duration) -> Verdict {
-    let Some(status) = status else { return Verdict::Never("is not known to the agent".into()) };
-    match (status.state, condition) {
-        (RunState::Exited { code: 0 }, Condition::ServiceStarted | Condition::ServiceCompletedSuccessfully) => {
-            Verdict::Reached
-        }
-        (RunState::Exited { code }, _) => match &status.hook_failure {
-            Some(failure) => Verdict::Never(format!("was stopped: {failure}")),
-            None => Verdict::Never(format!("exited with {code}")),
-        },
-        (RunState::BackingOff, Condition::ServiceStarted) => Verdict::Never("exits as soon as it is started".into()),
-        (RunState::Running, Condition::ServiceStarted) if waited >= SETTLED => Verdict::Reached,
-        (RunState::Running, Condition::ServiceHealthy) => match status.health {
-            Health::Healthy => Verdict::Reached,
-            Health::None => Verdict::Never("has no health check".into()),
-            Health::Unhealthy => {
-                let output = last_line(status);
-                Verdict::Never(if output.is_empty() {
-                    "is unhealthy".into()
-                } else {
-                    format!("is unhealthy: {output}")
-                })
-            }
-            Health::Starting => Verdict::NotYet,
-        },
-        _ => Verdict::NotYet,
-    }
-}
-
-/// What a failed health check said last: of a stack trace, that is the reason.
-fn last_line(status: &InstanceStatus) -> String {
-    let output = status.health_output.as_deref().unwrap_or_default();
-    output.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_owned()
 }
 
 /// The folders above a volume let everybody through and nobody look around.
@@ -593,49 +549,6 @@ fn has_ipv6() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use palisade_core::address::ServiceIndex;
-    use palisade_core::names::ServiceName;
-
-    fn status(state: RunState, health: Health) -> InstanceStatus {
-        InstanceStatus {
-            id: InstanceId { service: ServiceName::parse("db").unwrap(), number: 1 },
-            address: ServiceIndex(0).address().unwrap().instance(1),
-            spec_digest: String::new(),
-            state,
-            health,
-            pid: None,
-            restarts: 0,
-            started_at_s: 0,
-            health_output: Some("connection refused\n".into()),
-            hook_failure: None,
-        }
-    }
-
-    fn judged(state: RunState, health: Health, condition: Condition) -> String {
-        match judge(Some(&status(state, health)), condition, Duration::from_secs(1)) {
-            Verdict::Reached => "reached".into(),
-            Verdict::NotYet => "not yet".into(),
-            Verdict::Never(why) => why,
-        }
-    }
-
-    #[test]
-    fn waiting_ends_when_it_is_certain() {
-        use Condition::{ServiceCompletedSuccessfully as Done, ServiceHealthy as Healthy, ServiceStarted as Started};
-        let exited = |code| RunState::Exited { code };
-        assert_eq!(judged(RunState::Running, Health::None, Started), "reached");
-        assert_eq!(judged(RunState::Starting, Health::None, Started), "not yet");
-        assert_eq!(judged(exited(0), Health::None, Started), "reached", "a short job");
-        assert_eq!(judged(exited(1), Health::None, Started), "exited with 1");
-        assert_eq!(judged(RunState::BackingOff, Health::None, Started), "exits as soon as it is started");
-        assert_eq!(judged(RunState::BackingOff, Health::Starting, Healthy), "not yet", "it may recover");
-        assert_eq!(judged(RunState::Running, Health::Starting, Healthy), "not yet");
-        assert_eq!(judged(RunState::Running, Health::Healthy, Healthy), "reached");
-        assert_eq!(judged(RunState::Running, Health::Unhealthy, Healthy), "is unhealthy: connection refused");
-        assert_eq!(judged(RunState::Running, Health::None, Done), "not yet");
-        assert_eq!(judged(exited(0), Health::None, Done), "reached");
-        assert_eq!(judged(exited(2), Health::None, Done), "exited with 2");
-    }
 
     #[test]
     fn owners_are_found_by_name_and_number() {

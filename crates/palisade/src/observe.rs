@@ -2,7 +2,7 @@
 //!
 //! What it means is decided in `palisade_core`. What can't be read is listed as unknown and assumed to be nothing.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -334,6 +334,14 @@ fn cgroup_owners(layout: &Layout) -> HashMap<u64, SocketOwner> {
         }
     }
     owners
+}
+
+/// Ids of an instance's cgroup and of those below it.
+pub(crate) fn cgroups_of(layout: &Layout, id: &InstanceId) -> HashSet<u64> {
+    let Ok(cgroup) = Cgroup::of_instance(layout, id) else { return HashSet::new() };
+    let mut owners = HashMap::new();
+    add_below(&cgroup.v2_path(), &SocketOwner::Instance(id.clone()), &mut owners);
+    owners.into_keys().collect()
 }
 
 fn add_below(path: &Path, owner: &SocketOwner, owners: &mut HashMap<u64, SocketOwner>) {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use palisade_core::address::is_reserved;
 use palisade_core::finding::Finding;
 use palisade_core::firewall::FirewallRules;
-use palisade_core::instance::InstanceSpec;
+use palisade_core::instance::{InstanceSpec, RunState};
 use palisade_core::names::{InstanceId, ServiceName};
 use palisade_core::observed::{Observed, SocketOwner, SocketSeen};
 use palisade_core::prove::{
@@ -190,6 +190,13 @@ fn is_unpublished(stack: &Stack, socket: &SocketSeen, door: Door) -> bool {
     !service.publish.iter().any(|p| p.value.host_port == door.port.port && p.value.container.proto == door.port.proto)
 }
 
+/// An instance of the service that runs, if one does.
+fn some_instance(host: &Observed, service: &ServiceName) -> InstanceId {
+    let of_service = host.instances.iter().filter(|seen| seen.status.id.service == *service);
+    let running = of_service.filter(|seen| seen.status.state == RunState::Running).map(|seen| &seen.status.id);
+    running.min().cloned().unwrap_or_else(|| InstanceId { service: service.clone(), number: 1 })
+}
+
 /// Connects from inside every running service to every known port of every other.
 pub(crate) fn peers(layout: &Layout, stack: &Stack, host: &Observed) -> Result<Peers, Failure> {
     let began = Instant::now();
@@ -199,7 +206,7 @@ pub(crate) fn peers(layout: &Layout, stack: &Stack, host: &Observed) -> Result<P
     }
     let mut peers = Peers::default();
     for (client, expectations) in by_client {
-        let id = InstanceId { service: client.clone(), number: 1 };
+        let id = some_instance(host, &client);
         let targets = expectations.iter().map(|expectation| {
             let address = host.addresses.address(&expectation.server);
             let address = address

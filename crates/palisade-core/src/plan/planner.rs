@@ -11,12 +11,10 @@ use crate::instance::{Health, InstanceStatus, RunState};
 use crate::names::{InstanceId, ServiceName};
 use crate::observed::{InstanceSeen, Observed};
 use crate::ports;
-use crate::stack::{Condition, MountSource, Restart, Service, Stack};
+use crate::stack::{Condition, HEALTH_MARGIN_MS, Healthcheck, MountSource, Restart, Service, Stack};
 
 /// Longest time for a process to be there after it was started.
 const STARTED_TIMEOUT_MS: u64 = 10_000;
-/// What a health check gets beyond the time that its own settings add up to.
-const HEALTH_MARGIN_MS: u64 = 10_000;
 
 /// What becomes of an instance that the file has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -370,11 +368,7 @@ pub(super) fn timeout_ms(condition: Condition, service: &Service) -> Option<u64>
         Condition::ServiceStarted => Some(STARTED_TIMEOUT_MS),
         Condition::ServiceHealthy => {
             let check = service.healthcheck.as_ref();
-            let needed = check.map_or(0, |check| {
-                let once = check.interval_ms.saturating_add(check.timeout_ms);
-                check.start_period_ms.saturating_add(once.saturating_mul(u64::from(check.retries).max(1)))
-            });
-            Some(needed.saturating_add(HEALTH_MARGIN_MS))
+            Some(check.map_or(HEALTH_MARGIN_MS, Healthcheck::verdict_within_ms))
         }
         // A migration takes as long as it takes.
         Condition::ServiceCompletedSuccessfully => None,

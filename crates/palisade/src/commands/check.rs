@@ -1,7 +1,7 @@
 //! `check`: every mistake of the file at once. Needs neither root nor a host.
 
 use palisade_core::address::AddressBook;
-use palisade_core::compile::{Surroundings, compile};
+use palisade_core::compile::{Numbers, Surroundings, compile};
 use palisade_core::diagnostic::Severity;
 use palisade_core::finding::Finding;
 use palisade_core::observed::EngineState;

@@ -14,12 +14,12 @@ pub(crate) mod ps;
 pub(crate) mod up;
 
 use palisade_core::apply;
-use palisade_core::compile::{Compiled, Surroundings, compile};
+use palisade_core::compile::{Compiled, Numbers, Surroundings};
 use palisade_core::finding::Finding;
 use palisade_core::image::{self, FetchWishes};
 use palisade_core::names::ProjectName;
 use palisade_core::observed::Observed;
-use palisade_core::plan::Wishes;
+use palisade_core::plan::{Wishes, compile_standing};
 use palisade_core::policy::Mode;
 use palisade_core::stack::{Stack, Volume};
 use palisade_host::cgroup::{self, Mounts};
@@ -78,8 +78,9 @@ pub(crate) fn compiled(
         volume_path: &volume_path,
         files: Some(&host.files),
         engine: &host.engine,
+        numbers: Numbers::FIRST,
     };
-    let compiled = compile(&stack, surroundings).map_err(|findings| refused(&findings))?;
+    let compiled = compile_standing(&stack, host, surroundings).map_err(|findings| refused(&findings))?;
     Ok((stack, compiled))
 }
 

@@ -1,6 +1,8 @@
 //! `up`: makes the host as the file says, or leaves it as it was.
 
 use palisade_core::action::Action;
+#[cfg(debug_assertions)]
+use palisade_core::apply::Progress;
 use palisade_core::apply::apply;
 use palisade_core::finding::Severity;
 use palisade_core::lint::lint;
@@ -80,7 +82,11 @@ fn change(layout: &Layout, stack: &Stack, mode: Mode, wait: bool, adapters: &mut
             .map_err(|error| Failure::new("can't note the addresses", error))?;
         drop(realm_lock);
         let mut lines = Lines::new();
-        let done = apply(&plan, adapters, &signals::interrupted, &mut |progress| lines.show(progress));
+        let done = apply(&plan, adapters, &signals::interrupted, &mut |progress| {
+            #[cfg(debug_assertions)]
+            cut_off(&progress);
+            lines.show(progress);
+        });
         if let Err(failure) = done {
             let anything_left = !failure.left.is_empty();
             if !anything_left {
@@ -96,6 +102,21 @@ fn change(layout: &Layout, stack: &Stack, mode: Mode, wait: bool, adapters: &mut
         failure: Failure::new("everything runs, but it can't be noted", error),
         anything_left: true,
     })
+}
+
+/// For tests of what a killed `up` leaves: ends this process before the step with the number in PALISADE_TEST_CUT, or
+/// before the first step that undoes something when that is `undo`. No release has this.
+#[cfg(debug_assertions)]
+fn cut_off<E>(progress: &Progress<'_, E>) {
+    let Ok(at) = std::env::var("PALISADE_TEST_CUT") else { return };
+    let here = match progress {
+        Progress::Begins { number, .. } => at.parse() == Ok(*number),
+        Progress::Undoes { .. } => at == "undo",
+        _ => false,
+    };
+    if here {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
+    }
 }
 
 /// Brings the images here before anything is changed, so that the rest of the plan knows what is in them. What could be

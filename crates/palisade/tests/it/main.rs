@@ -15,3 +15,4 @@ mod settings;
 mod support;
 mod takeover;
 mod up;
+mod update;

@@ -1,0 +1,279 @@
+//! Waiting: until an instance is ready, whether it stays so, and until nobody is connected to it any more.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use palisade_core::apply::Undo;
+use palisade_core::instance::{Health, InstanceStatus, RunState};
+use palisade_core::names::InstanceId;
+use palisade_core::stack::Condition;
+use palisade_host::sockets::{self, Socket, SocketProto, Which};
+
+use super::{Adapters, HostError};
+use crate::observe;
+use crate::signals;
+
+/// How often the agent is asked while something is waited for.
+const POLL: Duration = Duration::from_millis(50);
+/// How often the kernel's sockets are listed while connections are to end.
+const DRAIN_POLL: Duration = Duration::from_millis(100);
+/// A process that is still there after this time did start; one that can't exits sooner.
+const SETTLED: Duration = Duration::from_millis(300);
+
+impl Adapters {
+    /// Until an instance is as far as it should be.
+    pub(super) fn wait(
+        &self,
+        id: &InstanceId,
+        condition: Condition,
+        timeout_ms: Option<u64>,
+    ) -> Result<Undo, HostError> {
+        let began = Instant::now();
+        let deadline = timeout_ms.map(|ms| began + Duration::from_millis(ms));
+        let failed = |what: String| Err(HostError::NotReady { id: id.clone(), what, log: self.log_end(id, 6) });
+        loop {
+            if signals::interrupted() {
+                return Err(HostError::Interrupted);
+            }
+            let status = self.status(id)?;
+            match judge(status.as_ref(), condition, began.elapsed()) {
+                Verdict::Reached => return Ok(Undo::Nothing),
+                Verdict::Never(what) => return failed(what),
+                Verdict::NotYet => {}
+            }
+            if deadline.is_some_and(|deadline| Instant::now() > deadline) {
+                let output = status.map(|status| last_line(&status)).unwrap_or_default();
+                let seconds = timeout_ms.unwrap_or(0).div_ceil(1_000);
+                let last = if output.is_empty() { String::new() } else { format!("; its last check said: {output}") };
+                return failed(match condition {
+                    Condition::ServiceStarted => format!("did not start within {seconds} s"),
+                    Condition::ServiceHealthy => format!("was not healthy after {seconds} s{last}"),
+                    Condition::ServiceCompletedSuccessfully => format!("was not done after {seconds} s"),
+                });
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    fn status(&self, id: &InstanceId) -> Result<Option<InstanceStatus>, HostError> {
+        Ok(self.agent()?.status()?.into_iter().find(|status| status.id == *id))
+    }
+
+    /// Fails when one of them ends, is started again or becomes unhealthy within the time.
+    pub(super) fn watch(&self, ids: &[InstanceId], time: Duration) -> Result<Undo, HostError> {
+        let end = Instant::now() + time;
+        let restarts = |id: &InstanceId| Ok::<_, HostError>(self.status(id)?.map_or(0, |status| status.restarts));
+        let before = ids.iter().map(restarts).collect::<Result<Vec<_>, _>>()?;
+        loop {
+            let now = self.agent()?.status()?;
+            for (id, before) in ids.iter().zip(&before) {
+                let status = now.iter().find(|status| status.id == *id);
+                if let Some(what) = gone_bad(status, *before) {
+                    let what = format!("{what} after it had taken over");
+                    return Err(HostError::NotReady { id: id.clone(), what, log: self.log_end(id, 6) });
+                }
+            }
+            if signals::interrupted() {
+                return Err(HostError::Interrupted);
+            }
+            if Instant::now() >= end {
+                return Ok(Undo::Nothing);
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Until nobody is connected to an instance, or the time is over: then what is open is told, and ends with it.
+    pub(super) fn drain(&self, id: &InstanceId, time: Duration) -> Result<Undo, HostError> {
+        let end = Instant::now() + time;
+        let cgroups = observe::cgroups_of(&self.layout, id);
+        // A server may stop to listen when it is told that it is about to end: the ports are those of the beginning.
+        let ports = listening_ports(&sockets::list(Which::All)?, &cgroups);
+        loop {
+            let open = sockets::list(Which::All)?.iter().filter(|socket| is_served(socket, &cgroups, &ports)).count();
+            if open == 0 {
+                return Ok(Undo::Nothing);
+            }
+            if signals::interrupted() {
+                return Err(HostError::Interrupted);
+            }
+            if Instant::now() >= end {
+                let seconds = time.as_millis().div_ceil(1_000);
+                let connections =
+                    if open == 1 { "1 connection is".to_owned() } else { format!("{open} connections are") };
+                eprintln!("{connections} still open to {id} after {seconds} s (`stop_grace_period`)");
+                return Ok(Undo::Nothing);
+            }
+            std::thread::sleep(DRAIN_POLL);
+        }
+    }
+}
+
+fn is_in(socket: &Socket, cgroups: &HashSet<u64>) -> bool {
+    socket.proto == SocketProto::Tcp && socket.cgroup_id.is_some_and(|id| cgroups.contains(&id))
+}
+
+/// TCP ports that something in these cgroups listens on.
+fn listening_ports(sockets: &[Socket], cgroups: &HashSet<u64>) -> HashSet<u16> {
+    let listening = sockets.iter().filter(|socket| socket.state == LISTENING && is_in(socket, cgroups));
+    listening.map(|socket| socket.local.port()).collect()
+}
+
+/// The kernel's numbers for the states of a TCP socket: `enum` in `include/net/tcp_states.h`.
+const LISTENING: u8 = 10;
+/// Open for both sides, not yet accepted, or only still open for the server.
+const OPEN: [u8; 3] = [1, 3, 8];
+
+/// A connection that somebody made to one of the ports. What the instance itself has connected to isn't one.
+fn is_served(socket: &Socket, cgroups: &HashSet<u64>, ports: &HashSet<u16>) -> bool {
+    is_in(socket, cgroups) && OPEN.contains(&socket.state) && ports.contains(&socket.local.port())
+}
+
+/// Why an instance that worked doesn't any more.
+fn gone_bad(status: Option<&InstanceStatus>, restarts: u32) -> Option<String> {
+    let Some(status) = status else { return Some("disappeared".to_owned()) };
+    match status.state {
+        RunState::Exited { code: 0 } => None,
+        RunState::Exited { code } => Some(format!("exited with {code}")),
+        RunState::BackingOff => Some("exited".to_owned()),
+        RunState::Starting | RunState::Running if status.restarts > restarts => Some("exited".to_owned()),
+        RunState::Starting | RunState::Running if status.health == Health::Unhealthy => {
+            Some(format!("became unhealthy ({})", last_line(status)))
+        }
+        RunState::Starting | RunState::Running => None,
+    }
+}
+
+enum Verdict {
+    Reached,
+    NotYet,
+    Never(String),
+}
+
+/// Whether an instance is as far as it should be, or can't be any more.
+fn judge(status: Option<&InstanceStatus>, condition: Condition, waited: Duration) -> Verdict {
+    let Some(status) = status else { return Verdict::Never("is not known to the agent".into()) };
+    match (status.state, condition) {
+        (RunState::Exited { code: 0 }, Condition::ServiceStarted | Condition::ServiceCompletedSuccessfully) => {
+            Verdict::Reached
+        }
+        (RunState::Exited { code }, _) => match &status.hook_failure {
+            Some(failure) => Verdict::Never(format!("was stopped: {failure}")),
+            None => Verdict::Never(format!("exited with {code}")),
+        },
+        (RunState::BackingOff, Condition::ServiceStarted) => Verdict::Never("exits as soon as it is started".into()),
+        (RunState::Running, Condition::ServiceStarted) if waited >= SETTLED => Verdict::Reached,
+        (RunState::Running, Condition::ServiceHealthy) => match status.health {
+            Health::Healthy => Verdict::Reached,
+            Health::None => Verdict::Never("has no health check".into()),
+            Health::Unhealthy => {
+                let output = last_line(status);
+                Verdict::Never(if output.is_empty() {
+                    "is unhealthy".into()
+                } else {
+                    format!("is unhealthy: {output}")
+                })
+            }
+            Health::Starting => Verdict::NotYet,
+        },
+        _ => Verdict::NotYet,
+    }
+}
+
+/// What a failed health check said last: of a stack trace, that is the reason.
+fn last_line(status: &InstanceStatus) -> String {
+    let output = status.health_output.as_deref().unwrap_or_default();
+    output.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use palisade_core::address::ServiceIndex;
+    use palisade_core::names::ServiceName;
+
+    fn status(state: RunState, health: Health) -> InstanceStatus {
+        InstanceStatus {
+            id: InstanceId { service: ServiceName::parse("db").unwrap(), number: 1 },
+            address: ServiceIndex(0).address().unwrap().instance(1),
+            spec_digest: String::new(),
+            state,
+            health,
+            pid: None,
+            restarts: 0,
+            started_at_s: 0,
+            health_output: Some("connection refused\n".into()),
+            hook_failure: None,
+        }
+    }
+
+    fn judged(state: RunState, health: Health, condition: Condition) -> String {
+        match judge(Some(&status(state, health)), condition, Duration::from_secs(1)) {
+            Verdict::Reached => "reached".into(),
+            Verdict::NotYet => "not yet".into(),
+            Verdict::Never(why) => why,
+        }
+    }
+
+    #[test]
+    fn waiting_ends_when_it_is_certain() {
+        use Condition::{ServiceCompletedSuccessfully as Done, ServiceHealthy as Healthy, ServiceStarted as Started};
+        let exited = |code| RunState::Exited { code };
+        assert_eq!(judged(RunState::Running, Health::None, Started), "reached");
+        assert_eq!(judged(RunState::Starting, Health::None, Started), "not yet");
+        assert_eq!(judged(exited(0), Health::None, Started), "reached", "a short job");
+        assert_eq!(judged(exited(1), Health::None, Started), "exited with 1");
+        assert_eq!(judged(RunState::BackingOff, Health::None, Started), "exits as soon as it is started");
+        assert_eq!(judged(RunState::BackingOff, Health::Starting, Healthy), "not yet", "it may recover");
+        assert_eq!(judged(RunState::Running, Health::Starting, Healthy), "not yet");
+        assert_eq!(judged(RunState::Running, Health::Healthy, Healthy), "reached");
+        assert_eq!(judged(RunState::Running, Health::Unhealthy, Healthy), "is unhealthy: connection refused");
+        assert_eq!(judged(RunState::Running, Health::None, Done), "not yet");
+        assert_eq!(judged(exited(0), Health::None, Done), "reached");
+        assert_eq!(judged(exited(2), Health::None, Done), "exited with 2");
+    }
+
+    #[test]
+    fn what_took_over_must_go_on_working() {
+        let bad = |state, health, restarts| {
+            let status = InstanceStatus { restarts, ..status(state, health) };
+            gone_bad(Some(&status), 1).unwrap_or_else(|| "good".into())
+        };
+        assert_eq!(bad(RunState::Running, Health::Healthy, 1), "good");
+        assert_eq!(bad(RunState::Running, Health::None, 1), "good");
+        assert_eq!(bad(RunState::Running, Health::Starting, 2), "exited");
+        assert_eq!(bad(RunState::BackingOff, Health::None, 1), "exited");
+        assert_eq!(bad(RunState::Exited { code: 0 }, Health::None, 1), "good", "a job that is done");
+        assert_eq!(bad(RunState::Exited { code: 3 }, Health::None, 1), "exited with 3");
+        assert_eq!(bad(RunState::Running, Health::Unhealthy, 1), "became unhealthy (connection refused)");
+        assert_eq!(gone_bad(None, 0).unwrap(), "disappeared");
+    }
+
+    #[test]
+    fn only_connections_that_others_made_are_drained() {
+        let socket = |local: &str, state, cgroup| Socket {
+            proto: SocketProto::Tcp,
+            local: local.parse().unwrap(),
+            remote: "127.77.9.1:40000".parse().unwrap(),
+            state,
+            v6_only: None,
+            interface: 0,
+            uid: 0,
+            inode: 1,
+            mark: None,
+            cgroup_id: Some(cgroup),
+        };
+        let sockets = [
+            socket("127.77.1.1:8081", 10, 7),
+            socket("127.77.1.1:8081", 1, 7),
+            socket("127.77.1.1:8081", 8, 7),
+            socket("127.77.1.1:8081", 6, 7),
+            socket("127.77.1.1:51234", 1, 7),
+            socket("127.77.1.2:8081", 1, 8),
+        ];
+        let cgroups = HashSet::from([7]);
+        let ports = listening_ports(&sockets, &cgroups);
+        assert_eq!(ports, HashSet::from([8081]));
+        assert_eq!(sockets.iter().filter(|socket| is_served(socket, &cgroups, &ports)).count(), 2);
+    }
+}
