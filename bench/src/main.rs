@@ -13,6 +13,7 @@ mod postgres;
 mod report;
 mod scratch;
 mod stats;
+mod updates;
 mod world;
 
 use anyhow::{Context, Result, bail};
@@ -24,7 +25,7 @@ use scratch::Scratch;
 
 /// What is to be measured, and how long.
 struct Options {
-    /// `data-path`, `loading`, `pgbench`, `policy`; none: all.
+    /// `data-path`, `loading`, `pgbench`, `policy`, `updates`; none: all.
     parts: Vec<String>,
     /// How often each measurement is repeated, all worlds in turn.
     rounds: usize,
@@ -42,7 +43,7 @@ struct Options {
     write: Option<PathBuf>,
 }
 
-const USAGE: &str = "usage: palisade-bench [data-path|loading|pgbench|policy]… [--rounds N] [--scale X] [--cpus SERVER,CLIENT] \
+const USAGE: &str = "usage: palisade-bench [data-path|loading|pgbench|policy|updates]… [--rounds N] [--scale X] [--cpus SERVER,CLIENT] \
                      [--no-docker] [--only WORK] [--without PROGRAM]… [--write FILE]";
 /// Set for the copy of this program that runs in namespaces of its own.
 const INSIDE: &str = "PALISADE_BENCH_REALM";
@@ -62,7 +63,7 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options> {
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} needs a value\n{USAGE}"));
         match argument.as_str() {
-            "data-path" | "loading" | "pgbench" | "policy" => options.parts.push(argument),
+            "data-path" | "loading" | "pgbench" | "policy" | "updates" => options.parts.push(argument),
             "--rounds" => options.rounds = value()?.parse()?,
             "--scale" => options.scale = value()?.parse()?,
             "--only" => options.only = Some(value()?),
@@ -78,7 +79,7 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options> {
         }
     }
     if options.parts.is_empty() {
-        options.parts = ["loading", "policy", "data-path", "pgbench"].map(String::from).to_vec();
+        options.parts = ["loading", "updates", "policy", "data-path", "pgbench"].map(String::from).to_vec();
     }
     Ok(options)
 }
@@ -88,6 +89,7 @@ fn run(options: &Options, realm: &str) -> Result<()> {
     for part in &options.parts {
         let table = match part.as_str() {
             "loading" => loading::measure(options, &scratch)?,
+            "updates" => updates::measure(options, &scratch)?,
             "policy" => policy::measure(options, &scratch)?,
             "data-path" => data_path::measure(options, &scratch)?,
             _ => postgres::measure(options, &scratch)?,

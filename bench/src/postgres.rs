@@ -87,7 +87,7 @@ pub(crate) fn measure(options: &Options, scratch: &Scratch) -> Result<String> {
 }
 
 /// The folder of the newest PostgreSQL of the distribution.
-fn programs() -> Result<PathBuf> {
+pub(crate) fn programs() -> Result<PathBuf> {
     let mut found: Vec<(u32, PathBuf)> = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()

@@ -217,7 +217,7 @@ impl Reader<'_> {
                 _ => None,
             });
             if matches!(action, Some(FailureAction::Pause | FailureAction::Continue)) {
-                self.push(never_half(node.span, "this"));
+                self.push(never_half(node.span, "`failure_action`"));
             }
             policy.failure_action = action;
         }
@@ -227,7 +227,7 @@ impl Reader<'_> {
             });
             policy.max_failure_milli = ratio.unwrap_or_default();
             if policy.max_failure_milli > 0 {
-                self.push(never_half(node.span, "a part that may fail"));
+                self.push(never_half(node.span, "`max_failure_ratio`"));
             }
         }
         if let Some(node) = fields.value("order") {
@@ -247,7 +247,7 @@ impl Reader<'_> {
 fn never_half(span: Span, what: &str) -> Diagnostic {
     Diagnostic::warning("no-effect", format!("{what} has no effect: an update that fails is undone as a whole"))
         .at(span, "")
-        .hint("write `failure_action: rollback`, or take it away")
+        .hint("take it away")
 }
 
 fn restarts_differ(policy: Span, restart: Span) -> Diagnostic {

@@ -479,7 +479,7 @@ fn a_file_with_every_setting_comes_up_changes_and_goes() {
 
     std::fs::write(&token, "hunter3").unwrap();
     let again = palisade(&["up"]).expect(0);
-    assert!(again.err.contains("stop app.1 (changed: secret.token)"), "{}", again.err);
+    assert!(again.err.contains("stop app.1 (changed: secret.token;"), "{}", again.err);
     host.wait_for_line("app", "before the stop");
     let shown = [up.out, up.err, again.out, again.err, events, palisade(&["plan", "--format", "json"]).out].concat();
     assert!(!shown.contains("hunter"), "{shown}");

@@ -297,7 +297,7 @@ fn a_change_touches_only_what_changed_and_new_names_reach_what_runs() {
         one.replace("volumes: {data: {}}", &(sleeper("two") + "volumes: {data: {}}")).replace("hunter2", "hunter3");
     stage.write(&two);
     let text = stage.up();
-    assert!(text.contains("stop db.1 (changed: environment.SECRET)") && !text.contains("hunter"), "{text}");
+    assert!(text.contains("stop db.1 (changed: environment.SECRET;") && !text.contains("hunter"), "{text}");
     assert!(text.contains("tell one.1 the addresses of"), "{text}");
     assert!(!text.contains("stop one.1") && !text.contains("stop app.1"), "{text}");
     let (_, ps) = stage.palisade(&["ps", "--format", "json"]);

@@ -59,14 +59,15 @@ services:
           - -u
           - -c
           - |
-            import http.client, threading, time
+            import http.client, sys, threading, time
             seen = {}
+            def tell(line): sys.stdout.write(line + '\n')
             def ask(connection, kind):
                 connection.request('GET', '/')
                 answer = connection.getresponse()
                 version = answer.read().decode()
                 if answer.status != 200: raise OSError(f'status {answer.status}')
-                if seen.get(kind) != version: print(kind, 'sees', version)
+                if seen.get(kind) != version: tell(f'{kind} sees {version}')
                 seen[kind] = version
                 return answer.getheader('Connection') == 'close'
             def often():
@@ -75,7 +76,7 @@ services:
                         connection = http.client.HTTPConnection('app', 8081, timeout=5)
                         ask(connection, 'new')
                         connection.close()
-                    except OSError as error: print('FAILED: new connection:', error)
+                    except OSError as error: tell(f'FAILED: new connection: {error}')
                     time.sleep(0.005)
             def kept():
                 while True:
@@ -84,7 +85,7 @@ services:
                         try:
                             if ask(connection, 'kept'): break
                         except OSError as error:
-                            print('FAILED: kept connection:', error)
+                            tell(f'FAILED: kept connection: {error}')
                             break
                         time.sleep(0.005)
                     connection.close()

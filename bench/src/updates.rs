@@ -1,0 +1,212 @@
+//! What clients notice while a service is updated, rolled back and given versions that don't work: nothing, or it is
+//! told.
+
+use anyhow::{Context, Result, bail};
+use palisade_host::link::{self, VethEnd};
+use palisade_host::netns::Netns;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::Options;
+use crate::postgres;
+use crate::report::table;
+use crate::scratch::Scratch;
+use crate::stats::median;
+
+const UPDATES: usize = 20;
+const ROLLBACKS: usize = 5;
+/// Versions that end at once, that answer with errors, and that die a second after they took over.
+const BAD: [&str; 3] = ["exits", "sick", "dies"];
+const HOST: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 1));
+const STRANGER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 2));
+/// Time between two changes, in which traffic goes on as usual.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// The stack, and traffic from inside and from outside.
+struct Stage {
+    palisade: PathBuf,
+    realm: String,
+    folder: PathBuf,
+    host: Netns,
+    outside: Option<Child>,
+    last_outside: Arc<Mutex<String>>,
+}
+
+impl Stage {
+    fn new(scratch: &Scratch) -> Result<Self> {
+        let palisade = std::env::current_exe()?.with_file_name("palisade");
+        if !palisade.exists() {
+            bail!("{} is not there: `cargo build --release -p palisade`", palisade.display());
+        }
+        let folder = scratch.folder.join("updates");
+        fs::create_dir_all(folder.join("programs")).context("making a folder")?;
+        fs::write(folder.join("programs/app.py"), include_str!("../updates/app.py"))?;
+        fs::write(folder.join("programs/load.py"), include_str!("../updates/load.py"))?;
+        let (host, internet) = (Netns::unnamed()?, Netns::unnamed()?);
+        let end = |netns| VethEnd { netns, name: "eth0", index: None, mac: None };
+        link::add_veth(end(&host), end(&internet))?;
+        for (netns, own) in [(&host, HOST), (&internet, STRANGER)] {
+            netns.run(|| -> Result<()> {
+                link::set_up("lo", false)?;
+                link::set_up("eth0", false)?;
+                Ok(link::add_address("eth0", own, 24)?)
+            })??;
+        }
+        let mut stage =
+            Self { palisade, realm: scratch.realm.clone(), folder, host, outside: None, last_outside: Arc::default() };
+        stage.write("1")?;
+        stage.expect(&["up", "--wait"], 0)?;
+        let mut load = Command::new("python3");
+        load.arg(stage.folder.join("programs/load.py")).arg(format!("{HOST}:8081")).stdout(Stdio::piped());
+        let mut load = internet.run(|| load.spawn())?.context("starting the traffic from outside")?;
+        let lines = BufReader::new(load.stdout.take().context("it is piped")?).lines();
+        let last = Arc::clone(&stage.last_outside);
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                *last.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = line;
+            }
+        });
+        stage.outside = Some(load);
+        std::thread::sleep(Duration::from_secs(2));
+        Ok(stage)
+    }
+
+    fn write(&self, version: &str) -> Result<()> {
+        let bin = postgres::programs()?;
+        let text = format!(
+            r#"name: updates
+x-palisade:
+  allow:
+    no-memory-limit: it lives for a measurement
+    stateful-without-backup: it lives for a measurement
+    no-healthcheck: it lives for a measurement
+services:
+  postgres:
+    expose: ["5432"]
+    volumes: ["data:/data"]
+    stop_signal: SIGINT
+    healthcheck: {{test: ["CMD", "{bin}/pg_isready", "-h", "127.0.0.1"], interval: 1s, start_period: 30s, start_interval: 100ms}}
+    x-palisade:
+      process:
+        user: postgres
+        command: ["/bin/sh", "-c", "test -e /data/db/PG_VERSION || {{ {bin}/initdb --auth trust --no-sync -D /data/db && echo 'host all all all trust' >/data/db/pg_hba.conf; }}; exec {bin}/postgres -D /data/db -c listen_addresses=* -c unix_socket_directories= -c fsync=off"]
+  app:
+    ports: ["8081:8081"]
+    environment: {{VERSION: "{version}"}}
+    volumes: ["./programs:/programs:ro"]
+    stop_grace_period: 2s
+    deploy: {{update_config: {{monitor: 2s}}}}
+    healthcheck:
+      test: ["CMD", "python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8081/', timeout=2)"]
+      interval: 1s
+      timeout: 5s
+      retries: 3
+      start_period: 2s
+      start_interval: 100ms
+    x-palisade: {{connect: [], process: {{user: nobody, command: [python3, /programs/app.py]}}}}
+  client:
+    volumes: ["./programs:/programs:ro"]
+    depends_on: {{postgres: {{condition: service_healthy}}, app: {{condition: service_healthy}}}}
+    x-palisade: {{process: {{user: nobody, command: [python3, /programs/load.py, "app:8081", "postgres:5432"]}}}}
+volumes: {{data: {{}}}}
+"#,
+            bin = bin.display(),
+        );
+        fs::write(self.folder.join("compose.yaml"), text).context("writing the Compose file")
+    }
+
+    fn palisade(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = Command::new(&self.palisade);
+        command.args(["--realm", &self.realm]).args(arguments).current_dir(&self.folder).stdin(Stdio::null());
+        self.host.run(|| command.output())?.with_context(|| format!("starting palisade {}", arguments.join(" ")))
+    }
+
+    fn expect(&self, arguments: &[&str], code: i32) -> Result<()> {
+        let output = self.palisade(arguments)?;
+        if output.status.code() != Some(code) {
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            bail!("`palisade {}` ended with {}, not with {code}:\n{text}", arguments.join(" "), output.status);
+        }
+        Ok(())
+    }
+
+    /// What each of the two sources of traffic told last.
+    fn told(&self) -> Result<[(&'static str, serde_json::Value); 2]> {
+        // Both tell it once a second.
+        std::thread::sleep(Duration::from_millis(2_500));
+        let inside = String::from_utf8(self.palisade(&["logs", "client"])?.stdout)?;
+        let last = inside.lines().rfind(|line| line.contains('{')).context("the client inside printed nothing")?;
+        let json = &last[last.find('{').unwrap_or(0)..];
+        let outside = self.last_outside.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+        let parse = |text: &str| serde_json::from_str(text).with_context(|| format!("reading {text:?}"));
+        Ok([("inside", parse(json)?), ("outside", parse(&outside)?)])
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if let Some(mut outside) = self.outside.take() {
+            let _ = outside.kill();
+            let _ = outside.wait();
+        }
+        if let Err(error) = self.expect(&["down", "--volumes", "--yes"], 0) {
+            eprintln!("palisade-bench: {error:#}");
+        }
+        for base in ["/run", "/var/lib", "/var/log"] {
+            let _ = fs::remove_dir_all(PathBuf::from(base).join(&self.realm));
+        }
+    }
+}
+
+fn failures(told: &[(&str, serde_json::Value); 2]) -> u64 {
+    told.iter().map(|(_, told)| told["failed"].as_u64().unwrap_or(u64::MAX)).fold(0, u64::saturating_add)
+}
+
+pub(crate) fn measure(_: &Options, scratch: &Scratch) -> Result<String> {
+    let stage = Stage::new(scratch)?;
+    let mut rows =
+        vec![["what", "how often", "time each (median)", "failed, inside and outside"].map(String::from).to_vec()];
+    let mut before = failures(&stage.told()?);
+    let mut act = |what: &str, often: usize, step: &mut dyn FnMut(usize) -> Result<()>| -> Result<()> {
+        let mut took_ns = Vec::new();
+        for number in 0..often {
+            let began = Instant::now();
+            step(number)?;
+            took_ns.push(began.elapsed().as_nanos() as f64);
+            std::thread::sleep(PAUSE);
+        }
+        let now = failures(&stage.told()?);
+        let time = median(&took_ns).map_or_else(String::new, |ns| format!("{:.1} s", ns / 1e9));
+        rows.push(vec![what.into(), often.to_string(), time, (now - before).to_string()]);
+        eprintln!("updates: {what}: {} failed", now - before);
+        before = now;
+        Ok(())
+    };
+    act("update", UPDATES, &mut |number| {
+        stage.write(&format!("{}", number + 2))?;
+        stage.expect(&["up"], 0)
+    })?;
+    act("rollback", ROLLBACKS, &mut |_| stage.expect(&["rollback", "--yes"], 0))?;
+    for bad in BAD {
+        act(&format!("a version that {bad}"), 1, &mut |_| {
+            stage.write(bad)?;
+            stage.expect(&["up"], 1)
+        })?;
+    }
+    let told = stage.told()?;
+    let mut text = table(&rows);
+    for (place, told) in told {
+        let done = told["done"].as_object().into_iter().flatten();
+        let done: Vec<_> = done.filter(|(_, n)| **n != 0).map(|(what, number)| format!("{number} {what}")).collect();
+        text += &format!("\nFrom {place}: {}; {} failed.\n", done.join(", "), told["failed"]);
+        if told["failed"] != 0 {
+            text += &format!("The first: {}\n", told["first"]);
+        }
+    }
+    Ok(text)
+}
