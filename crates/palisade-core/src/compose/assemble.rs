@@ -9,12 +9,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use super::extends::Extended;
 use super::file::looked_for;
 use super::include::Included;
 use super::keys::{self, Section};
+use super::parse::{self, Trees};
 use super::suggest::nearest;
 use super::yaml::{self, Data, Entry, NODES_MAX, Node};
 use super::{FILE_BYTES_MAX, InputFile, LoadInputs, ReadError, dotenv, fill, masks, merge, profiles};
@@ -29,8 +30,8 @@ const ALL_BYTES_MAX: usize = 4 * FILE_BYTES_MAX;
 /// Variables for `${…}`: the environment, then `.env`.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Variables {
-    pub(crate) environment: Rc<BTreeMap<String, String>>,
-    pub(crate) dot_env: Rc<BTreeMap<String, String>>,
+    pub(crate) environment: Arc<BTreeMap<String, String>>,
+    pub(crate) dot_env: Arc<BTreeMap<String, String>>,
     pub(crate) project: Option<String>,
 }
 
@@ -51,7 +52,7 @@ pub(crate) struct Origin {
 
 /// One for each file of the source map.
 #[derive(Debug, Default)]
-pub(crate) struct Origins(Vec<Rc<Origin>>);
+pub(crate) struct Origins(Vec<Arc<Origin>>);
 
 impl Origins {
     pub(crate) fn of(&self, span: Span) -> &Origin {
@@ -62,7 +63,7 @@ impl Origins {
 /// All files as one.
 #[derive(Debug)]
 pub(crate) struct Assembled {
-    pub(crate) root: Rc<Node>,
+    pub(crate) root: Arc<Node>,
     pub(crate) origins: Origins,
     pub(crate) project: Option<ProjectName>,
     /// Services that no active profile asks for: only their form is checked.
@@ -72,7 +73,15 @@ pub(crate) struct Assembled {
 /// One file whose variables aren't filled in yet.
 pub(crate) struct Parsed {
     pub(crate) path: PathBuf,
-    documents: Vec<Rc<Node>>,
+    documents: Vec<Arc<Node>>,
+}
+
+/// Why a file is not even parsed.
+enum Refusal {
+    /// It is no text, or too large for one.
+    NoText(Box<Diagnostic>),
+    /// With it there are more than so many files, or bytes.
+    NoRoom(String),
 }
 
 pub(crate) struct Assembler<'a> {
@@ -113,18 +122,26 @@ impl<'a> Assembler<'a> {
 
     /// `None`: there is nothing that could be read on; why was reported.
     pub(crate) fn assemble(mut self) -> Option<Assembled> {
-        let environment = Rc::new(self.inputs.environment.clone());
+        let environment = Arc::new(self.inputs.environment.clone());
         let mut variables = Variables { environment, ..Variables::default() };
-        variables.dot_env = Rc::new(self.env_files(&variables));
+        variables.dot_env = Arc::new(self.env_files(&variables));
         let mut origin = Origin { directory: self.inputs.project_dir.to_owned(), variables };
         // All of them are parsed before any is filled in: the last one that has a `name` gives the project's.
-        let early = Rc::new(origin.clone());
-        let parsed: Vec<_> = self.inputs.files.iter().map(|file| self.parse(file, &early)).collect();
+        let early = Arc::new(origin.clone());
+        let files = self.inputs.files;
+        let admitted: Vec<_> = files.iter().map(|file| self.admit(file, &early)).collect();
+        let texts: Vec<_> = admitted.iter().filter_map(|admitted| admitted.as_ref().ok().copied()).collect();
+        let mut trees = parse::all(&texts).into_iter();
+        let parsed = files.iter().zip(admitted).map(|(file, admitted)| {
+            let trees = admitted.is_ok().then(|| trees.next()).flatten();
+            self.take_in(file, admitted, trees)
+        });
+        let parsed: Vec<_> = parsed.collect();
         let files = parsed.into_iter().collect::<Option<Vec<_>>>()?;
         let project = self.project(&files, &origin.variables);
         origin.variables.project = project.as_ref().map(ToString::to_string);
-        let origin = Rc::new(origin);
-        self.origins.0.iter_mut().for_each(|known| *known = Rc::clone(&origin));
+        let origin = Arc::new(origin);
+        self.origins.0.iter_mut().for_each(|known| *known = Arc::clone(&origin));
         let root = self.model(files)?;
         let root = merge::finish(&root, self.sink);
         let (root, inactive) = profiles::select(root, self.inputs, self.sink);
@@ -132,8 +149,8 @@ impl<'a> Assembler<'a> {
     }
 
     /// Files that make up one model: later ones are merged over earlier ones.
-    pub(crate) fn model(&mut self, files: Vec<Parsed>) -> Option<Rc<Node>> {
-        let mut merged: Option<Rc<Node>> = None;
+    pub(crate) fn model(&mut self, files: Vec<Parsed>) -> Option<Arc<Node>> {
+        let mut merged: Option<Arc<Node>> = None;
         for file in files {
             self.included.open.push(file.path);
             for document in file.documents {
@@ -151,8 +168,8 @@ impl<'a> Assembler<'a> {
     }
 
     /// The documents of a file as one, filled in, with all their `extends` and `include` as written.
-    pub(crate) fn as_written(&mut self, file: Parsed) -> Option<Rc<Node>> {
-        let mut merged: Option<Rc<Node>> = None;
+    pub(crate) fn as_written(&mut self, file: Parsed) -> Option<Arc<Node>> {
+        let mut merged: Option<Arc<Node>> = None;
         for document in file.documents {
             let tree = self.fill(document);
             merged = Some(match merged {
@@ -163,15 +180,15 @@ impl<'a> Assembler<'a> {
         merged
     }
 
-    fn fill(&mut self, document: Rc<Node>) -> Rc<Node> {
+    fn fill(&mut self, document: Arc<Node>) -> Arc<Node> {
         masks::literals(&document, self.sources, self.masked);
         let origin = self.origin(document.span);
         fill::fill(document, &origin.variables, self.sources, self.sink)
     }
 
     /// The file that something was written in.
-    pub(crate) fn origin(&self, span: Span) -> Rc<Origin> {
-        Rc::clone(&self.origins.0[span.file.index()])
+    pub(crate) fn origin(&self, span: Span) -> Arc<Origin> {
+        Arc::clone(&self.origins.0[span.file.index()])
     }
 
     /// Counts values that were brought in or multiplied. `false`: it is too much, and nothing more must be made.
@@ -193,7 +210,7 @@ impl<'a> Assembler<'a> {
         }
         let name = self.inputs.others.name(path);
         match read_other(self.inputs, path) {
-            Ok(contents) => self.parse(&InputFile { name: &name, path, contents: &contents }, &Rc::new(origin)),
+            Ok(contents) => self.parse(&InputFile { name: &name, path, contents: &contents }, &Arc::new(origin)),
             Err(why) => {
                 let diagnostic = Diagnostic::error("no-file", format!("{written} can't be read: {why}"));
                 let looked_for = looked_for(written, path);
@@ -229,23 +246,51 @@ impl<'a> Assembler<'a> {
     }
 
     /// Adds a file to the source map and parses it. `None` when it can't be a Compose file.
-    pub(crate) fn parse(&mut self, file: &InputFile<'_>, origin: &Rc<Origin>) -> Option<Parsed> {
-        let text = text_of(file).map_err(|problem| self.sink.push(*problem)).ok()?;
+    fn parse(&mut self, file: &InputFile<'_>, origin: &Arc<Origin>) -> Option<Parsed> {
+        let admitted = self.admit(file, origin);
+        let trees = admitted.as_ref().ok().map(|(id, text)| yaml::parse(text, *id));
+        self.take_in(file, admitted, trees)
+    }
+
+    /// Adds a file to the source map, if it is text and there is room for it. Nothing is told yet, so that what is
+    /// told stays in the order of the files.
+    fn admit<'f>(&mut self, file: &InputFile<'f>, origin: &Arc<Origin>) -> Result<(FileId, &'f str), Refusal> {
+        let text = text_of(file).map_err(Refusal::NoText)?;
         self.bytes = self.bytes.saturating_add(text.len());
-        let many = self.origins.0.len() >= FILES_MAX;
-        if many || self.bytes > ALL_BYTES_MAX {
-            if !std::mem::replace(&mut self.exhausted, true) {
-                let limit =
-                    if many { format!("{FILES_MAX} files") } else { format!("{} MiB of files", ALL_BYTES_MAX >> 20) };
-                let message = format!("with {}, this stack has more than {limit}", quoted(file.name));
-                let hint = "put the services into fewer files, or into several stacks";
-                self.sink.push(Diagnostic::error("too-large", message).hint(hint));
-            }
-            return None;
+        if self.origins.0.len() >= FILES_MAX {
+            return Err(Refusal::NoRoom(format!("{FILES_MAX} files")));
         }
-        let id = self.sources.add(file.name, text)?;
-        self.origins.0.push(Rc::clone(origin));
-        let (documents, problems) = yaml::parse(text, id);
+        if self.bytes > ALL_BYTES_MAX {
+            return Err(Refusal::NoRoom(format!("{} MiB of files", ALL_BYTES_MAX >> 20)));
+        }
+        let id = self.sources.add(file.name, text).ok_or_else(|| Refusal::NoRoom(format!("{FILES_MAX} files")))?;
+        self.origins.0.push(Arc::clone(origin));
+        Ok((id, text))
+    }
+
+    /// The trees of a file that was admitted, or why there are none. `None` when it can't be a Compose file.
+    fn take_in(
+        &mut self,
+        file: &InputFile<'_>,
+        admitted: Result<(FileId, &str), Refusal>,
+        trees: Option<Trees>,
+    ) -> Option<Parsed> {
+        let (id, text) = match admitted {
+            Ok(admitted) => admitted,
+            Err(Refusal::NoText(problem)) => {
+                self.sink.push(*problem);
+                return None;
+            }
+            Err(Refusal::NoRoom(limit)) => {
+                if !std::mem::replace(&mut self.exhausted, true) {
+                    let message = format!("with {}, this stack has more than {limit}", quoted(file.name));
+                    let hint = "put the services into fewer files, or into several stacks";
+                    self.sink.push(Diagnostic::error("too-large", message).hint(hint));
+                }
+                return None;
+            }
+        };
+        let (documents, problems) = trees?;
         for problem in problems {
             self.sink.push(problem);
         }
@@ -255,7 +300,7 @@ impl<'a> Assembler<'a> {
             documents.retain(|document| !document.is_null());
         }
         if documents.is_empty() {
-            documents.push(Rc::new(Node::made(Span { file: id, start: 0, end: 0 }, Data::Null)));
+            documents.push(Arc::new(Node::made(Span { file: id, start: 0, end: 0 }, Data::Null)));
         }
         for root in &documents {
             if !matches!(root.data, Data::Map(_)) {
@@ -328,7 +373,7 @@ impl<'a> Assembler<'a> {
         let written = trees.rev().filter_map(|tree| tree.get("name")).find(|entry| !entry.value.is_null());
         if let Some(entry) = written {
             // What is wrong with its variables is told when the whole tree is filled in.
-            let value = fill::fill(Rc::clone(&entry.value), variables, self.sources, &mut Sink::default());
+            let value = fill::fill(Arc::clone(&entry.value), variables, self.sources, &mut Sink::default());
             let Data::Scalar(scalar) = &value.data else {
                 if !matches!(entry.value.data, Data::Scalar(_)) {
                     let message = format!("`name` is a single value, but this is {}", value.kind());

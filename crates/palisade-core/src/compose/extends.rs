@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use super::assemble::{Assembler, Origin, Variables, is_remote, join, remote};
 use super::suggest::nearest;
@@ -26,7 +26,7 @@ pub(crate) struct Extended {
 #[derive(Debug)]
 struct BaseFile {
     path: PathBuf,
-    dot_env: Rc<BTreeMap<String, String>>,
+    dot_env: Arc<BTreeMap<String, String>>,
     /// `None`: it can't be read, which was told.
     base: Option<usize>,
 }
@@ -36,14 +36,14 @@ struct BaseFile {
 struct Base {
     /// Of another file: what messages call it.
     name: Option<String>,
-    services: HashMap<String, Rc<Node>>,
+    services: HashMap<String, Arc<Node>>,
     done: HashMap<String, Complete>,
 }
 
 /// A service with everything that it extends.
 #[derive(Clone, Debug)]
 struct Complete {
-    node: Rc<Node>,
+    node: Arc<Node>,
     depth: usize,
 }
 
@@ -57,7 +57,7 @@ struct Wanted {
 
 impl Assembler<'_> {
     /// The tree with all its services complete.
-    pub(crate) fn extend(&mut self, tree: Rc<Node>) -> Rc<Node> {
+    pub(crate) fn extend(&mut self, tree: Arc<Node>) -> Arc<Node> {
         let Some(Entry { value: services, .. }) = tree.get("services") else { return tree };
         let Data::Map(entries) = &services.data else { return tree };
         if entries.iter().all(|entry| entry.value.get("extends").is_none()) {
@@ -66,7 +66,7 @@ impl Assembler<'_> {
         let base = self.extended.add(None, entries);
         let complete = entries.iter().map(|entry| {
             let complete = self.complete(base, &entry.key, &mut Vec::new());
-            Entry { value: complete.map_or_else(|| Rc::clone(&entry.value), |c| c.node), ..entry.clone() }
+            Entry { value: complete.map_or_else(|| Arc::clone(&entry.value), |c| c.node), ..entry.clone() }
         });
         let complete = services.with(Data::Map(complete.collect()));
         tree.replacing("services", &complete)
@@ -77,7 +77,7 @@ impl Assembler<'_> {
         if let Some(done) = self.extended.bases[base].done.get(name) {
             return Some(done.clone());
         }
-        let service = Rc::clone(self.extended.bases[base].services.get(name)?);
+        let service = Arc::clone(self.extended.bases[base].services.get(name)?);
         let complete = match service.get("extends") {
             None => Complete { node: service, depth: 0 },
             Some(extends) => {
@@ -100,7 +100,7 @@ impl Assembler<'_> {
         &mut self,
         base: usize,
         extends: &Entry,
-        alone: &Rc<Node>,
+        alone: &Arc<Node>,
         trail: &mut Vec<(usize, String, Span)>,
     ) -> Option<Complete> {
         if extends.value.is_null() || extends.value.tag == MergeTag::Reset {
@@ -170,7 +170,7 @@ impl Assembler<'_> {
         true
     }
 
-    fn wanted(&mut self, node: &Rc<Node>) -> Option<Wanted> {
+    fn wanted(&mut self, node: &Arc<Node>) -> Option<Wanted> {
         if let Data::Scalar(scalar) = &node.data {
             return Some(Wanted { service: scalar.text.clone(), service_span: node.span, file: None });
         }
@@ -207,12 +207,12 @@ impl Assembler<'_> {
     fn base_of_file(&mut self, path: &Path, written: &str, at: Span) -> Option<usize> {
         let Origin { variables, .. } = &*self.origin(at);
         let dot_env = &variables.dot_env;
-        let known = self.extended.files.iter().find(|file| file.path == path && Rc::ptr_eq(&file.dot_env, dot_env));
+        let known = self.extended.files.iter().find(|file| file.path == path && Arc::ptr_eq(&file.dot_env, dot_env));
         if let Some(known) = known {
             return known.base;
         }
         let base = self.read_base(path, written, at, variables.clone());
-        self.extended.files.push(BaseFile { path: path.to_owned(), dot_env: Rc::clone(dot_env), base });
+        self.extended.files.push(BaseFile { path: path.to_owned(), dot_env: Arc::clone(dot_env), base });
         base
     }
 
@@ -233,7 +233,7 @@ impl Assembler<'_> {
 
 impl Extended {
     fn add(&mut self, name: Option<String>, services: &[Entry]) -> usize {
-        let services = services.iter().map(|entry| (entry.key.clone(), Rc::clone(&entry.value))).collect();
+        let services = services.iter().map(|entry| (entry.key.clone(), Arc::clone(&entry.value))).collect();
         self.bases.push(Base { name, services, done: HashMap::new() });
         self.bases.len() - 1
     }

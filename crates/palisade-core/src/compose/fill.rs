@@ -4,7 +4,7 @@
 //! never with a variable's value.
 
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use super::assemble::Variables;
 use super::interpolate::{self, Problem, ProblemKind};
@@ -14,7 +14,7 @@ use crate::diagnostic::{Diagnostic, Sink, SourceMap, Span, quoted};
 /// The tree with all variables filled in. A value that has a mistake becomes nothing, after it was reported.
 ///
 /// What nobody else holds is changed where it is, without a copy.
-pub(crate) fn fill(mut root: Rc<Node>, variables: &Variables, sources: &SourceMap, sink: &mut Sink) -> Rc<Node> {
+pub(crate) fn fill(mut root: Arc<Node>, variables: &Variables, sources: &SourceMap, sink: &mut Sink) -> Arc<Node> {
     Filler { variables, sources, sink, done: HashMap::new() }.node(&mut root);
     root
 }
@@ -25,12 +25,12 @@ struct Filler<'a> {
     sink: &'a mut Sink,
     /// What aliases share is filled in once, and shared again. The old node is kept as well, so that it stays shared
     /// until the last of its places was seen.
-    done: HashMap<*const Node, (Rc<Node>, Rc<Node>)>,
+    done: HashMap<*const Node, (Arc<Node>, Arc<Node>)>,
 }
 
 impl Filler<'_> {
-    fn node(&mut self, node: &mut Rc<Node>) {
-        match Rc::get_mut(node) {
+    fn node(&mut self, node: &mut Arc<Node>) {
+        match Arc::get_mut(node) {
             Some(own) => {
                 let span = own.span;
                 match &mut own.data {
@@ -46,33 +46,33 @@ impl Filler<'_> {
         }
     }
 
-    fn shared(&mut self, node: &Rc<Node>) -> Rc<Node> {
-        if let Some((_, done)) = self.done.get(&Rc::as_ptr(node)) {
-            return Rc::clone(done);
+    fn shared(&mut self, node: &Arc<Node>) -> Arc<Node> {
+        if let Some((_, done)) = self.done.get(&Arc::as_ptr(node)) {
+            return Arc::clone(done);
         }
         let filled = match &node.data {
-            Data::Null => Rc::clone(node),
-            Data::Scalar(scalar) if !scalar.text.contains('$') => Rc::clone(node),
+            Data::Null => Arc::clone(node),
+            Data::Scalar(scalar) if !scalar.text.contains('$') => Arc::clone(node),
             Data::Scalar(scalar) => node.with(self.scalar(scalar, node.span)),
             Data::List(items) => {
                 let filled: Vec<_> = items.iter().map(|item| self.shared(item)).collect();
-                if filled.iter().zip(items).all(|(new, old)| Rc::ptr_eq(new, old)) {
-                    Rc::clone(node)
+                if filled.iter().zip(items).all(|(new, old)| Arc::ptr_eq(new, old)) {
+                    Arc::clone(node)
                 } else {
                     node.with(Data::List(filled))
                 }
             }
             Data::Map(entries) => {
                 let filled: Vec<_> = entries.iter().map(|entry| self.shared(&entry.value)).collect();
-                if filled.iter().zip(entries).all(|(new, old)| Rc::ptr_eq(new, &old.value)) {
-                    Rc::clone(node)
+                if filled.iter().zip(entries).all(|(new, old)| Arc::ptr_eq(new, &old.value)) {
+                    Arc::clone(node)
                 } else {
                     let filled = entries.iter().zip(filled);
                     node.with(Data::Map(filled.map(|(entry, value)| Entry { value, ..entry.clone() }).collect()))
                 }
             }
         };
-        self.done.insert(Rc::as_ptr(node), (Rc::clone(node), Rc::clone(&filled)));
+        self.done.insert(Arc::as_ptr(node), (Arc::clone(node), Arc::clone(&filled)));
         filled
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use super::assemble::{Assembler, Origin, Parsed, Variables, is_remote, join, read_other, remote};
 use super::file::looked_for;
@@ -23,7 +23,7 @@ pub(crate) struct Included {
     /// The files that are being read, each included by the one before it.
     pub(crate) open: Vec<PathBuf>,
     /// An application is read once, whoever includes it with the same variables. `None`: it can't be, which was told.
-    done: Vec<(Inclusion, Option<Rc<Node>>)>,
+    done: Vec<(Inclusion, Option<Arc<Node>>)>,
 }
 
 /// An application to include: all that its meaning depends on.
@@ -31,7 +31,7 @@ pub(crate) struct Included {
 struct Inclusion {
     paths: Vec<PathBuf>,
     directory: PathBuf,
-    dot_env: Rc<BTreeMap<String, String>>,
+    dot_env: Arc<BTreeMap<String, String>>,
 }
 
 /// A path as written in an `include`.
@@ -44,7 +44,7 @@ struct Written {
 
 impl Assembler<'_> {
     /// The tree with what it includes.
-    pub(crate) fn include(&mut self, tree: Rc<Node>) -> Rc<Node> {
+    pub(crate) fn include(&mut self, tree: Arc<Node>) -> Arc<Node> {
         let Some(entry) = tree.get("include") else { return tree };
         let mut whole = tree.without("include");
         let items = match &entry.value.data {
@@ -65,7 +65,7 @@ impl Assembler<'_> {
     }
 
     /// One application that is included.
-    fn part(&mut self, item: &Rc<Node>) -> Option<Rc<Node>> {
+    fn part(&mut self, item: &Arc<Node>) -> Option<Arc<Node>> {
         let (paths, directory, env_files) = match &item.data {
             Data::Scalar(_) => (self.paths(item, "`path`")?, None, None),
             Data::Map(_) => {
@@ -99,7 +99,7 @@ impl Assembler<'_> {
         if !self.may_open(&paths) {
             return None;
         }
-        let dot_env = Rc::clone(&variables.dot_env);
+        let dot_env = Arc::clone(&variables.dot_env);
         let inclusion = Inclusion { paths: paths.iter().map(|p| p.path.clone()).collect(), directory, dot_env };
         if let Some((_, known)) = self.included.done.iter().find(|(known, _)| *known == inclusion) {
             return known.clone();
@@ -137,7 +137,7 @@ impl Assembler<'_> {
     }
 
     /// One path or a list of them; they start where the file that they are written in says.
-    fn paths(&mut self, node: &Rc<Node>, what: &str) -> Option<Vec<Written>> {
+    fn paths(&mut self, node: &Arc<Node>, what: &str) -> Option<Vec<Written>> {
         let items = match &node.data {
             Data::Scalar(_) => std::slice::from_ref(node),
             Data::List(items) => items,
@@ -198,20 +198,20 @@ impl Assembler<'_> {
             }
         }
         own.extend(around.dot_env.iter().map(|(name, value)| (name.clone(), value.clone())));
-        let dot_env = if own == *around.dot_env { Rc::clone(&around.dot_env) } else { Rc::new(own) };
+        let dot_env = if own == *around.dot_env { Arc::clone(&around.dot_env) } else { Arc::new(own) };
         Variables { dot_env, ..around.clone() }
     }
 
     /// What was included, below what the tree itself says.
-    fn import(&mut self, part: &Rc<Node>, whole: &Rc<Node>) -> Rc<Node> {
+    fn import(&mut self, part: &Arc<Node>, whole: &Arc<Node>) -> Arc<Node> {
         let mut taken = Vec::new();
-        let Data::Map(entries) = &part.data else { return Rc::clone(whole) };
+        let Data::Map(entries) = &part.data else { return Arc::clone(whole) };
         for entry in entries.iter().filter(|entry| TAKEN.contains(&entry.key.as_str())) {
             let mine = whole.get(&entry.key).map(|mine| &mine.value);
             let value = match (&entry.value.data, mine) {
                 (Data::Map(theirs), Some(mine)) => {
                     let differs = |their: &&Entry| match mine.get(&their.key) {
-                        Some(my) if Rc::ptr_eq(&my.value, &their.value) || merge::same(&my.value, &their.value) => {
+                        Some(my) if Arc::ptr_eq(&my.value, &their.value) || merge::same(&my.value, &their.value) => {
                             false
                         }
                         Some(my) if entry.key != "x-palisade" => {
@@ -222,14 +222,14 @@ impl Assembler<'_> {
                     };
                     entry.value.with(Data::Map(theirs.iter().filter(differs).cloned().collect()))
                 }
-                _ => Rc::clone(&entry.value),
+                _ => Arc::clone(&entry.value),
             };
             taken.push(Entry { value, ..entry.clone() });
         }
         if !self.afford(part.weight(), part.span) {
-            return Rc::clone(whole);
+            return Arc::clone(whole);
         }
-        let below = Rc::new(Node::made(part.span, Data::Map(taken)));
+        let below = Arc::new(Node::made(part.span, Data::Map(taken)));
         merge::merge(below, whole, &keys::TOP, self.sink)
     }
 

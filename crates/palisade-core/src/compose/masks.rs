@@ -2,7 +2,7 @@
 //!
 //! They are looked for in every file as it is read, whether or not its value is used in the end.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use super::LoadInputs;
 use super::canonical::mask::is_secret_name;
@@ -10,7 +10,7 @@ use super::yaml::{Data, Node};
 use crate::diagnostic::{Diagnostic, SourceMap, Span};
 
 /// Adds the places of all such values. Variables are not filled in yet: their names stay readable.
-pub(crate) fn literals(root: &Rc<Node>, sources: &SourceMap, masked: &mut Vec<Span>) {
+pub(crate) fn literals(root: &Arc<Node>, sources: &SourceMap, masked: &mut Vec<Span>) {
     let mut masks = Masks { sources, masked };
     for service in values(root, "services") {
         masks.environment(service);
@@ -31,7 +31,7 @@ pub(crate) fn literals(root: &Rc<Node>, sources: &SourceMap, masked: &mut Vec<Sp
 }
 
 /// The values of a mapping below the top.
-fn values<'n>(root: &'n Node, section: &str) -> impl Iterator<Item = &'n Rc<Node>> {
+fn values<'n>(root: &'n Node, section: &str) -> impl Iterator<Item = &'n Arc<Node>> {
     let entries = match root.get(section).map(|entry| &entry.value.data) {
         Some(Data::Map(entries)) => entries.as_slice(),
         _ => &[],
@@ -49,7 +49,7 @@ impl Masks<'_> {
         self.pairs(node.get("environment").map(|entry| &entry.value));
     }
 
-    fn pairs(&mut self, node: Option<&Rc<Node>>) {
+    fn pairs(&mut self, node: Option<&Arc<Node>>) {
         match node.map(|node| &node.data) {
             Some(Data::Map(entries)) => entries.iter().for_each(|entry| self.value(&entry.value, 0)),
             Some(Data::List(items)) => {

@@ -7,7 +7,7 @@
 //! that is the same thing, and nothing written (`key:`) leaves what was there.
 
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use super::keys::{self, Identity, Pairs, Repeats, Section, Shape, Short};
 use super::yaml::{Data, Entry, MergeTag, Node, Scalar};
@@ -19,18 +19,18 @@ use crate::diagnostic::{Diagnostic, Sink, quoted};
 /// and then over that of an earlier file: [`finish`] comes last.
 ///
 /// What nobody else holds of the earlier tree is changed where it is, without a copy.
-pub(crate) fn merge(earlier: Rc<Node>, later: &Rc<Node>, section: &'static Section, sink: &mut Sink) -> Rc<Node> {
+pub(crate) fn merge(earlier: Arc<Node>, later: &Arc<Node>, section: &'static Section, sink: &mut Sink) -> Arc<Node> {
     Merger { sink }.value(earlier, later, Shape::Section(section), section.what)
 }
 
 /// The service `later` over the one that it extends. What the extended one's own file took away is gone.
-pub(crate) fn service(earlier: &Rc<Node>, later: &Rc<Node>, sink: &mut Sink) -> Rc<Node> {
+pub(crate) fn service(earlier: &Arc<Node>, later: &Arc<Node>, sink: &mut Sink) -> Arc<Node> {
     let earlier = finish(earlier, sink);
     merge(earlier, later, &keys::SERVICE, sink)
 }
 
 /// Takes away what `!reset` stands at, once nothing more is merged.
-pub(crate) fn finish(root: &Rc<Node>, sink: &mut Sink) -> Rc<Node> {
+pub(crate) fn finish(root: &Arc<Node>, sink: &mut Sink) -> Arc<Node> {
     Finisher { sink, done: HashMap::new() }.node(root)
 }
 
@@ -60,16 +60,16 @@ struct Merger<'s> {
 
 impl Merger<'_> {
     /// `name` is the key's, for messages.
-    fn value(&mut self, earlier: Rc<Node>, later: &Rc<Node>, shape: Shape, name: &str) -> Rc<Node> {
+    fn value(&mut self, earlier: Arc<Node>, later: &Arc<Node>, shape: Shape, name: &str) -> Arc<Node> {
         if later.tag != MergeTag::None || earlier.tag == MergeTag::Reset || earlier.is_null() {
-            return Rc::clone(later);
+            return Arc::clone(later);
         }
         // A command that is nothing is one of the things that a command can be: the image's.
         if later.is_null() && !matches!(shape, Shape::Command | Shape::Test) {
             return earlier;
         }
         match shape {
-            Shape::Command | Shape::Test | Shape::Whole => Rc::clone(later),
+            Shape::Command | Shape::Test | Shape::Whole => Arc::clone(later),
             Shape::One(_) => self.one(&earlier, later, name),
             Shape::List(_, repeats) => self.list(&earlier, later, repeats, false, name),
             Shape::OneOrList(_, repeats) => self.list(&earlier, later, repeats, true, name),
@@ -89,32 +89,32 @@ impl Merger<'_> {
         }
     }
 
-    fn section(&mut self, earlier: Rc<Node>, later: &Rc<Node>, section: &'static Section, name: &str) -> Rc<Node> {
+    fn section(&mut self, earlier: Arc<Node>, later: &Arc<Node>, section: &'static Section, name: &str) -> Arc<Node> {
         if section.identity == Identity::Driver && differ(&earlier, later, "driver") {
-            return Rc::clone(later);
+            return Arc::clone(later);
         }
         self.map(earlier, later, name, |key| section.key(key).map_or(Shape::Any, |key| key.shape))
     }
 
     fn map(
         &mut self,
-        mut earlier: Rc<Node>,
-        later: &Rc<Node>,
+        mut earlier: Arc<Node>,
+        later: &Arc<Node>,
         name: &str,
         shape_of: impl Fn(&str) -> Shape,
-    ) -> Rc<Node> {
+    ) -> Arc<Node> {
         let (Data::Map(old), Data::Map(new)) = (&earlier.data, &later.data) else {
             return self.conflict(&earlier, later, name);
         };
         let places = places(old, new);
-        let mut entries = match Rc::get_mut(&mut earlier).map(|own| &mut own.data) {
+        let mut entries = match Arc::get_mut(&mut earlier).map(|own| &mut own.data) {
             Some(Data::Map(own)) => std::mem::take(own),
             _ => entries_of(&earlier).to_vec(),
         };
         for (entry, place) in new.iter().zip(places) {
             match place {
                 Some(at) => {
-                    let before = std::mem::replace(&mut entries[at].value, Rc::clone(&entry.value));
+                    let before = std::mem::replace(&mut entries[at].value, Arc::clone(&entry.value));
                     entries[at].value = self.value(before, &entry.value, shape_of(&entry.key), &entry.key);
                 }
                 None => entries.push(entry.clone()),
@@ -123,36 +123,43 @@ impl Merger<'_> {
         later.with(Data::Map(entries))
     }
 
-    fn one(&mut self, earlier: &Rc<Node>, later: &Rc<Node>, name: &str) -> Rc<Node> {
+    fn one(&mut self, earlier: &Arc<Node>, later: &Arc<Node>, name: &str) -> Arc<Node> {
         match (&earlier.data, &later.data) {
-            (Data::Scalar(_), Data::Scalar(_)) => Rc::clone(later),
+            (Data::Scalar(_), Data::Scalar(_)) => Arc::clone(later),
             _ => self.conflict(earlier, later, name),
         }
     }
 
     /// What no table describes: mappings and lists grow, all else is replaced.
-    fn any(&mut self, earlier: &Rc<Node>, later: &Rc<Node>, name: &str) -> Rc<Node> {
+    fn any(&mut self, earlier: &Arc<Node>, later: &Arc<Node>, name: &str) -> Arc<Node> {
         match (&earlier.data, &later.data) {
-            (Data::Map(_), Data::Map(_)) => self.map(Rc::clone(earlier), later, name, |_| Shape::Any),
+            (Data::Map(_), Data::Map(_)) => self.map(Arc::clone(earlier), later, name, |_| Shape::Any),
             (Data::List(old), Data::List(new)) => later.with(Data::List(old.iter().chain(new).cloned().collect())),
-            (Data::Scalar(_), _) => Rc::clone(later),
+            (Data::Scalar(_), _) => Arc::clone(later),
             _ => self.conflict(earlier, later, name),
         }
     }
 
-    fn list(&mut self, earlier: &Rc<Node>, later: &Rc<Node>, repeats: Repeats, one_too: bool, name: &str) -> Rc<Node> {
+    fn list(
+        &mut self,
+        earlier: &Arc<Node>,
+        later: &Arc<Node>,
+        repeats: Repeats,
+        one_too: bool,
+        name: &str,
+    ) -> Arc<Node> {
         let (Some(old), Some(new)) = (items_of(earlier, one_too), items_of(later, one_too)) else {
             return self.conflict(earlier, later, name);
         };
         let all = old.iter().chain(new);
         later.with(Data::List(match repeats {
             Repeats::Kept => all.cloned().collect(),
-            Repeats::Dropped => distinct(all, text_of, |old, _| Rc::clone(old)),
+            Repeats::Dropped => distinct(all, text_of, |old, _| Arc::clone(old)),
         }))
     }
 
     /// By key, whatever their forms.
-    fn pairs(&mut self, earlier: Rc<Node>, later: &Rc<Node>, name: &str) -> Rc<Node> {
+    fn pairs(&mut self, earlier: Arc<Node>, later: &Arc<Node>, name: &str) -> Arc<Node> {
         let (Some(pairs), Some(new)) = (pairs_of(&earlier), pairs_of(later)) else {
             return self.conflict(&earlier, later, name);
         };
@@ -160,7 +167,7 @@ impl Merger<'_> {
     }
 
     /// A name may have several addresses, so that only what is the same altogether is dropped.
-    fn hosts(&mut self, earlier: &Rc<Node>, later: &Rc<Node>, name: &str) -> Rc<Node> {
+    fn hosts(&mut self, earlier: &Arc<Node>, later: &Arc<Node>, name: &str) -> Arc<Node> {
         let (Some(old), Some(new)) = (hosts_of(earlier), hosts_of(later)) else {
             return self.conflict(earlier, later, name);
         };
@@ -168,52 +175,52 @@ impl Merger<'_> {
             let text = text_of(item)?;
             Some(split_host(&text).map(|(name, address)| format!("{name}={address}")).unwrap_or(text))
         };
-        later.with(Data::List(distinct(old.iter().chain(&new), identity, |old, _| Rc::clone(old))))
+        later.with(Data::List(distinct(old.iter().chain(&new), identity, |old, _| Arc::clone(old))))
     }
 
     fn short(
         &mut self,
-        earlier: Rc<Node>,
-        later: &Rc<Node>,
+        earlier: Arc<Node>,
+        later: &Arc<Node>,
         short: Short,
         section: &'static Section,
         name: &str,
-    ) -> Rc<Node> {
+    ) -> Arc<Node> {
         match (&earlier.data, &later.data, short) {
             (Data::Map(_), Data::Map(_), _) => self.section(earlier, later, section, name),
             (Data::Scalar(_) | Data::Map(_), Data::Scalar(_) | Data::Map(_), Short::Build) => {
                 self.section(build_context(&earlier), &build_context(later), section, name)
             }
-            (Data::Scalar(_) | Data::Map(_), Data::Scalar(_) | Data::Map(_), _) => Rc::clone(later),
+            (Data::Scalar(_) | Data::Map(_), Data::Scalar(_) | Data::Map(_), _) => Arc::clone(later),
             _ => self.conflict(&earlier, later, name),
         }
     }
 
     fn items(
         &mut self,
-        earlier: &Rc<Node>,
-        later: &Rc<Node>,
+        earlier: &Arc<Node>,
+        later: &Arc<Node>,
         one_too: bool,
         section: &'static Section,
         name: &str,
-    ) -> Rc<Node> {
+    ) -> Arc<Node> {
         let (Some(old), Some(new)) = (items_of(earlier, one_too), items_of(later, one_too)) else {
             return self.conflict(earlier, later, name);
         };
         // One word for all there are, and a list of some.
         let word = |node: &Node| matches!(node.data, Data::Scalar(_));
         if section.identity == Identity::Place && (word(earlier) || word(later)) {
-            return Rc::clone(later);
+            return Arc::clone(later);
         }
-        let together = |old: &Rc<Node>, new: &Rc<Node>| match section.identity {
+        let together = |old: &Arc<Node>, new: &Arc<Node>| match section.identity {
             // What a pool of addresses lacks is looked up in the one before.
-            Identity::Subnet => self.section(Rc::clone(old), new, section, name),
-            _ => Rc::clone(new),
+            Identity::Subnet => self.section(Arc::clone(old), new, section, name),
+            _ => Arc::clone(new),
         };
         later.with(Data::List(distinct(old.iter().chain(new), |item| identity(item, section), together)))
     }
 
-    fn conflict(&mut self, earlier: &Rc<Node>, later: &Rc<Node>, name: &str) -> Rc<Node> {
+    fn conflict(&mut self, earlier: &Arc<Node>, later: &Arc<Node>, name: &str) -> Arc<Node> {
         let name = if name.contains('`') { name.to_owned() } else { quoted(name) };
         let message = if earlier.kind() == later.kind() {
             format!("{name} can't be {}", earlier.kind())
@@ -230,7 +237,7 @@ impl Merger<'_> {
                 .also(earlier.span, format!("{} here", earlier.kind()))
                 .hint("write both the same way, or put `!override` before the later one to replace the earlier"),
         );
-        Rc::clone(later)
+        Arc::clone(later)
     }
 }
 
@@ -247,7 +254,7 @@ fn text_of(node: &Node) -> Option<String> {
     }
 }
 
-fn items_of(node: &Rc<Node>, one_too: bool) -> Option<&[Rc<Node>]> {
+fn items_of(node: &Arc<Node>, one_too: bool) -> Option<&[Arc<Node>]> {
     match &node.data {
         Data::List(items) => Some(items),
         Data::Scalar(_) if one_too => Some(std::slice::from_ref(node)),
@@ -257,36 +264,36 @@ fn items_of(node: &Rc<Node>, one_too: bool) -> Option<&[Rc<Node>]> {
 
 /// Items that are the same thing become one, at the place of the first; what has no identity stays.
 fn distinct<'n>(
-    items: impl Iterator<Item = &'n Rc<Node>>,
+    items: impl Iterator<Item = &'n Arc<Node>>,
     identity: impl Fn(&Node) -> Option<String>,
-    mut together: impl FnMut(&Rc<Node>, &Rc<Node>) -> Rc<Node>,
-) -> Vec<Rc<Node>> {
-    let mut kept: Vec<Rc<Node>> = Vec::new();
+    mut together: impl FnMut(&Arc<Node>, &Arc<Node>) -> Arc<Node>,
+) -> Vec<Arc<Node>> {
+    let mut kept: Vec<Arc<Node>> = Vec::new();
     let mut places = HashMap::new();
     for item in items {
         let known = identity(item).map(|identity| *places.entry(identity).or_insert(kept.len()));
         match known {
             Some(at) if at < kept.len() => kept[at] = together(&kept[at], item),
-            _ => kept.push(Rc::clone(item)),
+            _ => kept.push(Arc::clone(item)),
         }
     }
     kept
 }
 
 /// A list of names as a mapping from them.
-pub(crate) fn listed_names(node: &Rc<Node>, section: &'static Section) -> Rc<Node> {
-    let Data::List(items) = &node.data else { return Rc::clone(node) };
+pub(crate) fn listed_names(node: &Arc<Node>, section: &'static Section) -> Arc<Node> {
+    let Data::List(items) = &node.data else { return Arc::clone(node) };
     let mut entries: Vec<Entry> = Vec::with_capacity(items.len());
     let mut seen = std::collections::HashSet::new();
     for item in items {
-        let Data::Scalar(scalar) = &item.data else { return Rc::clone(node) };
+        let Data::Scalar(scalar) = &item.data else { return Arc::clone(node) };
         if seen.insert(&scalar.text) {
             // A name in the list of `depends_on` says how far the other must be, so it replaces an earlier word on it.
             let value = if std::ptr::eq(section, &raw const keys::DEPENDENCY) {
                 let part = |key: &str, text: &str| Entry {
                     key: key.to_owned(),
                     key_span: item.span,
-                    value: Rc::new(Node::made(
+                    value: Arc::new(Node::made(
                         item.span,
                         Data::Scalar(Scalar { text: text.to_owned(), written: None, plain: true }),
                     )),
@@ -295,7 +302,7 @@ pub(crate) fn listed_names(node: &Rc<Node>, section: &'static Section) -> Rc<Nod
             } else {
                 Data::Null
             };
-            let value = Rc::new(Node::made(item.span, value));
+            let value = Arc::new(Node::made(item.span, value));
             entries.push(Entry { key: scalar.text.clone(), key_span: item.span, value });
         }
     }
@@ -303,11 +310,11 @@ pub(crate) fn listed_names(node: &Rc<Node>, section: &'static Section) -> Rc<Nod
 }
 
 /// `build: path` as `build: {context: path}`.
-pub(crate) fn build_context(node: &Rc<Node>) -> Rc<Node> {
+pub(crate) fn build_context(node: &Arc<Node>) -> Arc<Node> {
     if !matches!(node.data, Data::Scalar(_)) {
-        return Rc::clone(node);
+        return Arc::clone(node);
     }
-    let context = Entry { key: "context".to_owned(), key_span: node.span, value: Rc::clone(node) };
+    let context = Entry { key: "context".to_owned(), key_span: node.span, value: Arc::clone(node) };
     node.with(Data::Map(vec![context]))
 }
 
@@ -360,13 +367,13 @@ fn places(old: &[Entry], new: &[Entry]) -> Vec<Option<usize>> {
 }
 
 /// `KEY=value`, or `KEY` without one.
-fn pair_of(item: &Rc<Node>) -> Option<Entry> {
+fn pair_of(item: &Arc<Node>) -> Option<Entry> {
     let Data::Scalar(scalar) = &item.data else { return None };
     let Some((key, text)) = scalar.text.split_once('=') else {
         return Some(Entry {
             key: scalar.text.clone(),
             key_span: item.span,
-            value: Rc::new(Node::made(item.span, Data::Null)),
+            value: Arc::new(Node::made(item.span, Data::Null)),
         });
     };
     // Where the name itself was made of variables, the whole item is shown.
@@ -379,7 +386,7 @@ fn pair_of(item: &Rc<Node>) -> Option<Entry> {
 }
 
 /// `extra_hosts` of any form as a list of `name=address`.
-pub(crate) fn hosts_of(node: &Node) -> Option<Vec<Rc<Node>>> {
+pub(crate) fn hosts_of(node: &Node) -> Option<Vec<Arc<Node>>> {
     let entries = match &node.data {
         Data::List(items) => return Some(items.clone()),
         Data::Map(entries) => entries,
@@ -466,14 +473,14 @@ pub(crate) fn clean(path: &str) -> String {
 struct Finisher<'s> {
     sink: &'s mut Sink,
     /// What aliases share is looked at once, and shared again.
-    done: HashMap<*const Node, Rc<Node>>,
+    done: HashMap<*const Node, Arc<Node>>,
 }
 
 impl Finisher<'_> {
-    fn node(&mut self, node: &Rc<Node>) -> Rc<Node> {
-        let shared = Rc::strong_count(node) > 1;
-        if let Some(done) = self.done.get(&Rc::as_ptr(node)).filter(|_| shared) {
-            return Rc::clone(done);
+    fn node(&mut self, node: &Arc<Node>) -> Arc<Node> {
+        let shared = Arc::strong_count(node) > 1;
+        if let Some(done) = self.done.get(&Arc::as_ptr(node)).filter(|_| shared) {
+            return Arc::clone(done);
         }
         let finished = match &node.data {
             Data::Null | Data::Scalar(_) => None,
@@ -481,11 +488,11 @@ impl Finisher<'_> {
             Data::List(items) => self.items(items),
         };
         let finished = match finished {
-            None if node.tag == MergeTag::None => Rc::clone(node),
-            data => Rc::new(Node::made(node.span, data.unwrap_or_else(|| node.data.clone()))),
+            None if node.tag == MergeTag::None => Arc::clone(node),
+            data => Arc::new(Node::made(node.span, data.unwrap_or_else(|| node.data.clone()))),
         };
         if shared {
-            self.done.insert(Rc::as_ptr(node), Rc::clone(&finished));
+            self.done.insert(Arc::as_ptr(node), Arc::clone(&finished));
         }
         finished
     }
@@ -495,7 +502,7 @@ impl Finisher<'_> {
         let finished: Vec<_> =
             entries.iter().map(|entry| (entry.value.tag != MergeTag::Reset).then(|| self.node(&entry.value))).collect();
         let unchanged =
-            |(old, new): (&Entry, &Option<Rc<Node>>)| new.as_ref().is_some_and(|new| Rc::ptr_eq(&old.value, new));
+            |(old, new): (&Entry, &Option<Arc<Node>>)| new.as_ref().is_some_and(|new| Arc::ptr_eq(&old.value, new));
         if entries.iter().zip(&finished).all(unchanged) {
             return None;
         }
@@ -504,7 +511,7 @@ impl Finisher<'_> {
         Some(Data::Map(kept.collect()))
     }
 
-    fn items(&mut self, items: &[Rc<Node>]) -> Option<Data> {
+    fn items(&mut self, items: &[Arc<Node>]) -> Option<Data> {
         let mut finished = Vec::with_capacity(items.len());
         for item in items {
             if item.tag == MergeTag::Reset {
@@ -521,7 +528,7 @@ impl Finisher<'_> {
             }
         }
         let unchanged =
-            items.len() == finished.len() && items.iter().zip(&finished).all(|(old, new)| Rc::ptr_eq(old, new));
+            items.len() == finished.len() && items.iter().zip(&finished).all(|(old, new)| Arc::ptr_eq(old, new));
         (!unchanged).then_some(Data::List(finished))
     }
 }

@@ -12,6 +12,7 @@ use crate::diagnostic::{Diagnostic, Severity, Sink, SourceMap, quoted};
 use crate::names::ProjectName;
 use crate::stack::Stack;
 
+mod ascii;
 mod assemble;
 pub mod canonical;
 mod capabilities;
@@ -28,6 +29,7 @@ mod masks;
 mod merge;
 mod mounts;
 mod palisade;
+mod parse;
 mod ports;
 mod profiles;
 mod provided;

@@ -3,7 +3,7 @@
 //! Whether a named volume exists is checked in `validate`; whether a path does, when the stack starts.
 
 use std::path::{Component, Path, PathBuf};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use super::file::resolve;
 use super::keys;
@@ -175,7 +175,7 @@ impl Reader<'_> {
     }
 
     /// `tmpfs`: a path or a list of them, each with options.
-    pub(crate) fn tmpfs(&mut self, node: &Rc<Node>) -> Vec<Spanned<Mount>> {
+    pub(crate) fn tmpfs(&mut self, node: &Arc<Node>) -> Vec<Spanned<Mount>> {
         let mut mounts = Vec::new();
         for item in self.one_or_list(node, "`tmpfs`").unwrap_or_default() {
             let Some(text) = self.text(item, "a path") else { continue };

@@ -1,7 +1,7 @@
 //! `profiles`: which services belong to the stack at all.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use super::LoadInputs;
 use super::suggest::nearest;
@@ -9,7 +9,7 @@ use super::yaml::{Data, Entry, Node};
 use crate::diagnostic::{Diagnostic, Sink, quoted};
 
 /// The tree with the active services only, and the other ones.
-pub(crate) fn select(root: Rc<Node>, inputs: &LoadInputs<'_>, sink: &mut Sink) -> (Rc<Node>, Vec<Entry>) {
+pub(crate) fn select(root: Arc<Node>, inputs: &LoadInputs<'_>, sink: &mut Sink) -> (Arc<Node>, Vec<Entry>) {
     let wanted: BTreeSet<&str> =
         inputs.profiles.iter().map(|name| name.trim()).filter(|name| !name.is_empty()).collect();
     let Some(Entry { value: services, key_span, .. }) = root.get("services") else { return (root, Vec::new()) };
@@ -76,8 +76,8 @@ fn profiles_of(entry: &Entry, sink: &mut Sink) -> Vec<String> {
 }
 
 /// The service without what it says about services that aren't there; what can't do without them is reported.
-fn awake(entry: &Entry, asleep: &BTreeMap<&str, &Entry>, sink: &mut Sink) -> Rc<Node> {
-    let mut service = Rc::clone(&entry.value);
+fn awake(entry: &Entry, asleep: &BTreeMap<&str, &Entry>, sink: &mut Sink) -> Arc<Node> {
+    let mut service = Arc::clone(&entry.value);
     if let Some(depends_on) = entry.value.get("depends_on") {
         let node = &depends_on.value;
         let kept = match &node.data {
@@ -124,13 +124,13 @@ fn awake(entry: &Entry, asleep: &BTreeMap<&str, &Entry>, sink: &mut Sink) -> Rc<
         };
         service = service.replacing("depends_on", &node.with(kept));
     }
-    let ours = service.get("x-palisade").map(|entry| Rc::clone(&entry.value));
-    let connect = ours.as_ref().and_then(|ours| ours.get("connect")).map(|entry| Rc::clone(&entry.value));
+    let ours = service.get("x-palisade").map(|entry| Arc::clone(&entry.value));
+    let connect = ours.as_ref().and_then(|ours| ours.get("connect")).map(|entry| Arc::clone(&entry.value));
     if let (Some(ours), Some(connect)) = (ours, connect)
         && let Data::List(peers) = &connect.data
     {
         // A peer that isn't there can't be reached anyway.
-        let there = |peer: &&Rc<Node>| match &peer.data {
+        let there = |peer: &&Arc<Node>| match &peer.data {
             Data::Scalar(scalar) => {
                 !asleep.contains_key(scalar.text.split_once(':').map_or(scalar.text.as_str(), |(name, _)| name))
             }

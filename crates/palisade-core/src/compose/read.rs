@@ -2,8 +2,8 @@
 //!
 //! A function that returns `None` has reported why. What the values mean together is checked in `validate`.
 
-use std::rc::Rc;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use super::assemble::{Origin, Origins};
 use super::keys::{Class, Section};
@@ -62,7 +62,7 @@ impl<'n> Fields<'n> {
         same.for_each(|entry| *entry = None);
         first
     }
-    pub(crate) fn value(&mut self, name: &str) -> Option<&'n Rc<Node>> {
+    pub(crate) fn value(&mut self, name: &str) -> Option<&'n Arc<Node>> {
         self.take(name).map(|entry| &entry.value)
     }
     /// A key that the table promises and nobody reads would be ignored in silence.
@@ -184,7 +184,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(crate) fn list<'n>(&mut self, node: &'n Node, what: &str) -> Option<&'n [Rc<Node>]> {
+    pub(crate) fn list<'n>(&mut self, node: &'n Node, what: &str) -> Option<&'n [Arc<Node>]> {
         match &node.data {
             Data::List(items) => Some(items),
             Data::Null => Some(&[]),
@@ -193,7 +193,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A list, or a single value that stands for a list of one.
-    pub(crate) fn one_or_list<'n>(&mut self, node: &'n Rc<Node>, what: &str) -> Option<&'n [Rc<Node>]> {
+    pub(crate) fn one_or_list<'n>(&mut self, node: &'n Arc<Node>, what: &str) -> Option<&'n [Arc<Node>]> {
         match &node.data {
             Data::Scalar(_) => Some(std::slice::from_ref(node)),
             _ => self.list(node, what),

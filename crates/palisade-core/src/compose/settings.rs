@@ -1,7 +1,7 @@
 //! What the processes of a service start with: groups, limits of their own, names, resolver, hooks.
 
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use super::dotenv;
 use super::file::FileService;
@@ -185,7 +185,7 @@ impl Reader<'_> {
     }
 
     /// Words for `resolv.conf`: they must not be able to add lines to it.
-    fn resolver_words(&mut self, node: &Rc<Node>, list: &str, what: &str, hint: &str) -> Vec<String> {
+    fn resolver_words(&mut self, node: &Arc<Node>, list: &str, what: &str, hint: &str) -> Vec<String> {
         let mut words: Vec<String> = Vec::new();
         for item in self.one_or_list(node, list).unwrap_or_default() {
             let word = self.parsed(item, what, hint, |text| {

@@ -2,7 +2,7 @@
 //!
 //! That is how mistakes below keys without effect are found, and how an engine gets what only it understands.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
@@ -15,7 +15,7 @@ use crate::diagnostic::{Diagnostic, Span, quoted};
 
 impl Reader<'_> {
     /// The value in its long form. `None`: there was a mistake, and it was reported.
-    pub(crate) fn shaped(&mut self, node: &Rc<Node>, shape: Shape, what: &str) -> Option<Value> {
+    pub(crate) fn shaped(&mut self, node: &Arc<Node>, shape: Shape, what: &str) -> Option<Value> {
         if node.is_null() {
             return Some(Value::Null);
         }
@@ -60,8 +60,8 @@ impl Reader<'_> {
 
     fn all(
         &mut self,
-        items: &[Rc<Node>],
-        mut read: impl FnMut(&mut Self, &Rc<Node>) -> Option<Value>,
+        items: &[Arc<Node>],
+        mut read: impl FnMut(&mut Self, &Arc<Node>) -> Option<Value>,
     ) -> Option<Value> {
         let values: Vec<Value> = items.iter().filter_map(|item| read(self, item)).collect();
         (values.len() == items.len()).then_some(Value::Array(values))
@@ -171,7 +171,7 @@ impl Reader<'_> {
         Some(Value::Object(values))
     }
 
-    fn shaped_short(&mut self, node: &Rc<Node>, short: Short, section: &'static Section, what: &str) -> Option<Value> {
+    fn shaped_short(&mut self, node: &Arc<Node>, short: Short, section: &'static Section, what: &str) -> Option<Value> {
         if short == Short::None || !matches!(node.data, Data::Scalar(_)) {
             return if node.is_null() { Some(Value::Null) } else { self.shaped_section(node, section) };
         }

@@ -4,9 +4,10 @@
 //! times costs no memory; how big it would be when written out is counted, and too much of it is refused.
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Tag};
-use std::collections::HashMap;
-use std::rc::Rc;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
+use super::ascii::Ascii;
 use crate::diagnostic::{Diagnostic, FileId, Span, quoted};
 
 /// Nesting deeper than this is refused.
@@ -43,7 +44,7 @@ pub(crate) enum MergeTag {
 pub(crate) enum Data {
     Null,
     Scalar(Scalar),
-    List(Vec<Rc<Node>>),
+    List(Vec<Arc<Node>>),
     Map(Vec<Entry>),
 }
 
@@ -62,7 +63,7 @@ pub(crate) struct Scalar {
 pub(crate) struct Entry {
     pub(crate) key: String,
     pub(crate) key_span: Span,
-    pub(crate) value: Rc<Node>,
+    pub(crate) value: Arc<Node>,
 }
 
 impl Node {
@@ -76,27 +77,27 @@ impl Node {
         Self { span, data, tag: MergeTag::None, weight }
     }
     /// The same place and tag with other data.
-    pub(crate) fn with(&self, data: Data) -> Rc<Self> {
-        Rc::new(Self { tag: self.tag, ..Self::made(self.span, data) })
+    pub(crate) fn with(&self, data: Data) -> Arc<Self> {
+        Arc::new(Self { tag: self.tag, ..Self::made(self.span, data) })
     }
     /// How many values it is, itself included, when what is shared is written out.
     pub(crate) fn weight(&self) -> u64 {
         self.weight
     }
     /// This mapping without that key.
-    pub(crate) fn without(self: &Rc<Self>, key: &str) -> Rc<Self> {
+    pub(crate) fn without(self: &Arc<Self>, key: &str) -> Arc<Self> {
         match &self.data {
             Data::Map(entries) if entries.iter().any(|entry| entry.key == key) => {
                 self.with(Data::Map(entries.iter().filter(|entry| entry.key != key).cloned().collect()))
             }
-            _ => Rc::clone(self),
+            _ => Arc::clone(self),
         }
     }
     /// This mapping with that value in place of the key's own.
-    pub(crate) fn replacing(self: &Rc<Self>, key: &str, value: &Rc<Self>) -> Rc<Self> {
-        let Data::Map(entries) = &self.data else { return Rc::clone(self) };
+    pub(crate) fn replacing(self: &Arc<Self>, key: &str, value: &Arc<Self>) -> Arc<Self> {
+        let Data::Map(entries) = &self.data else { return Arc::clone(self) };
         let entries = entries.iter().map(|entry| match entry.key == key {
-            true => Entry { value: Rc::clone(value), ..entry.clone() },
+            true => Entry { value: Arc::clone(value), ..entry.clone() },
             false => entry.clone(),
         });
         self.with(Data::Map(entries.collect()))
@@ -132,8 +133,8 @@ struct Open {
 }
 
 enum Parts {
-    List(Vec<Rc<Node>>),
-    Map { entries: Vec<Entry>, key: Option<(String, Span, bool)>, merges: Vec<(Span, Rc<Node>)> },
+    List(Vec<Arc<Node>>),
+    Map { entries: Vec<Entry>, key: Option<(String, Span, bool)>, merges: Vec<(Span, Arc<Node>)> },
 }
 
 struct Builder<'t> {
@@ -142,20 +143,20 @@ struct Builder<'t> {
     /// Byte of each character; `None` when each character is one byte.
     byte_of_char: Option<Vec<u32>>,
     open: Vec<Open>,
-    anchors: HashMap<usize, Rc<Node>>,
+    anchors: HashMap<usize, Arc<Node>>,
     /// Anchors up to this number stand in documents before.
     anchors_before: usize,
     aliased: u64,
-    documents: Vec<Rc<Node>>,
+    documents: Vec<Arc<Node>>,
     problems: Vec<Diagnostic>,
 }
 
 /// Parses the documents of a file; one at least. `None`: the parser had to stop. Problems that don't stop it (a key
 /// given twice) come with the trees.
-pub(crate) fn parse(text: &str, file: FileId) -> (Option<Vec<Rc<Node>>>, Vec<Diagnostic>) {
+pub(crate) fn parse(text: &str, file: FileId) -> (Option<Vec<Arc<Node>>>, Vec<Diagnostic>) {
     let byte_of_char = (!text.is_ascii())
         .then(|| text.char_indices().map(|(at, _)| at as u32).chain(std::iter::once(text.len() as u32)).collect());
-    let mut builder = Builder {
+    let builder = Builder {
         text,
         file,
         byte_of_char,
@@ -166,28 +167,38 @@ pub(crate) fn parse(text: &str, file: FileId) -> (Option<Vec<Rc<Node>>>, Vec<Dia
         documents: Vec::new(),
         problems: Vec::new(),
     };
-    for event in Parser::new_from_str(text) {
-        let fatal = match event {
-            Err(error) => Some(builder.scan_error(&error)),
-            Ok((Event::DocumentStart(_), span)) if builder.documents.len() >= DOCUMENTS_MAX => Some(
-                Diagnostic::error("too-many", format!("this file has more than {DOCUMENTS_MAX} YAML documents"))
-                    .at(builder.span(span), "this one is too much")
-                    .hint("is it a Compose file? It needs only one"),
-            ),
-            Ok((event, span)) => builder.event(event, builder.span(span)),
-        };
-        if let Some(fatal) = fatal {
-            builder.problems.push(fatal);
-            return (None, builder.problems);
-        }
+    match text.is_ascii() {
+        true => builder.build(Parser::new(Ascii::new(text))),
+        false => builder.build(Parser::new_from_str(text)),
     }
-    if builder.documents.is_empty() {
-        builder.documents.push(Rc::new(Node::made(Span { file, start: 0, end: 0 }, Data::Null)));
-    }
-    (Some(builder.documents), builder.problems)
 }
 
 impl Builder<'_> {
+    fn build<'i>(
+        mut self,
+        events: impl Iterator<Item = Result<(Event<'i>, saphyr_parser::Span), ScanError>>,
+    ) -> (Option<Vec<Arc<Node>>>, Vec<Diagnostic>) {
+        for event in events {
+            let fatal = match event {
+                Err(error) => Some(self.scan_error(&error)),
+                Ok((Event::DocumentStart(_), span)) if self.documents.len() >= DOCUMENTS_MAX => Some(
+                    Diagnostic::error("too-many", format!("this file has more than {DOCUMENTS_MAX} YAML documents"))
+                        .at(self.span(span), "this one is too much")
+                        .hint("is it a Compose file? It needs only one"),
+                ),
+                Ok((event, span)) => self.event(event, self.span(span)),
+            };
+            if let Some(fatal) = fatal {
+                self.problems.push(fatal);
+                return (None, self.problems);
+            }
+        }
+        if self.documents.is_empty() {
+            self.documents.push(Arc::new(Node::made(Span { file: self.file, start: 0, end: 0 }, Data::Null)));
+        }
+        (Some(self.documents), self.problems)
+    }
+
     fn byte(&self, index: usize) -> u32 {
         match &self.byte_of_char {
             None => index.min(self.text.len()) as u32,
@@ -354,15 +365,15 @@ impl Builder<'_> {
 
     fn finish(&mut self, node: Node, anchor: usize) -> Option<Diagnostic> {
         let span = node.span;
-        let node = Rc::new(node);
+        let node = Arc::new(node);
         if anchor != 0 {
-            self.anchors.insert(anchor, Rc::clone(&node));
+            self.anchors.insert(anchor, Arc::clone(&node));
         }
         self.add(node, span)
     }
 
     /// Puts a complete node into what is open.
-    fn add(&mut self, node: Rc<Node>, span: Span) -> Option<Diagnostic> {
+    fn add(&mut self, node: Arc<Node>, span: Span) -> Option<Diagnostic> {
         let Some(open) = self.open.last_mut() else {
             self.documents.push(node);
             return None;
@@ -395,22 +406,14 @@ impl Builder<'_> {
     }
 
     /// Refuses keys that are given twice, and adds what `<<` brings where the mapping itself says nothing.
-    fn merge(&mut self, mut entries: Vec<Entry>, merges: Vec<(Span, Rc<Node>)>) -> Vec<Entry> {
-        let mut first: HashMap<String, Span> = HashMap::with_capacity(entries.len());
-        let mut twice = Vec::new();
-        for entry in &entries {
-            if let Some(earlier) = first.insert(entry.key.clone(), entry.key_span) {
-                twice.push(
-                    Diagnostic::error("duplicate-key", format!("the key {} is given twice", quoted(&entry.key)))
-                        .at(entry.key_span, "given again here")
-                        .also(earlier, "first given here")
-                        .hint("keep one of them; YAML parsers differ in which one they take"),
-                );
-            }
+    fn merge(&mut self, mut entries: Vec<Entry>, merges: Vec<(Span, Arc<Node>)>) -> Vec<Entry> {
+        self.problems.extend(given_twice(&entries));
+        if merges.is_empty() {
+            return entries;
         }
-        self.problems.append(&mut twice);
+        let mut known: HashSet<String> = entries.iter().map(|entry| entry.key.clone()).collect();
         for (span, merged) in merges {
-            let maps: Vec<&Rc<Node>> = match &merged.data {
+            let maps: Vec<&Arc<Node>> = match &merged.data {
                 Data::List(items) => items.iter().collect(),
                 _ => vec![&merged],
             };
@@ -424,8 +427,7 @@ impl Builder<'_> {
                     continue;
                 };
                 for entry in brought {
-                    if !first.contains_key(&entry.key) {
-                        first.insert(entry.key.clone(), entry.key_span);
+                    if known.insert(entry.key.clone()) {
                         entries.push(entry.clone());
                     }
                 }
@@ -449,6 +451,30 @@ impl Builder<'_> {
     }
 }
 
+/// Mappings with fewer entries than this are searched, bigger ones hashed.
+const FEW: usize = 9;
+
+/// Mistakes: keys that stand there already.
+fn given_twice(entries: &[Entry]) -> Vec<Diagnostic> {
+    let mut hashed: HashMap<&str, Span> = HashMap::new();
+    let mut twice = Vec::new();
+    for (at, entry) in entries.iter().enumerate() {
+        let earlier = match entries.len() {
+            ..FEW => entries[..at].iter().rfind(|known| known.key == entry.key).map(|known| known.key_span),
+            _ => hashed.insert(&entry.key, entry.key_span),
+        };
+        if let Some(earlier) = earlier {
+            twice.push(
+                Diagnostic::error("duplicate-key", format!("the key {} is given twice", quoted(&entry.key)))
+                    .at(entry.key_span, "given again here")
+                    .also(earlier, "first given here")
+                    .hint("keep one of them; YAML parsers differ in which one they take"),
+            );
+        }
+    }
+    twice
+}
+
 fn too_deep(span: Span) -> Diagnostic {
     Diagnostic::error("too-deep", format!("values are nested more than {DEPTH_MAX} deep"))
         .at(span, "")
@@ -460,7 +486,7 @@ mod tests {
     use super::*;
     use crate::diagnostic::SourceMap;
 
-    fn tree(text: &str) -> Result<Rc<Node>, Vec<Diagnostic>> {
+    fn tree(text: &str) -> Result<Arc<Node>, Vec<Diagnostic>> {
         let mut sources = SourceMap::default();
         let file = sources.add("t.yaml", text).unwrap();
         match parse(text, file) {

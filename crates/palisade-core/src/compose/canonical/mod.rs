@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashSet};
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use super::assemble::{Assembler, Origins};
 use super::file::resolve;
@@ -349,11 +349,11 @@ impl Builder<'_> {
     }
 
     /// Variables of all `env_file`s, a later one over those before.
-    fn env_files(&self, node: &Rc<Node>) -> Map {
+    fn env_files(&self, node: &Arc<Node>) -> Map {
         self.files_of(node, true).unwrap_or_default()
     }
 
-    fn files_of(&self, node: &Rc<Node>, variables: bool) -> Option<Map> {
+    fn files_of(&self, node: &Arc<Node>, variables: bool) -> Option<Map> {
         let items = match &node.data {
             Data::List(items) => items.as_slice(),
             _ => std::slice::from_ref(node),
@@ -415,7 +415,7 @@ impl Builder<'_> {
         full.to_string_lossy().into_owned()
     }
 
-    fn value(&self, node: &Rc<Node>, shape: Shape, key: &str) -> Value {
+    fn value(&self, node: &Arc<Node>, shape: Shape, key: &str) -> Value {
         match shape {
             Shape::One(kind) => self.one(node, kind, key),
             Shape::List(kind, repeats) => self.list(node, kind, repeats, false, key),
@@ -484,7 +484,7 @@ impl Builder<'_> {
         if fetched { text.to_owned() } else { self.path(text, span) }
     }
 
-    fn list(&self, node: &Rc<Node>, kind: Kind, repeats: Repeats, one_too: bool, key: &str) -> Value {
+    fn list(&self, node: &Arc<Node>, kind: Kind, repeats: Repeats, one_too: bool, key: &str) -> Value {
         let items = match &node.data {
             Data::List(items) => items.as_slice(),
             Data::Scalar(_) if one_too => std::slice::from_ref(node),
@@ -498,7 +498,7 @@ impl Builder<'_> {
         Value::List(kept.map(|item| self.one(item, kind, key)).collect())
     }
 
-    fn command(&self, node: &Rc<Node>, key: &str) -> Value {
+    fn command(&self, node: &Arc<Node>, key: &str) -> Value {
         let mut list: Vec<Value> = match &node.data {
             Data::Null => return Value::Null,
             Data::Scalar(scalar) => match words::split(&scalar.text) {
@@ -555,7 +555,7 @@ impl Builder<'_> {
         Value::List(hosts.into_iter().map(Value::Text).collect())
     }
 
-    fn named(&self, node: &Node, key: &str, value_of: impl Fn(&Rc<Node>) -> Value) -> Value {
+    fn named(&self, node: &Node, key: &str, value_of: impl Fn(&Arc<Node>) -> Value) -> Value {
         let Data::Map(entries) = &node.data else { return Value::Map(self.mistyped(node, key, "a mapping")) };
         let value = |entry: &Entry| {
             // Beside names of the user's own, these are remarks as everywhere.
@@ -579,7 +579,7 @@ impl Builder<'_> {
         }
     }
 
-    fn short(&self, node: &Rc<Node>, short: Short, section: &'static Section, key: &str) -> Value {
+    fn short(&self, node: &Arc<Node>, short: Short, section: &'static Section, key: &str) -> Value {
         if !matches!(node.data, Data::Scalar(_)) {
             return Value::Map(self.fields(node, section));
         }
@@ -591,7 +591,7 @@ impl Builder<'_> {
         }
     }
 
-    fn items(&self, node: &Rc<Node>, short: Short, section: &'static Section, one_too: bool, key: &str) -> Value {
+    fn items(&self, node: &Arc<Node>, short: Short, section: &'static Section, one_too: bool, key: &str) -> Value {
         let items = match &node.data {
             Data::List(items) => items.as_slice(),
             Data::Scalar(_) if one_too => std::slice::from_ref(node),

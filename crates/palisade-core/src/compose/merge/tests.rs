@@ -3,7 +3,7 @@
 use super::*;
 use crate::diagnostic::SourceMap;
 
-fn tree(sources: &mut SourceMap, text: &str) -> Rc<Node> {
+fn tree(sources: &mut SourceMap, text: &str) -> Arc<Node> {
     let file = sources.add("t.yaml", text).unwrap();
     match super::super::yaml::parse(text, file) {
         (Some(mut roots), problems) if problems.is_empty() && roots.len() == 1 => roots.remove(0),
