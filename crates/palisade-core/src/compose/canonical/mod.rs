@@ -164,6 +164,7 @@ impl Builder<'_> {
                 used.look_at(value);
             }
         }
+        default(&mut parts, "services", || Value::Map(Vec::new()));
         if used.networks.contains("default") {
             default(&mut parts, "networks", || Value::Map(Vec::new()));
             if let Some(Value::Map(networks)) = get(&mut parts, "networks") {
@@ -695,22 +696,29 @@ impl Builder<'_> {
         ];
         // A relative path is made absolute with the other defaults.
         map.extend(source.map(|source| pair("source", Value::text(source))));
-        let mut inner = if bind { vec![pair("create_host_path", Value::Bool(true))] } else { Vec::new() };
+        // Docker Compose keeps these options below `bind`, also of a volume.
+        let mut of_bind = if bind { vec![pair("create_host_path", Value::Bool(true))] } else { Vec::new() };
+        let mut of_volume = Vec::new();
         for option in options.split(',') {
             match option {
                 "ro" => map.push(pair("read_only", Value::Bool(true))),
-                "z" | "Z" if bind => inner.push(pair("selinux", Value::text(option))),
-                "nocopy" if !bind => inner.push(pair("nocopy", Value::Bool(true))),
+                "z" | "Z" => of_bind.push(pair("selinux", Value::text(option))),
+                "nocopy" if !bind => of_volume.push(pair("nocopy", Value::Bool(true))),
                 "cached" | "delegated" | "consistent" => map.push(pair("consistency", Value::text(option))),
-                "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave" if bind => {
-                    inner.push(pair("propagation", Value::text(option)));
+                "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave" => {
+                    of_bind.push(pair("propagation", Value::text(option)));
                 }
                 // Compose takes no notice of others; what reads mounts refuses what it doesn't know.
                 _ => {}
             }
         }
-        inner.sort_by(|(one, _), (other, _)| one.cmp(other));
-        map.push(pair(if bind { "bind" } else { "volume" }, Value::Map(inner)));
+        of_bind.sort_by(|(one, _), (other, _)| one.cmp(other));
+        if !of_bind.is_empty() {
+            map.push(pair("bind", Value::Map(of_bind)));
+        }
+        if !bind {
+            map.push(pair("volume", Value::Map(of_volume)));
+        }
         map
     }
 }
