@@ -167,6 +167,7 @@ impl<'a> Folder<'a> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         command.env_clear().env("PATH", path).envs(&self.case.environment).current_dir(self.place());
         let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        assert!(output.status.code() != Some(124), "{}: not done after a minute: {command:?}", self.case.name);
         let text = String::from_utf8(output.stdout).unwrap();
         output.status.success().then(|| text.replace(&*self.place().to_string_lossy(), ROOT))
     }

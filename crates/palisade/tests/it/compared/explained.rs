@@ -67,7 +67,6 @@ const PROFILE: &str =
 
 /// The one table.
 pub(super) const TABLE: &[Entry] = &[
-    entry("*", "x-*", Who::Ours, EXTENSIONS),
     entry("*", "x-*/**", Who::Ours, EXTENSIONS),
     entry("extension-keys", "services/a/ports/0/x-port", Who::Ours, EXTENSIONS),
     entry("extension-keys", "volumes/v/x-volume", Who::Theirs, UNUSED),
