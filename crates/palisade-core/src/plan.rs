@@ -18,7 +18,7 @@ use crate::names::{InstanceId, ProjectName, ServiceName};
 use crate::observed::{ForeignContainer, InstanceSeen, Observed};
 use crate::policy::Mode;
 use crate::ports;
-use crate::stack::{Condition, MountSource, Restart, Service, Stack, Volume};
+use crate::stack::{Condition, Restart, Service, Stack, Volume};
 
 /// What is to be planned, besides the stack and the host.
 #[derive(Clone, Copy)]
@@ -567,11 +567,7 @@ impl<'a> Planner<'a> {
 
 /// The user of the first service that writes to the volume.
 fn volume_owner(stack: &Stack, volume: &str) -> Option<String> {
-    let writes = |service: &&Service| {
-        service.mounts.iter().any(|mount| {
-            !mount.value.read_only && matches!(&mount.value.source, MountSource::Volume(name) if name == volume)
-        })
-    };
+    let writes = |service: &&Service| service.mounts_of(volume).any(|mount| !mount.read_only);
     stack.services.iter().find(writes)?.run.process.as_ref()?.user.clone()
 }
 

@@ -68,6 +68,15 @@ pub(crate) fn bytes(text: &str, base: u64) -> Option<u64> {
     (bytes < 9e18).then_some(bytes as u64)
 }
 
+/// Permission bits, and whether they are written as a decimal number: one without quotes that doesn't begin with a zero.
+pub(crate) fn mode(text: &str, plain: bool) -> Option<(u32, bool)> {
+    let text = text.trim();
+    let decimal = plain && !text.starts_with('0');
+    let digits = text.trim_start_matches("0o");
+    let mode = if decimal { digits.parse().ok() } else { u32::from_str_radix(digits, 8).ok() };
+    mode.filter(|mode| *mode <= 0o7777).map(|mode| (mode, decimal))
+}
+
 /// `0.5` processors as thousandths.
 pub(crate) fn cpu_milli(text: &str) -> Option<u64> {
     let valid = !text.is_empty() && text.chars().all(|c| c.is_ascii_digit() || c == '.');

@@ -2,6 +2,7 @@ use super::*;
 use crate::address::ServiceIndex;
 use crate::lint::lint;
 use crate::observed::{AgentSeen, FirewallSeen, GuardSeen, SocketOwner, SocketSeen};
+use crate::stack::MountSource;
 use crate::stack::{Healthcheck, Mount, Proto};
 use crate::testing::{at, depends, healthcheck, name, publish, service, stack, tcp};
 

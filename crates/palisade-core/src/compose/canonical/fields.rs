@@ -83,6 +83,13 @@ impl Builder<'_> {
             }
         } else if is(&keys::MOUNT_BIND) {
             default(map, "create_host_path", || Value::Bool(true));
+        } else if is(&keys::MOUNT_TMPFS) {
+            // Unlike the modes of files, a number in the reference's model.
+            if let Some(mode) = get(map, "mode")
+                && let Some(bits) = mode.as_text().and_then(|text| i64::from_str_radix(text, 8).ok())
+            {
+                *mode = Value::Int(bits);
+            }
         } else if is(&keys::DEVICE_REQUEST) {
             if !has(map, "device_ids") {
                 default(map, "count", || Value::Int(-1));

@@ -61,8 +61,8 @@ impl Builder<'_> {
             Kind::Bytes if text.trim() == "-1" => Some(Value::text("-1")),
             Kind::Bytes => units::bytes(&text, 1024).map(|bytes| Value::Text(bytes.to_string())),
             Kind::Mode => {
-                let digits = text.strip_prefix("0o").unwrap_or(&text);
-                u32::from_str_radix(digits, 8).ok().map(|mode| Value::Text(format!("0{mode:o}")))
+                let plain = matches!(&node.data, Data::Scalar(scalar) if scalar.plain);
+                units::mode(&text, plain).map(|(mode, _)| Value::Text(format!("0{mode:o}")))
             }
         };
         read.unwrap_or_else(|| {
