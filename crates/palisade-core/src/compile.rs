@@ -21,8 +21,8 @@ use crate::policy::{
     RESOLVERS_MAX, ServicePolicy,
 };
 use crate::stack::{
-    Dns, Egress, EgressRule, FileSource, Grant, MountSource, PortProto, Proto, ProvidedFile, Runner, RuntimeChoice,
-    Service, Stack, Unguarded, Volume,
+    Dns, Egress, EgressRule, FileSource, Grant, Mount, MountSource, PortProto, Proto, ProvidedFile, Runner,
+    RuntimeChoice, Service, Stack, Unguarded, Volume,
 };
 
 /// What compiling needs to know besides the stack.
@@ -525,33 +525,6 @@ impl<'a> Compiler<'a> {
         let hosts = self.hosts(index);
         let files: Vec<_> = service.files.iter().map(|file| self.file(service, &file.value, &file.place)).collect();
         self.check_limits(service);
-        let volume_path = self.surroundings.volume_path;
-        let mounts: Vec<_> = service
-            .mounts
-            .iter()
-            .map(|mount| InstanceMount {
-                source: match &mount.value.source {
-                    MountSource::Bind(path) => InstanceMountSource::Path(path.clone()),
-                    MountSource::Volume(key) => match (stack.volume_name(key), &program) {
-                        (VolumeName::Engine(name), Program::Container(_)) => {
-                            InstanceMountSource::EngineVolume { name, nocopy: mount.value.nocopy }
-                        }
-                        // A process next to containers uses the folder that the engine keeps the volume in.
-                        (VolumeName::Engine(name), Program::Process(_)) => {
-                            let folder = self.surroundings.engine.seen().map(|engine| engine.volumes_folder.clone());
-                            InstanceMountSource::Path(folder.unwrap_or_default().join(name).join("_data"))
-                        }
-                        _ => {
-                            let unknown = Volume::default();
-                            InstanceMountSource::Volume(volume_path(key, stack.volumes.get(key).unwrap_or(&unknown)))
-                        }
-                    },
-                    MountSource::Tmpfs { size_bytes } => InstanceMountSource::Tmpfs { size_bytes: *size_bytes },
-                },
-                target: mount.value.target.clone(),
-                read_only: mount.value.read_only,
-            })
-            .collect();
         let mut spec = InstanceSpec {
             project: self.stack.project.clone(),
             id: InstanceId { service: service.name.clone(), number: 1 },
@@ -559,7 +532,7 @@ impl<'a> Compiler<'a> {
             program,
             environment: service.environment.clone(),
             hosts,
-            mounts,
+            mounts: Vec::new(),
             limits: service.limits.clone(),
             stop_signal: service.stop_signal.clone(),
             stop_grace_ms: service.stop_grace_ms,
@@ -579,7 +552,40 @@ impl<'a> Compiler<'a> {
                 container.name = container_name(&stack.project, service, number);
             }
             spec.address = self.addresses[index].instance(number);
+            spec.mounts =
+                service.mounts.iter().map(|mount| self.mount(service, number, &mount.value, &spec.program)).collect();
             instances.push(CompiledInstance { fingerprint: spec.fingerprint(), spec: spec.clone() });
+        }
+    }
+
+    /// A mount of one instance, with its source settled.
+    fn mount(&self, service: &Service, number: u8, mount: &Mount, program: &Program) -> InstanceMount {
+        let source = match &mount.source {
+            MountSource::Bind(path) => InstanceMountSource::Path(path.clone()),
+            MountSource::Tmpfs { size_bytes, mode } => {
+                InstanceMountSource::Tmpfs { size_bytes: *size_bytes, mode: *mode }
+            }
+            MountSource::Volume(_) | MountSource::Anonymous { .. } => {
+                let key = mount.volume_key(&service.name, number).unwrap_or_default();
+                self.volume(&key, mount.nocopy, program)
+            }
+        };
+        InstanceMount { source, target: mount.target.clone(), read_only: mount.read_only }
+    }
+
+    fn volume(&self, key: &str, nocopy: bool, program: &Program) -> InstanceMountSource {
+        match (self.stack.volume_name(key), program) {
+            (VolumeName::Engine(name), Program::Container(_)) => InstanceMountSource::EngineVolume { name, nocopy },
+            // A process next to containers uses the folder that the engine keeps the volume in.
+            (VolumeName::Engine(name), Program::Process(_)) => {
+                let folder = self.surroundings.engine.seen().map(|engine| engine.volumes_folder.clone());
+                InstanceMountSource::Path(folder.unwrap_or_default().join(name).join("_data"))
+            }
+            _ => {
+                let unknown = Volume::default();
+                let volume = self.stack.volumes.get(key).unwrap_or(&unknown);
+                InstanceMountSource::Volume((self.surroundings.volume_path)(key, volume))
+            }
         }
     }
 }

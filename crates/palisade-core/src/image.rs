@@ -85,7 +85,7 @@ pub fn completed<'a>(stack: &'a Stack, engine: &EngineState) -> Cow<'a, Stack> {
             }
         }
         if service.healthcheck.is_none() && !service.healthcheck_disabled {
-            service.healthcheck.clone_from(&image.healthcheck);
+            service.healthcheck = image.healthcheck.clone().map(|check| service.healthcheck_times.over(check));
         }
     }
     Cow::Owned(stack)

@@ -354,6 +354,9 @@ pub enum InstanceMountSource {
     Tmpfs {
         /// Bytes at most, if given.
         size_bytes: Option<u64>,
+        /// Permission bits of its root; 1777 unless given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mode: Option<u32>,
     },
 }
 

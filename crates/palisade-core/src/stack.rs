@@ -6,9 +6,10 @@
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::action::VolumeName;
+use crate::digest::digest_of;
 use crate::environment::{Environment, Hidden};
 use crate::names::{ProjectName, ServiceName};
 use crate::place::{Place, Placed};
@@ -39,10 +40,9 @@ impl Stack {
 
     /// The volume belongs to the container engine: a service that it runs uses it.
     pub fn is_engine_volume(&self, key: &str) -> bool {
-        let uses = |service: &Service| {
-            service.mounts.iter().any(|mount| matches!(&mount.value.source, MountSource::Volume(name) if name == key))
-        };
-        self.services.iter().any(|service| service.run.container_run().is_some() && uses(service))
+        self.services
+            .iter()
+            .any(|service| service.run.container_run().is_some() && service.mounts_of(key).next().is_some())
     }
 
     /// Which volume of the host the file's `key` is.
@@ -106,6 +106,9 @@ pub struct Service {
     /// The file says that it shall have none, not even its image's.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub healthcheck_disabled: bool,
+    /// Times of the image's own check that the file gives, without a test of its own.
+    #[serde(default, skip_serializing_if = "HealthTimes::is_empty")]
+    pub healthcheck_times: HealthTimes,
     /// `restart`.
     pub restart: Restart,
     /// `deploy.resources.limits`, `mem_limit`, `cpus`, `pids_limit`.
@@ -547,6 +550,20 @@ pub enum Condition {
     ServiceCompletedSuccessfully,
 }
 
+impl Service {
+    /// Its mounts of the volume that the stack knows by this key.
+    pub fn mounts_of(&self, key: &str) -> impl Iterator<Item = &Mount> {
+        let is = move |mount: &&Mount| match &mount.source {
+            MountSource::Volume(name) => name == key,
+            MountSource::Anonymous { of } if key.starts_with(of.as_str()) => {
+                (1..=self.replicas).any(|instance| mount.volume_key(&self.name, instance).as_deref() == Some(key))
+            }
+            _ => false,
+        };
+        self.mounts.iter().map(|mount| &mount.value).filter(is)
+    }
+}
+
 /// `healthcheck`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Healthcheck {
@@ -573,6 +590,48 @@ impl Healthcheck {
         let once = self.interval_ms.saturating_add(self.timeout_ms);
         let needed = self.start_period_ms.saturating_add(once.saturating_mul(u64::from(self.retries).max(1)));
         needed.saturating_add(HEALTH_MARGIN_MS)
+    }
+}
+
+/// What a file says about the check that an image brings; `None`: what the image says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "as in `Healthcheck`")]
+pub struct HealthTimes {
+    pub interval_ms: Option<u64>,
+    pub timeout_ms: Option<u64>,
+    pub retries: Option<u32>,
+    pub start_period_ms: Option<u64>,
+    pub start_interval_ms: Option<u64>,
+}
+
+impl HealthTimes {
+    /// It says nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The check with these times in place of its own.
+    pub fn over(&self, check: Healthcheck) -> Healthcheck {
+        Healthcheck {
+            test: check.test,
+            interval_ms: self.interval_ms.unwrap_or(check.interval_ms),
+            timeout_ms: self.timeout_ms.unwrap_or(check.timeout_ms),
+            retries: self.retries.unwrap_or(check.retries),
+            start_period_ms: self.start_period_ms.unwrap_or(check.start_period_ms),
+            start_interval_ms: self.start_interval_ms.unwrap_or(check.start_interval_ms),
+        }
+    }
+
+    /// A check with this test, and Compose's times where none are given.
+    pub fn with(&self, test: HealthTest) -> Healthcheck {
+        self.over(Healthcheck {
+            test,
+            interval_ms: 30_000,
+            timeout_ms: 30_000,
+            retries: 3,
+            start_period_ms: 0,
+            start_interval_ms: 5_000,
+        })
     }
 }
 
@@ -646,11 +705,42 @@ pub enum MountSource {
     Bind(PathBuf),
     /// A named volume of the stack.
     Volume(String),
+    /// A volume without a name: each instance of the service has one of its own, which outlives it.
+    Anonymous {
+        /// The service that says so: another one has it by `volumes_from`.
+        of: ServiceName,
+    },
     /// Memory.
     Tmpfs {
         /// Bytes at most, if given.
         size_bytes: Option<u64>,
+        /// Permission bits of its root; 1777 unless given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mode: Option<u32>,
     },
+}
+
+impl Mount {
+    /// The stack's key of the volume that an instance of the service has here, if it is one. Of volumes without a name
+    /// the first instance's is what other services see.
+    pub fn volume_key(&self, service: &ServiceName, instance: u8) -> Option<String> {
+        match &self.source {
+            MountSource::Volume(key) => Some(key.clone()),
+            MountSource::Anonymous { of } => {
+                Some(anonymous_key(of, if of == service { instance } else { 1 }, &self.target))
+            }
+            MountSource::Bind(_) | MountSource::Tmpfs { .. } => None,
+        }
+    }
+}
+
+/// `web.1.var-lib-data.0123abcd`: the same for every start, and nobody else's.
+fn anonymous_key(service: &ServiceName, instance: u8, target: &Path) -> String {
+    let letters = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+    let target = target.to_string_lossy();
+    let shown: String = target.trim_matches('/').chars().map(letters).take(40).collect();
+    let digest = digest_of(&(service, instance, &target));
+    format!("{service}.{instance}.{shown}.{}", digest.get(..8).unwrap_or(&digest))
 }
 
 /// Rotation of a service's log. `max_files` counts the one being written.

@@ -69,6 +69,7 @@ pub(crate) fn service(text: &str) -> Service {
         depends_on: Vec::new(),
         healthcheck: None,
         healthcheck_disabled: false,
+        healthcheck_times: Default::default(),
         restart: Restart::No,
         limits: Limits::default(),
         stop_signal: "SIGTERM".into(),

@@ -40,6 +40,7 @@ impl Service {
             self.mounts.iter().filter(|mount| !mount.value.read_only).find_map(|mount| match &mount.value.source {
                 MountSource::Volume(name) => Some(format!("its volume `{name}`")),
                 MountSource::Bind(path) => Some(format!("its folder {}", path.display())),
+                MountSource::Anonymous { .. } => Some(format!("its volume at {}", mount.value.target.display())),
                 MountSource::Tmpfs { .. } => None,
             });
         match shared {
@@ -84,7 +85,7 @@ mod tests {
         let mount = |source, read_only| at(Mount { source, target: "/data".into(), read_only, nocopy: false });
         db.mounts = vec![
             mount(MountSource::Volume("conf".into()), true),
-            mount(MountSource::Tmpfs { size_bytes: None }, false),
+            mount(MountSource::Tmpfs { size_bytes: None, mode: None }, false),
         ];
         assert_eq!(because(&db), None);
         db.mounts.push(mount(MountSource::Volume("data".into()), false));

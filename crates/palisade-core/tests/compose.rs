@@ -222,10 +222,10 @@ fn an_empty_policy_key_grants_nothing() {
 #[test]
 fn each_mistake_has_its_own_answer() {
     for (lines, id) in [
-        (&["ports: [\"80:80\", \"81:80\"]"][..], "published-twice"),
+        (&["ports: [\"80:80\", \"81:80\"]"][..], "refused-value"),
         (&["ports: [\"80:80\", \"80:81\"]"], "port-conflict"),
         (&["ports: [\"80:81\"]", "expose: [80]"], "port-conflict"),
-        (&["ports: [\"80\"]"], "invalid-value"),
+        (&["ports: [\"80\"]"], "refused-value"),
         (&["ports: [\"0:80\"]"], "invalid-value"),
         (&["ports: [\"80:65536\"]"], "invalid-value"),
         (&["ports: [{target: 80}]"], "missing-key"),

@@ -18,7 +18,7 @@ use super::keys::{self, Section};
 use super::parse::{self, Trees};
 use super::suggest::nearest;
 use super::yaml::{self, Data, Entry, NODES_MAX, Node};
-use super::{FILE_BYTES_MAX, InputFile, LoadInputs, ReadError, dotenv, fill, masks, merge, profiles};
+use super::{FILE_BYTES_MAX, InputFile, LoadInputs, dotenv, fill, masks, merge, profiles};
 use crate::diagnostic::{Diagnostic, FileId, Sink, SourceMap, Span, quoted};
 use crate::names::ProjectName;
 
@@ -405,10 +405,7 @@ impl<'a> Assembler<'a> {
 
 /// A file that another one names, with a word about why it can't be read.
 pub(crate) fn read_other(inputs: &LoadInputs<'_>, path: &Path) -> Result<Vec<u8>, String> {
-    inputs.others.read(path).map_err(|error| match error {
-        ReadError::NotFound => "it does not exist".to_owned(),
-        ReadError::Other(why) => why,
-    })
+    inputs.others.read(path).map_err(|error| error.to_string())
 }
 
 /// Where a path that is written in a file leads: without `.` and `..`, so that a file has one name only.

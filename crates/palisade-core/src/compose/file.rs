@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use crate::diagnostic::{Span, Spanned};
 use crate::names::{ProjectName, ServiceName};
 use crate::stack::{
-    Condition, Container, CpuSet, EgressRule, FileSource, Healthcheck, LogRotation, Mount, MountSource, PortProto,
-    Process, ProcessSettings, Publish, Restart, RuntimeChoice, UpdatePolicy, Volume,
+    Condition, Container, CpuSet, EgressRule, FileSource, HealthTimes, Healthcheck, LogRotation, Mount, MountSource,
+    PortProto, Process, ProcessSettings, Publish, Restart, RuntimeChoice, UpdatePolicy, Volume,
 };
 
 /// The whole file.
@@ -154,6 +154,8 @@ pub struct FileService {
     pub healthcheck_span: Option<Span>,
     /// It is written, and says that there is none.
     pub healthcheck_disabled: bool,
+    /// Its times, when they are for the image's own test.
+    pub healthcheck_times: HealthTimes,
     /// `restart`, `deploy.restart_policy`.
     pub restart: Restart,
     /// Where `restart` is written.

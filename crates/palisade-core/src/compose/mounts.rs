@@ -11,6 +11,7 @@ use super::read::{Reader, Text};
 use super::units;
 use super::yaml::{Data, Node};
 use crate::diagnostic::{Diagnostic, Span, Spanned};
+use crate::names::ServiceName;
 use crate::stack::{Mount, MountSource};
 
 const SHORT_HINT: &str = "write `./path:/target`, `volume:/target`, or with `:ro` behind it";
@@ -22,12 +23,12 @@ pub(crate) const ENGINE_SOCKETS: [&str; 5] =
     ["/run/docker.sock", "/var/run/docker.sock", "/run/containerd", "/run/podman", "/run/crio"];
 
 impl Reader<'_> {
-    pub(crate) fn mounts(&mut self, node: &Node) -> Vec<Spanned<Mount>> {
+    pub(crate) fn mounts(&mut self, node: &Node, service: &ServiceName) -> Vec<Spanned<Mount>> {
         let mut mounts = Vec::new();
         for item in self.list(node, "`volumes`").unwrap_or_default() {
             let mount = match &item.data {
-                Data::Map(_) => self.long_mount(item),
-                _ => self.text(item, "a mount").and_then(|text| self.short_mount(&text)),
+                Data::Map(_) => self.long_mount(item, service),
+                _ => self.text(item, "a mount").and_then(|text| self.short_mount(&text, service)),
             };
             if let Some(mount) = mount {
                 mounts.push(Spanned::new(mount, item.span));
@@ -36,19 +37,12 @@ impl Reader<'_> {
         mounts
     }
 
-    fn short_mount(&mut self, text: &Text) -> Option<Mount> {
+    fn short_mount(&mut self, text: &Text, service: &ServiceName) -> Option<Mount> {
         let parts: Vec<&str> = text.value.split(':').collect();
         let (source, target, options) = match parts[..] {
-            [source, target] => (source, target, ""),
-            [source, target, options] => (source, target, options),
-            [target] if target.starts_with('/') => {
-                let message = format!("{} is a volume without a name: nobody could find its data again", text.quoted());
-                return self.invalid(
-                    text,
-                    message,
-                    "give it a name, `data:/path`, and list it below the file's `volumes:`; or use `tmpfs`",
-                );
-            }
+            [source, target] => (Some(source), target, ""),
+            [source, target, options] => (Some(source), target, options),
+            [target] if target.starts_with('/') => (None, target, ""),
             _ => return self.invalid(text, format!("{} is not a mount", text.quoted()), SHORT_HINT),
         };
         let (mut read_only, mut nocopy) = (false, false);
@@ -64,7 +58,10 @@ impl Reader<'_> {
                 }
             }
         }
-        let source = self.source(text, source)?;
+        let source = match source {
+            Some(source) => self.source(text, source)?,
+            None => MountSource::Anonymous { of: service.clone() },
+        };
         Some(Mount { source, target: self.target(text, target)?, read_only, nocopy })
     }
 
@@ -95,7 +92,7 @@ impl Reader<'_> {
         Some(path.components().collect())
     }
 
-    fn long_mount(&mut self, node: &Node) -> Option<Mount> {
+    fn long_mount(&mut self, node: &Node, service: &ServiceName) -> Option<Mount> {
         let mut fields = self.fields(node, &keys::MOUNT)?;
         let mut read = |name: &str| fields.value(name).map(|node| self.text(node, "a part of a mount"));
         let (kind, source, target) = (read("type"), read("source"), read("target"));
@@ -118,29 +115,18 @@ impl Reader<'_> {
             nocopy = volume.value("nocopy").is_some_and(|n| self.bool(n, "`nocopy`").unwrap_or_default());
             volume.finish();
         }
-        let mut size_bytes = None;
+        let (mut size_bytes, mut mode) = (None, None);
         if let Some(mut tmpfs) = fields.value("tmpfs").and_then(|node| self.fields(node, &keys::MOUNT_TMPFS)) {
             let size = tmpfs.value("size");
             size_bytes = size.and_then(|n| self.parsed(n, "a size", SIZE_HINT, |text| units::bytes(text, 1024)));
-            if let Some(node) = tmpfs.value("mode")
-                && self.mode(node).is_some_and(|mode| mode != 0o1777)
-            {
-                self.push(
-                    Diagnostic::error(
-                        "refused-value",
-                        "this mode can't be honoured: a mount in memory has 1777, like /tmp",
-                    )
-                    .at(node.span, "")
-                    .hint("remove it"),
-                );
-            }
+            mode = tmpfs.value("mode").and_then(|node| self.mode(node));
             tmpfs.finish();
         }
         fields.finish();
         let missing = |name: &str| {
             Diagnostic::error("missing-key", format!("this mount has no `{name}`"))
                 .at(node.span, "")
-                .hint("a mount has `type`, `source` (but for tmpfs) and `target`")
+                .hint("a mount has `type` and `target`, and one of a folder has `source`")
         };
         let (Some(kind), Some(target)) = (&kind, &target) else {
             self.push(missing(if kind.is_none() { "type" } else { "target" }));
@@ -149,8 +135,9 @@ impl Reader<'_> {
         let (kind, target) = (kind.as_ref()?, target.as_ref()?);
         let target = self.target(target, &target.value)?;
         let source = match (kind.value.as_str(), source) {
-            ("tmpfs", _) => MountSource::Tmpfs { size_bytes },
-            ("bind" | "volume", None) => {
+            ("tmpfs", _) => MountSource::Tmpfs { size_bytes, mode },
+            ("volume", None) => MountSource::Anonymous { of: service.clone() },
+            ("bind", None) => {
                 self.push(missing("source"));
                 return None;
             }
@@ -181,22 +168,26 @@ impl Reader<'_> {
             let Some(text) = self.text(item, "a path") else { continue };
             let (path, options) = text.value.split_once(':').unwrap_or((&text.value, ""));
             let mut mount = Mount {
-                source: MountSource::Tmpfs { size_bytes: None },
+                source: MountSource::Tmpfs { size_bytes: None, mode: None },
                 target: PathBuf::new(),
                 read_only: false,
                 nocopy: false,
             };
             let mut fine = true;
+            let (mut size_bytes, mut mode) = (None, None);
             for option in options.split(',').filter(|option| !option.is_empty()) {
                 let size = option.strip_prefix("size=").map(|size| units::bytes(size, 1024));
+                let bits = option.strip_prefix("mode=").and_then(|bits| units::mode(bits, false));
                 match (size, option) {
-                    (Some(Some(bytes)), _) => mount.source = MountSource::Tmpfs { size_bytes: Some(bytes) },
+                    (Some(Some(bytes)), _) => size_bytes = Some(bytes),
+                    (None, _) if bits.is_some() => mode = bits.map(|(bits, _)| bits),
                     // These are how it is mounted anyway.
-                    (None, "rw" | "nosuid" | "nodev" | "mode=1777") => {}
+                    (None, "rw" | "nosuid" | "nodev") => {}
                     (None, "ro") => mount.read_only = true,
                     (size, _) => {
                         fine = false;
-                        let hint = if size.is_some() { SIZE_HINT } else { "`size=64m`, `ro` and `rw` are" };
+                        let hint =
+                            if size.is_some() { SIZE_HINT } else { "`size=64m`, `mode=0755`, `ro` and `rw` are" };
                         self.invalid::<()>(
                             &text,
                             format!("`{option}` is not an option that a tmpfs can have here"),
@@ -205,6 +196,7 @@ impl Reader<'_> {
                     }
                 }
             }
+            mount.source = MountSource::Tmpfs { size_bytes, mode };
             if let Some(target) = self.target(&text, path) {
                 mount.target = target;
                 if fine {

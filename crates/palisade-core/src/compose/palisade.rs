@@ -260,8 +260,7 @@ impl Reader<'_> {
         let text = match inputs.others.read(path) {
             Ok(bytes) => String::from_utf8(bytes).map_err(|_| "it is not UTF-8 text".to_owned()),
             Err(ReadError::NotFound) if !required => return,
-            Err(ReadError::NotFound) => Err("it does not exist".to_owned()),
-            Err(ReadError::Other(why)) => Err(why),
+            Err(error) => Err(error.to_string()),
         };
         let text = match text {
             Ok(text) => text,

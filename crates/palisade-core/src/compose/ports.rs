@@ -84,12 +84,13 @@ fn host_ip(text: &str) -> Result<IpAddr, Wrong> {
 
 /// Why a short form isn't one, and what to write.
 struct Bad {
+    id: &'static str,
     message: Wrong,
     hint: String,
 }
 
 fn bad(message: Wrong) -> Bad {
-    Bad { message, hint: PUBLISH_HINT.into() }
+    Bad { id: "invalid-value", message, hint: PUBLISH_HINT.into() }
 }
 
 /// The short form of `ports`.
@@ -99,6 +100,7 @@ fn publish(text: &str) -> Result<Vec<Publish>, Bad> {
     let container = range(container).map_err(bad)?;
     let suffix = if proto == Proto::Udp { "/udp" } else { "" };
     let no_host_port = |ip: &str| Bad {
+        id: "refused-value",
         message: format!("{} names no port of the host, and Palisade doesn't pick one by chance", quoted(text)),
         hint: format!(
             "write `\"{ip}{0}:{0}{suffix}\"` to publish it, or put `\"{0}{suffix}\"` into `expose` if it is for peers only",
@@ -117,6 +119,7 @@ fn publish(text: &str) -> Result<Vec<Publish>, Bad> {
     }
     if ip.is_some_and(|ip| ip.contains(':') && !ip.starts_with('[')) {
         return Err(Bad {
+            id: "invalid-value",
             message: format!("the colons of {} can be read in several ways", quoted(text)),
             hint: "put an IPv6 address into brackets: `\"[::1]:8080:80\"`".into(),
         });
@@ -145,6 +148,11 @@ impl Reader<'_> {
                 Data::Map(_) => self.long_port(item),
                 _ => self.text(item, "a port").and_then(|text| match publish(&text.value) {
                     Ok(published) => Some(published),
+                    Err(bad) if bad.id == "refused-value" => {
+                        let message = bad.message.replace(&quoted(&text.value), &text.quoted());
+                        self.push(Diagnostic::error(bad.id, message).at(text.span, "").hint(bad.hint));
+                        None
+                    }
                     Err(bad) => self.bad_port(&text, bad.message, &bad.hint),
                 }),
             };
@@ -178,7 +186,7 @@ impl Reader<'_> {
         let Some(published) = published else {
             self.push(
                 Diagnostic::error(
-                    "missing-key",
+                    "refused-value",
                     "this port has no `published`, and Palisade doesn't pick one by chance",
                 )
                 .at(node.span, "")
@@ -263,7 +271,7 @@ impl Reader<'_> {
 const EGRESS_HINT: &str = "write an address or a network, with a port if only that is meant: `198.51.100.7:443`, `10.0.0.0/8`, `[2001:db8::/32]:443/tcp`";
 
 fn egress_rule(text: &str) -> Result<EgressRule, Bad> {
-    let wrong = |message: String| Bad { message, hint: EGRESS_HINT.into() };
+    let wrong = |message: String| Bad { id: "invalid-value", message, hint: EGRESS_HINT.into() };
     // A protocol is a word behind the last slash; a prefix length is a number.
     let (rest, proto) = match text.rsplit_once('/') {
         Some((rest, name)) if name.starts_with(|c: char| c.is_ascii_alphabetic()) => {
@@ -284,6 +292,7 @@ fn egress_rule(text: &str) -> Result<EgressRule, Bad> {
         let name_like = address.contains(|c: char| c.is_ascii_alphabetic());
         return Err(if name_like && !address.contains(':') {
             Bad {
+                id: "invalid-value",
                 message: format!("{} is a name, and egress rules are made of addresses so far", quoted(address)),
                 hint: "a name's addresses change behind the rule's back: write the provider's published networks, like `198.51.100.0/24:443`".into(),
             }
@@ -300,6 +309,7 @@ fn egress_rule(text: &str) -> Result<EgressRule, Bad> {
     let network = masked(ip, prefix_len);
     if network != ip {
         return Err(Bad {
+            id: "invalid-value",
             message: format!("{address}/{prefix_len} is not a network: it has bits behind its prefix"),
             hint: format!("write `{network}/{prefix_len}` for the network, or `{address}` for the one address"),
         });
@@ -307,12 +317,14 @@ fn egress_rule(text: &str) -> Result<EgressRule, Bad> {
     let loopback = matches!(ip, IpAddr::V4(v4) if v4.is_loopback()) || ip.is_loopback();
     if loopback {
         return Err(Bad {
+            id: "invalid-value",
             message: format!("{address} is this host, and egress is about what is outside of it"),
             hint: "peers go into `connect`, the host's own services into `x-palisade.host`".into(),
         });
     }
     if prefix_len == bits && [metadata_v4(), metadata_v6()].contains(&ip) {
         return Err(Bad {
+            id: "invalid-value",
             message: format!("{address} hands out the machine's credentials, and no service may reach it"),
             hint: "give the service credentials of its own".into(),
         });

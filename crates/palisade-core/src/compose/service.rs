@@ -14,7 +14,7 @@ use super::yaml::{Data, Entry, Node};
 use crate::diagnostic::{Diagnostic, Span, Spanned, quoted};
 use crate::names::ServiceName;
 use crate::stack::{
-    Condition, Container, HealthTest, Healthcheck, LogRotation, ProcessSettings, Restart, RuntimeChoice,
+    Condition, Container, HealthTest, HealthTimes, LogRotation, ProcessSettings, Restart, RuntimeChoice,
 };
 
 const DURATION_HINT: &str = "write a number with a unit, like `30s`, `1m30s` or `500ms`";
@@ -104,9 +104,7 @@ impl Reader<'_> {
         }
         if let Some(entry) = fields.take("healthcheck") {
             service.healthcheck_span = Some(entry.key_span);
-            let healthcheck = self.healthcheck(&entry.value);
-            service.healthcheck_disabled = matches!(healthcheck, Some(None));
-            service.healthcheck = healthcheck.flatten();
+            self.healthcheck(&entry.value, &mut service);
         }
         self.brought_along(&mut fields, &mut service);
         if let Some(node) = fields.value("stop_signal") {
@@ -117,7 +115,7 @@ impl Reader<'_> {
             service.stop_grace_ms = self.duration(node).unwrap_or_default();
         }
         if let Some(node) = fields.value("volumes") {
-            service.mounts = self.mounts(node);
+            service.mounts = self.mounts(node, &service.name.value);
         }
         if let Some(node) = fields.value("tmpfs") {
             service.mounts.extend(self.tmpfs(node));
@@ -323,41 +321,45 @@ impl Reader<'_> {
         self.parsed(node, "a duration", DURATION_HINT, units::duration_ms)
     }
 
-    /// `None`: a mistake, reported; `Some(None)`: disabled.
-    fn healthcheck(&mut self, node: &Node) -> Option<Option<Healthcheck>> {
-        let mut fields = self.fields(node, &keys::HEALTHCHECK)?;
+    fn healthcheck(&mut self, node: &Node, service: &mut FileService) {
+        let Some(mut fields) = self.fields(node, &keys::HEALTHCHECK) else { return };
         let disabled = fields.value("disable").is_some_and(|n| self.bool(n, "`disable`").unwrap_or_default());
-        let mut time = |reader: &mut Self, name: &str, default: u64, positive: bool| -> u64 {
-            let Some(node) = fields.value(name) else { return default };
+        let mut time = |reader: &mut Self, name: &str, positive: bool| -> Option<u64> {
             let what = if positive { "a duration above zero" } else { "a duration" };
             let parse = |text: &str| units::duration_ms(text).filter(|ms| *ms > 0 || !positive);
-            reader.parsed(node, what, DURATION_HINT, parse).unwrap_or(default)
+            reader.parsed(fields.value(name)?, what, DURATION_HINT, parse)
         };
-        let interval_ms = time(self, "interval", 30_000, true);
-        let timeout_ms = time(self, "timeout", 30_000, true);
-        let start_period_ms = time(self, "start_period", 0, false);
-        let start_interval_ms = time(self, "start_interval", 5_000, true);
-        let retries = fields.value("retries").and_then(|node| {
-            let retries = self.number::<u32>(node, "`retries`", COUNT_HINT)?.value;
-            // Docker reads 0 as "not given".
-            (retries > 0).then_some(retries)
-        });
+        let times = HealthTimes {
+            interval_ms: time(self, "interval", true),
+            timeout_ms: time(self, "timeout", true),
+            start_period_ms: time(self, "start_period", false),
+            start_interval_ms: time(self, "start_interval", true),
+            retries: fields.value("retries").and_then(|node| {
+                let retries = self.number::<u32>(node, "`retries`", COUNT_HINT)?.value;
+                // Docker reads 0 as "not given".
+                (retries > 0).then_some(retries)
+            }),
+        };
         let test = fields.value("test");
         fields.finish();
-        if disabled {
-            return Some(None);
+        match test {
+            _ if disabled => service.healthcheck_disabled = true,
+            Some(test) => match self.health_test(test) {
+                Some(Some(test)) => service.healthcheck = Some(times.with(test)),
+                Some(None) => service.healthcheck_disabled = true,
+                None => {}
+            },
+            None if service.process.is_some() => self.push(
+                Diagnostic::error(
+                    "refused-value",
+                    "this health check has no `test`, and a process has no image that brings one",
+                )
+                .at(node.span, "")
+                .hint("say what to run: `test: [\"CMD\", \"pg_isready\"]`"),
+            ),
+            // The image's own test, at these times.
+            None => service.healthcheck_times = times,
         }
-        let Some(test) = test else {
-            self.push(
-                Diagnostic::error("missing-key", "this health check has no `test`")
-                    .at(node.span, "")
-                    .hint("say what to run: `test: [\"CMD\", \"pg_isready\"]`"),
-            );
-            return None;
-        };
-        let retries = retries.unwrap_or(3);
-        let times = |test| Healthcheck { test, interval_ms, timeout_ms, retries, start_period_ms, start_interval_ms };
-        Some(self.health_test(test)?.map(times))
     }
 
     /// `None`: a mistake, reported; `Some(None)`: `["NONE"]`.
@@ -525,6 +527,7 @@ fn empty(name: Spanned<ServiceName>) -> FileService {
         healthcheck: None,
         healthcheck_span: None,
         healthcheck_disabled: false,
+        healthcheck_times: HealthTimes::default(),
         restart: Restart::No,
         restart_span: None,
         update: None,

@@ -2,7 +2,7 @@
 //!
 //! Nothing can fail here; what could, was found by `validate`.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::file::{ComposeFile, FileEgress, NetworkMode};
 use super::validate::{agreed, networks_of, only_internal, settled_ports};
@@ -10,7 +10,8 @@ use crate::diagnostic::{SourceMap, Spanned};
 use crate::names::ServiceName;
 use crate::place::Placed;
 use crate::stack::{
-    Container, Dependency, Egress, Firewall, Grant, Limits, Link, Mount, MountSource, ProvidedFile, Run, Service, Stack,
+    Container, Dependency, Egress, Firewall, Grant, Limits, Link, Mount, MountSource, ProvidedFile, Run, Service,
+    Stack, Volume,
 };
 
 /// The stack that a valid file means.
@@ -21,13 +22,23 @@ pub(crate) fn settle(file: ComposeFile, sources: &SourceMap) -> Stack {
     let mut mounts = Mounts { view: &view, done: HashMap::new() };
     let services: Vec<Service> =
         (0..file.services.len()).map(|index| settle_service(index, &view, mounts.of(index))).collect();
-    let used = services.iter().flat_map(|service| &service.mounts);
-    let volumes = used.filter_map(|mount| match &mount.value.source {
-        MountSource::Volume(name) => Some((name.clone(), file.volumes.get(name)?.volume.clone())),
-        _ => None,
-    });
+    let mut volumes = BTreeMap::new();
+    for service in &services {
+        for mount in service.mounts.iter().map(|mount| &mount.value) {
+            match &mount.source {
+                MountSource::Volume(name) => {
+                    volumes.extend(file.volumes.get(name).map(|known| (name.clone(), known.volume.clone())));
+                }
+                MountSource::Anonymous { .. } => {
+                    let keys = (1..=service.replicas).filter_map(|number| mount.volume_key(&service.name, number));
+                    volumes.extend(keys.map(|key| (key, Volume::default())));
+                }
+                MountSource::Bind(_) | MountSource::Tmpfs { .. } => {}
+            }
+        }
+    }
     Stack {
-        volumes: volumes.collect(),
+        volumes,
         firewall: Firewall {
             allow: file.firewall_allow.iter().map(|port| placed(port, port.value, sources)).collect(),
             disabled: file.firewall_disabled,
@@ -182,6 +193,7 @@ fn settle_service(index: usize, view: &View<'_>, mounts: Vec<Placed<Mount>>) -> 
         depends_on: depends_on.collect(),
         healthcheck: service.healthcheck.clone(),
         healthcheck_disabled: service.healthcheck_disabled,
+        healthcheck_times: service.healthcheck_times,
         restart: service.restart,
         limits: Limits {
             memory_bytes: limit(&service.memory_bytes),

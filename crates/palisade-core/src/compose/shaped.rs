@@ -251,10 +251,7 @@ impl Reader<'_> {
     pub(crate) fn mode(&mut self, node: &Node) -> Option<u32> {
         let text = self.text(node, "a mode")?;
         let plain = matches!(&node.data, Data::Scalar(scalar) if scalar.plain);
-        let digits = text.value.trim().trim_start_matches("0o");
-        let decimal = plain && !text.value.starts_with('0');
-        let mode = if decimal { digits.parse().ok() } else { u32::from_str_radix(digits, 8).ok() };
-        let Some(mode) = mode.filter(|mode| *mode <= 0o7777) else {
+        let Some((mode, decimal)) = units::mode(&text.value, plain) else {
             let message = format!("{} is not a mode", text.quoted());
             return self.invalid(&text, message, "write permission bits in octal, with a zero in front: `0440`");
         };

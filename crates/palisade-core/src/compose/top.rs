@@ -130,7 +130,7 @@ impl Reader<'_> {
                 let path = resolve(&origin.directory, home.as_deref(), &device.value);
                 Some((MountSource::Bind(path), read_only))
             }
-            ("tmpfs", _) => Some((MountSource::Tmpfs { size_bytes }, read_only)),
+            ("tmpfs", _) => Some((MountSource::Tmpfs { size_bytes, mode: None }, read_only)),
             ("", None) if options.is_none() => None,
             _ => {
                 let shown = kind.as_ref().map_or_else(|| "this".to_owned(), Text::quoted);

@@ -9,30 +9,47 @@ pub(crate) fn duration_ms(text: &str) -> Option<u64> {
 
 /// The same as microseconds; less than one is rounded up.
 pub(crate) fn duration_us(text: &str) -> Option<u64> {
+    Some(duration_ns(text)?.div_ceil(1000))
+}
+
+/// The same as nanoseconds; less than one is rounded up.
+pub(crate) fn duration_ns(text: &str) -> Option<u64> {
     if text == "0" {
         return Some(0);
     }
     let mut rest = text;
-    let mut micros = 0.0_f64;
+    let mut nanos = 0_u128;
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let number: f64 = rest[..digits].parse().ok()?;
-        rest = &rest[digits..];
-        let unit = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
-        micros += number
-            * match &rest[..unit] {
-                "ns" => 1e-3,
-                "us" | "µs" => 1.0,
-                "ms" => 1e3,
-                "s" => 1e6,
-                "m" => 60e6,
-                "h" => 3600e6,
-                _ => return None,
-            };
-        rest = &rest[unit..];
+        let (number, behind) = rest.split_at(digits);
+        let unit = behind.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(behind.len());
+        let factor = match &behind[..unit] {
+            "ns" => 1,
+            "us" | "µs" | "μs" => 1_000,
+            "ms" => 1_000_000,
+            "s" => 1_000_000_000,
+            "m" => 60_000_000_000,
+            "h" => 3_600_000_000_000,
+            _ => return None,
+        };
+        nanos = nanos.checked_add(times(number, factor)?)?;
+        rest = &behind[unit..];
     }
     // A hundred years: what is more is a slip, and would overflow clocks.
-    (!text.is_empty() && micros <= 3.2e15).then(|| micros.ceil() as u64)
+    (!text.is_empty() && nanos <= 3_200_000_000_000_000_000).then_some(nanos as u64)
+}
+
+/// A decimal number of so many; what is left is rounded up.
+fn times(number: &str, factor: u128) -> Option<u128> {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    // More digits than these are beyond any factor.
+    let fraction = fraction.get(..18).unwrap_or(fraction);
+    if whole.is_empty() && fraction.is_empty() {
+        return None;
+    }
+    let part = |digits: &str| if digits.is_empty() { Some(0) } else { digits.parse::<u128>().ok() };
+    let scale = 10_u128.pow(fraction.len() as u32);
+    part(whole)?.checked_mul(factor)?.checked_add((part(fraction)? * factor).div_ceil(scale))
 }
 
 /// `512m`, `1.5g`, `64KiB` or plain bytes; each letter is a factor of `base` (1024 for memory, 1000 for logs).
@@ -49,6 +66,15 @@ pub(crate) fn bytes(text: &str, base: u64) -> Option<u64> {
     };
     let bytes = number * (base as f64).powi(power);
     (bytes < 9e18).then_some(bytes as u64)
+}
+
+/// Permission bits, and whether they are written as a decimal number: one without quotes that doesn't begin with a zero.
+pub(crate) fn mode(text: &str, plain: bool) -> Option<(u32, bool)> {
+    let text = text.trim();
+    let decimal = plain && !text.starts_with('0');
+    let digits = text.trim_start_matches("0o");
+    let mode = if decimal { digits.parse().ok() } else { u32::from_str_radix(digits, 8).ok() };
+    mode.filter(|mode| *mode <= 0o7777).map(|mode| (mode, decimal))
 }
 
 /// `0.5` processors as thousandths.
@@ -79,9 +105,16 @@ mod tests {
             ("ms", None),
             ("1d", None),
             ("99999999999h", None),
+            ("1.2.3s", None),
+            (".s", None),
+            (".5s", Some(500)),
         ] {
             assert_eq!(duration_ms(text), ms, "{text}");
         }
+        assert_eq!(
+            (duration_ns("1.5ms"), duration_ns("0.1ns"), duration_us("1.5ms")),
+            (Some(1_500_000), Some(1), Some(1500))
+        );
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::instance::{Health, InstanceStatus, RunState};
 use crate::names::{InstanceId, ServiceName};
 use crate::observed::{InstanceSeen, Observed};
 use crate::ports;
-use crate::stack::{Condition, HEALTH_MARGIN_MS, Healthcheck, MountSource, Restart, Service, Stack};
+use crate::stack::{Condition, HEALTH_MARGIN_MS, Healthcheck, Restart, Service, Stack};
 
 /// Longest time for a process to be there after it was started.
 const STARTED_TIMEOUT_MS: u64 = 10_000;
@@ -335,11 +335,7 @@ pub(super) fn restarts_with(service: &Service, restarted: &HashSet<&ServiceName>
 
 /// The user of the first service that writes to the volume.
 fn volume_owner(stack: &Stack, volume: &str) -> Option<String> {
-    let writes = |service: &&Service| {
-        service.mounts.iter().any(|mount| {
-            !mount.value.read_only && matches!(&mount.value.source, MountSource::Volume(name) if name == volume)
-        })
-    };
+    let writes = |service: &&Service| service.mounts_of(volume).any(|mount| !mount.read_only);
     stack.services.iter().find(writes)?.run.process.as_ref()?.user.clone()
 }
 

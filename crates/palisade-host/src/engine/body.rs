@@ -160,12 +160,13 @@ fn mount(mount: &palisade_core::instance::InstanceMount) -> Mount {
             volume_options: Some(MountVolumeOptions { no_copy: Some(*nocopy), ..MountVolumeOptions::default() }),
             ..Mount::default()
         },
-        InstanceMountSource::Tmpfs { size_bytes } => Mount {
+        InstanceMountSource::Tmpfs { size_bytes, mode } => Mount {
             target,
             typ: Some(MountType::TMPFS),
             read_only: Some(mount.read_only),
             tmpfs_options: Some(MountTmpfsOptions {
                 size_bytes: size_bytes.map(signed),
+                mode: mode.map(i64::from),
                 ..MountTmpfsOptions::default()
             }),
             ..Mount::default()

@@ -386,11 +386,12 @@ impl Placing<'_> {
         match (self, tree) {
             (_, Some(tree)) => put(tree, target),
             (Placing::Mount(mount, _), None) => {
-                let InstanceMountSource::Tmpfs { size_bytes } = &mount.source else { return Ok(()) };
+                let InstanceMountSource::Tmpfs { size_bytes, mode } = &mount.source else { return Ok(()) };
                 let size = size_bytes.map(|bytes| format!(",size={bytes}")).unwrap_or_default();
                 let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
                 flags.set(MsFlags::MS_RDONLY, mount.read_only);
-                tmpfs(target, &format!("mode=1777{size}"), flags)
+                let mode = mode.unwrap_or(0o1777);
+                tmpfs(target, &format!("mode={mode:o}{size}"), flags)
             }
             (Placing::File(_), None) => Ok(()),
         }

@@ -3,6 +3,7 @@
 mod agent;
 mod attacks;
 mod bad_days;
+mod compared;
 mod config;
 mod files;
 mod learn;

@@ -165,7 +165,7 @@ fn read_only_means_no_place_to_write() {
     let mut spec = realm.shell("ro", "for d in /tmp /var/tmp /run /var/lib; do (echo x > $d/f) 2>/dev/null && echo \"WROTE $d\"; done; echo x > /scratch/f && echo scratch");
     spec.read_only = true;
     spec.mounts = vec![InstanceMount {
-        source: InstanceMountSource::Tmpfs { size_bytes: Some(1 << 20) },
+        source: InstanceMountSource::Tmpfs { size_bytes: Some(1 << 20), mode: None },
         target: "/scratch".into(),
         read_only: false,
     }];

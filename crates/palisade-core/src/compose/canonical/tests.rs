@@ -1,5 +1,7 @@
 //! Small files, and what they are written out.
 
+use std::path::PathBuf;
+
 use super::*;
 use std::collections::BTreeMap;
 use std::path::Path;

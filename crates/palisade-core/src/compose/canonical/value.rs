@@ -240,7 +240,7 @@ mod tests {
         let file = sources.add("t", text).unwrap();
         let (documents, problems) = yaml::parse(text, file);
         assert!(problems.is_empty(), "{text}: {problems:?}");
-        super::super::generic(&documents.unwrap_or_default()[0])
+        super::super::scalar::generic(&documents.unwrap_or_default()[0])
     }
 
     #[test]

@@ -140,10 +140,11 @@ fn holds_data(target: &Path) -> bool {
 }
 
 fn backup(seen: &Seen<'_>, hits: &mut Hits) {
+    let volume = |source: &MountSource| matches!(source, MountSource::Volume(_) | MountSource::Anonymous { .. });
     let kept = |target_only: bool| {
         seen.service.mounts.iter().find(|mount| {
-            let durable = matches!(mount.value.source, MountSource::Bind(_) | MountSource::Volume(_));
-            let volume = matches!(mount.value.source, MountSource::Volume(_));
+            let durable = matches!(mount.value.source, MountSource::Bind(_)) || volume(&mount.value.source);
+            let volume = volume(&mount.value.source);
             durable && !mount.value.read_only && (!target_only && volume || holds_data(&mount.value.target))
         })
     };

@@ -102,7 +102,7 @@ fn own_ports(service: &FileService, ports: &[Spanned<Publish>], sink: &mut Sink)
     for port in ports {
         if let Some(first) = by_container.insert(port.value.container, port.span) {
             sink.push(
-                Diagnostic::error("published-twice", format!("the service's port {} is published twice", port.value.container))
+                Diagnostic::error("refused-value", format!("the service's port {} is published twice", port.value.container))
                     .at(port.span, "")
                     .also(first, "published here first")
                     .hint("one host port for each port of a service for now: keep one, and let the firewall or a proxy forward the other"),
