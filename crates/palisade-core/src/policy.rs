@@ -14,6 +14,8 @@ pub const EGRESS_RULES_MAX: usize = 32;
 
 /// At most this many name servers: what C libraries read of resolv.conf.
 pub const RESOLVERS_MAX: usize = 3;
+/// At most on this many addresses of the host can one of its TCP ports be published: the kernel walks them.
+pub const PLACES_MAX: usize = 16;
 
 /// The policy of one stack, swapped into the kernel as a whole.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,7 +46,8 @@ pub struct ServicePolicy {
     pub address: ServiceAddress,
     /// Bit n set: member of the stack's n-th network.
     pub networks: u64,
-    /// Instances that take new connections. Empty: connections are refused.
+    /// Instances that take new connections, from peers and at published TCP ports. Empty: connections are refused.
+    /// Others may run and listen: what they have accepted goes on, and they get nothing new.
     pub backends: Vec<InstanceAddress>,
     /// Declared ports.
     pub binds: Vec<BindRule>,

@@ -10,8 +10,8 @@ enum bind_outcome {
 	BIND_REFUSE = 0,
 	BIND_AS_IS = 1,
 	BIND_OWN = 2,       /* to `to`:`to_port`, an address of the instance */
-	BIND_PUBLIC = 3,    /* stays with its address, on `to_port` */
-	BIND_PUBLIC_ONE = 4, /* to the published host address in `dst`, on `to_port` */
+	BIND_PUBLIC = 3,    /* datagrams: stays with its address, on `to_port` */
+	BIND_PUBLIC_ONE = 4, /* datagrams: to the published host address in `dst`, on `to_port` */
 };
 
 static __noinline int decide_bind(struct call *c)
@@ -58,7 +58,8 @@ static __noinline int decide_bind(struct call *c)
 			report(c, EVENT_USED);
 		else if (!rule && (mine->flags & SERVICE_STRICT))
 			return refuse(c, REASON_UNDECLARED_PORT);
-		if (!rule || !(rule->flags & BIND_PUBLISHED))
+		/* What arrives at a published TCP port is led to the instance's own address, see `enter.h`. */
+		if (!rule || !(rule->flags & BIND_PUBLISHED) || c->proto == IPPROTO_TCP)
 			return BIND_OWN;
 		c->to_port = rule->port;
 		if (rule->prefix == 0)
@@ -71,6 +72,8 @@ static __noinline int decide_bind(struct call *c)
 	if (rule && (rule->flags & BIND_PUBLISHED) && bpf_map_lookup_elem(&host_addresses, &key) &&
 	    (rule->prefix == 0 || (rule->addr[0] == c->dst[0] && rule->addr[1] == c->dst[1] &&
 				   rule->addr[2] == c->dst[2] && rule->addr[3] == c->dst[3]))) {
+		if (c->proto == IPPROTO_TCP)
+			return BIND_OWN;
 		c->to_port = rule->port;
 		return BIND_PUBLIC;
 	}

@@ -4,13 +4,13 @@
 #ifndef PALISADE_CONNECT_H
 #define PALISADE_CONNECT_H
 
-#include "call.h"
+#include "backend.h"
 
 /* To a peer by its service or instance address. */
 static __always_inline int to_peer(void *ctx, struct call *c, void *policy, struct rule *mine, __u32 dst, __u16 port)
 {
 	__u32 service = service_of(c->instance), server = service_of(dst);
-	struct rule *peer = find(policy, RULE_SERVICE, 0, 0, 0, server), *bind, *backend;
+	struct rule *peer = find(policy, RULE_SERVICE, 0, 0, 0, server), *bind;
 	__u32 slot;
 
 	if (!peer)
@@ -35,19 +35,14 @@ static __always_inline int to_peer(void *ctx, struct call *c, void *policy, stru
 			/* An unconnected datagram socket keeps to one replica, connections are spread. */
 			slot = 0;
 			if (peer->count > 1)
-				slot = (c->hook == HOOK_SEND ? (__u32)bpf_get_socket_cookie(ctx) : bpf_get_prandom_u32()) %
-				       peer->count;
-			if (slot < NEAR_BACKENDS) {
-				c->to = peer->addr[slot & (NEAR_BACKENDS - 1)];
-			} else {
-				backend = find(policy, RULE_BACKEND, 0, slot, 0, server);
-				if (!backend)
-					return refuse(c, REASON_NO_BACKEND);
-				c->to = backend->addr[0];
-			}
+				slot = c->hook == HOOK_SEND ? (__u32)bpf_get_socket_cookie(ctx) : bpf_get_prandom_u32();
+			c->to = choose_backend(policy, peer, server, slot);
+			if (!c->to)
+				return refuse(c, REASON_NO_BACKEND);
 		}
 	}
-	if (peer->flags & SERVICE_PUBLISHES) {
+	/* TCP listeners are at the instance's own address, published or not. */
+	if (c->proto == IPPROTO_UDP && (peer->flags & SERVICE_PUBLISHES)) {
 		bind = find(policy, RULE_BIND, c->proto, port, 0, server);
 		if (bind && (bind->flags & BIND_PUBLISHED)) {
 			c->to_port = bind->port;

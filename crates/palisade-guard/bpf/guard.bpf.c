@@ -11,6 +11,7 @@
  */
 #include "bind.h"
 #include "connect.h"
+#include "enter.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
@@ -499,6 +500,22 @@ int guard_bind6(struct bpf_sock_addr *ctx)
 	return ALLOW_LOW_PORT;
 }
 
+/* ---- published TCP ports ---- */
+
+SEC("sockops")
+int guard_listen(struct bpf_sock_ops *ctx)
+{
+	if (ctx->op == BPF_SOCK_OPS_TCP_LISTEN_CB)
+		note_listener(ctx);
+	return ALLOW;
+}
+
+SEC("sk_lookup")
+int guard_enter(struct bpf_sk_lookup *ctx)
+{
+	return enter(ctx);
+}
+
 /* ---- what there is besides addresses ---- */
 
 SEC("cgroup/sock_create")
@@ -547,8 +564,11 @@ static __noinline int judge_received(struct __sk_buff *skb)
 	if (sk->protocol == IPPROTO_TCP) {
 		if (sk->state != BPF_TCP_LISTEN)
 			return ALLOW;
-		/* Bound to the instance's own address: nothing else can arrive. */
+		/* Bound to the instance's own address: nothing arrives but what is for it, or what `enter` led there. */
 		if (c.instance && (sk->src_ip4 == c.instance || sk->src_ip4 == own_localhost(c.instance)))
+			return ALLOW;
+		LOAD4(source, sk->src_ip6);
+		if (c.instance && sk->family == AF_INET6 && is_private6(source) && source[3] == c.instance)
 			return ALLOW;
 		c.proto = IPPROTO_TCP;
 	} else {
@@ -607,10 +627,10 @@ static __noinline int judge_received(struct __sk_buff *skb)
 		key.port = bpf_ntohs(source_port);
 		copy_address(key.addr, source);
 	}
-	rule = find(policy, RULE_PUBLISHED, c.proto, c.port, 0, 0);
+	rule = c.proto == IPPROTO_UDP ? find(policy, RULE_PUBLISHED, c.proto, c.port, 0, 0) : 0;
 	if (rule && rule->addr[0] == service_of(c.instance)) {
 		mine = find(policy, RULE_SERVICE, 0, 0, 0, service_of(c.instance));
-		if (c.proto == IPPROTO_UDP && mine && !(mine->flags & SERVICE_EGRESS_ALL)) {
+		if (mine && !(mine->flags & SERVICE_EGRESS_ALL)) {
 			struct origin value = { .port = key.port };
 
 			copy_address(value.addr, key.addr);

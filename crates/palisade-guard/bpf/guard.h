@@ -23,6 +23,7 @@ enum rule_kind {
 	RULE_EGRESS = 7,    /* client, port: 0 … count-1 */
 	RULE_PUBLISHED = 8, /* proto, port as the host knows it */
 	RULE_RESOLVER = 9,  /* client, or 0 for everybody whose egress is open; port: 0 … RESOLVERS_MAX-1 */
+	RULE_PLACE = 10,    /* proto, port as the host knows it; server: 0 … PLACES_MAX-1. TCP only */
 };
 
 struct rule_key {
@@ -49,12 +50,12 @@ enum rule_flag {
 
 struct rule {
 	__u64 networks; /* SERVICE: one bit for each network it is in */
-	__u32 addr[4];  /* SERVICE: its first backends; BACKEND, LOCALHOST, PUBLISHED: [0] is the IPv4 address; BIND: host address; EGRESS, RESOLVER: IPv6 or mapped */
-	__u32 count;    /* SERVICE: backends */
+	__u32 addr[4];  /* SERVICE: its first backends; BACKEND, LOCALHOST, PUBLISHED: [0] is the IPv4 address; BIND, PLACE: host address; EGRESS, RESOLVER: IPv6 or mapped */
+	__u32 count;    /* SERVICE: backends; PLACE: address of the service */
 	__u16 flags;
-	__u16 port;     /* BIND: on the host; PUBLISHED: as the service knows it; EGRESS: 0 is any; SERVICE: number of egress rules */
+	__u16 port;     /* BIND: on the host; PUBLISHED, PLACE: as the service knows it; EGRESS: 0 is any; SERVICE: number of egress rules */
 	__u8 proto;     /* EGRESS: 0 is any */
-	__u8 prefix;    /* EGRESS: bits of addr that count, 0 to 128; BIND: 4 or 6 when it is bound to one address only */
+	__u8 prefix;    /* EGRESS: bits of addr that count, 0 to 128; BIND, PLACE: 4 or 6 when it is for one address only, or for all of one family */
 	__u8 pad[6];
 };
 
@@ -62,6 +63,27 @@ struct rule {
 #define NEAR_BACKENDS 4
 #define EGRESS_RULES_MAX 32
 #define RESOLVERS_MAX 3
+/* One port of the host may be published on so many addresses. */
+#define PLACES_MAX 16
+/* What the last byte of an address can tell apart. */
+#define INSTANCES_MAX 254
+
+/* A listening TCP socket, bound to its instance's own address. The sockets of a SO_REUSEPORT group have a slot each,
+ * so that the last one that is left is still found.
+ */
+struct listener_key {
+	__u32 instance;
+	__u16 port; /* as the service knows it */
+	__u8 ipv6;  /* 1: it takes IPv6 only */
+	__u8 slot;
+};
+
+#define LISTENER_SLOTS 4
+
+/* Instances of one service that get no new connections while others can take them: bit n is instance n. */
+struct suspension {
+	__u64 bits[4];
+};
 
 enum event_kind {
 	EVENT_REFUSED = 1,

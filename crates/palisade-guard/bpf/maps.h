@@ -76,6 +76,22 @@ struct {
 	__type(value, struct origin);
 } origins SEC(".maps");
 
+/* Who listens on declared TCP ports. The kernel takes a socket out when it is closed. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKHASH);
+	__uint(max_entries, 16384);
+	__type(key, struct listener_key);
+	__type(value, __u64);
+} listeners SEC(".maps");
+
+/* By the address of the service. Kept up to date by the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, struct suspension);
+} suspended SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 18);

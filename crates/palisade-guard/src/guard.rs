@@ -23,7 +23,7 @@ static GUARD_OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guard.bpf
 static UNIX_OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/unix.bpf.o"));
 
 /// Program, the hook it belongs to, and the kernel that brought the hook.
-const HOOKS: [(&str, u32); 15] = [
+const HOOKS: [(&str, u32); 16] = [
     ("guard_bind4", libbpf_sys::BPF_CGROUP_INET4_BIND),
     ("guard_bind6", libbpf_sys::BPF_CGROUP_INET6_BIND),
     ("guard_connect4", libbpf_sys::BPF_CGROUP_INET4_CONNECT),
@@ -37,12 +37,17 @@ const HOOKS: [(&str, u32); 15] = [
     ("guard_sock_create", libbpf_sys::BPF_CGROUP_INET_SOCK_CREATE),
     ("guard_ingress", libbpf_sys::BPF_CGROUP_INET_INGRESS),
     ("guard_egress", libbpf_sys::BPF_CGROUP_INET_EGRESS),
+    ("guard_listen", libbpf_sys::BPF_CGROUP_SOCK_OPS),
     ("guard_connect_unix", libbpf_sys::BPF_CGROUP_UNIX_CONNECT),
     ("guard_sendmsg_unix", libbpf_sys::BPF_CGROUP_UNIX_SENDMSG),
 ];
 /// How many of [`HOOKS`] every kernel since 5.15 has; the rest is 6.7.
-const HOOKS_EVERYWHERE: usize = 13;
-const MAPS: [&str; 4] = ["identities", "policies", "host_addresses", "events"];
+const HOOKS_EVERYWHERE: usize = 14;
+/// Runs once for the network namespace: leads what arrives at published TCP ports to the instances.
+const ENTER: &str = "guard_enter";
+/// The namespace of the calling thread.
+const THIS_NETWORK: &str = "/proc/thread-self/ns/net";
+const MAPS: [&str; 5] = ["identities", "policies", "host_addresses", "events", "suspended"];
 const UNIX_IDENTITIES: &str = "unix_identities";
 
 /// Something about the guard did not work.
@@ -109,11 +114,13 @@ fn map_error(what: &'static str) -> impl Fn(libbpf_rs::Error) -> GuardError {
 pub struct Guard {
     folder: PathBuf,
     programs: Vec<(&'static str, u32, OwnedFd)>,
+    enter: OwnedFd,
     identities: MapHandle,
     unix_identities: Option<MapHandle>,
     policies: MapHandle,
     host_addresses: MapHandle,
     events: MapHandle,
+    suspended: MapHandle,
 }
 
 impl Guard {
@@ -140,7 +147,9 @@ impl Guard {
         }
         let done = folder.join(complete_marker());
         fs::create_dir(&done).on("creating", &done)?;
-        Self::open_pins(folder)
+        let guard = Self::open_pins(folder)?;
+        guard.attach_to_network()?;
+        Ok(guard)
     }
 
     /// The guard whose pins are in `folder`, if it was completely loaded.
@@ -168,14 +177,17 @@ impl Guard {
             let path = folder.join("programs").join(name);
             programs.push((*name, *hook, Program::fd_from_pinned_path(&path).on("opening", &path)?));
         }
+        let enter = folder.join("programs").join(ENTER);
         Ok(Self {
             folder: folder.into(),
             programs,
+            enter: Program::fd_from_pinned_path(&enter).on("opening", &enter)?,
             identities: map("identities")?,
             unix_identities: has_unix.then(|| map(UNIX_IDENTITIES)).transpose()?,
             policies: map("policies")?,
             host_addresses: map("host_addresses")?,
             events: map("events")?,
+            suspended: map("suspended")?,
         })
     }
 
@@ -200,6 +212,7 @@ impl Guard {
                 raw::pin(link.as_fd(), &path).on("pinning", &path)?;
             }
         }
+        self.attach_to_network()?;
         // The storage's key is the cgroup's id, which is the inode number of its folder (kernfs, 64-bit hosts).
         let id = directory.metadata().on("reading", cgroup)?.ino();
         let mut identity = [0; 8];
@@ -213,6 +226,26 @@ impl Guard {
             unix.update(&id.to_ne_bytes(), &identity, MapFlags::EXIST).map_err(map_error("naming the instance"))?;
         }
         Ok(())
+    }
+
+    /// Published ports are led to instances in the network namespace of the calling thread, from now on.
+    fn attach_to_network(&self) -> Result<(), GuardError> {
+        let path = Path::new(THIS_NETWORK);
+        let network = File::open(path).on("opening", path)?;
+        if self.enters(network.as_fd())? {
+            return Ok(());
+        }
+        let pins = self.folder.join("network");
+        remove_pins(&pins).on("removing", &pins)?;
+        fs::create_dir(&pins).on("creating", &pins)?;
+        let link = raw::link_to_network(self.enter.as_fd(), network.as_fd()).on("attaching the guard to", path)?;
+        let path = pins.join(ENTER);
+        raw::pin(link.as_fd(), &path).on("pinning", &path)
+    }
+
+    fn enters(&self, network: BorrowedFd<'_>) -> Result<bool, GuardError> {
+        let id = Program::id_from_fd(self.enter.as_fd()).on("reading program", Path::new(ENTER))?;
+        Ok(raw::programs_of_network(network).on("asking for programs at", Path::new(ENTER))?.contains(&id))
     }
 
     /// Takes the programs off the instance. Only for one whose processes are gone.
@@ -232,10 +265,15 @@ impl Guard {
         Ok(found)
     }
 
-    /// Which of the guard's programs do not run for this cgroup: asked from the kernel, not read off the pins.
+    /// Which of the guard's programs do not run for this cgroup and the caller's network namespace: asked from the kernel, not read off the pins.
     pub fn missing_hooks(&self, cgroup: &Path) -> Result<Vec<&'static str>, GuardError> {
         let directory = File::open(cgroup).on("opening", cgroup)?;
-        self.missing_hooks_of(directory.as_fd())
+        let network = File::open(THIS_NETWORK).on("opening", Path::new(THIS_NETWORK))?;
+        let mut missing = self.missing_hooks_of(directory.as_fd())?;
+        if !self.enters(network.as_fd())? {
+            missing.push(ENTER);
+        }
+        Ok(missing)
     }
 
     fn missing_hooks_of(&self, cgroup: BorrowedFd<'_>) -> Result<Vec<&'static str>, GuardError> {
@@ -322,6 +360,43 @@ impl Guard {
         Ok(())
     }
 
+    /// Exactly these instances get no new connections, as long as their service has others.
+    pub fn set_suspended(&self, instances: &BTreeSet<InstanceAddress>) -> Result<(), GuardError> {
+        let error = map_error("writing who gets no new connections");
+        let mut wanted: BTreeMap<[u8; 4], [u64; 4]> = BTreeMap::new();
+        for instance in instances {
+            let number = instance.ip().octets()[3];
+            let bits = wanted.entry(instance.service().ip().octets()).or_default();
+            bits[usize::from(number / 64)] |= 1 << (number % 64);
+        }
+        for (service, bits) in &wanted {
+            let value: Vec<u8> = bits.iter().flat_map(|word| word.to_ne_bytes()).collect();
+            self.suspended.update(service, &value, MapFlags::ANY).map_err(&error)?;
+        }
+        for stale in self.suspended.keys() {
+            if <[u8; 4]>::try_from(stale.as_slice()).is_ok_and(|known| !wanted.contains_key(&known)) {
+                self.suspended.delete(&stale).map_err(&error)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Who gets no new connections.
+    pub fn suspended(&self) -> Result<BTreeSet<InstanceAddress>, GuardError> {
+        let error = map_error("reading who gets no new connections");
+        let mut found = BTreeSet::new();
+        for service in self.suspended.keys() {
+            let Some(value) = self.suspended.lookup(&service, MapFlags::ANY).map_err(&error)? else { continue };
+            let Ok([a, b, c, _]) = <[u8; 4]>::try_from(service.as_slice()) else { continue };
+            for (word, first) in value.chunks_exact(8).zip([0, 64, 128, 192]) {
+                let bits = u64::from_ne_bytes(word.try_into().unwrap_or_default());
+                let numbers = (0..64).filter(|bit| bits >> bit & 1 == 1).map(|bit| first + bit);
+                found.extend(numbers.filter_map(|n| InstanceAddress::from_ip(Ipv4Addr::new(a, b, c, n))));
+            }
+        }
+        Ok(found)
+    }
+
     /// Listens to what is refused. One listener at a time.
     pub fn events(&self) -> Result<EventReader, GuardError> {
         EventReader::new(&self.events).map_err(map_error("opening the events"))
@@ -390,7 +465,7 @@ fn load_object(
 }
 
 fn pin_object(object: &Object, folder: &Path) -> Result<(), GuardError> {
-    for (name, _) in HOOKS {
+    for name in HOOKS.map(|(name, _)| name).into_iter().chain([ENTER]) {
         if let Some(program) = object.progs().find(|program| program.name() == name) {
             let path = folder.join("programs").join(name);
             raw::pin(program.as_fd(), &path).on("pinning", &path)?;

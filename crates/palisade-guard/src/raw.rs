@@ -32,6 +32,31 @@ pub(crate) fn link_to_cgroup(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, at
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Attaches an `sk_lookup` program to a network namespace (a bpf_link, Linux 5.9; at most 64 in one).
+pub(crate) fn link_to_network(program: BorrowedFd<'_>, network: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    link_to_cgroup(program, network, libbpf_sys::BPF_SK_LOOKUP)
+}
+
+/// Ids of the `sk_lookup` programs of a network namespace.
+pub(crate) fn programs_of_network(network: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    let mut ids = vec![0_u32; 64];
+    let mut count = ids.len() as u32;
+    let mut flags = 0;
+    // SAFETY: `ids` has room for `count` numbers, which the kernel respects.
+    checked(unsafe {
+        libbpf_sys::bpf_prog_query(
+            network.as_raw_fd(),
+            libbpf_sys::BPF_SK_LOOKUP,
+            0,
+            &raw mut flags,
+            ids.as_mut_ptr(),
+            &raw mut count,
+        )
+    })?;
+    ids.truncate(count as usize);
+    Ok(ids)
+}
+
 /// Ids of all programs that run for this cgroup at a hook, inherited ones too.
 pub(crate) fn effective_programs(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<Vec<u32>> {
     // At most 64 of each cgroup on the path count (`BPF_CGROUP_MAX_PROGS`); four levels deep is plenty.

@@ -3,7 +3,9 @@
 //! Only layout lives here; what is allowed was decided in `palisade_core::policy`.
 
 use palisade_core::address::ServiceAddress;
-use palisade_core::policy::{EGRESS_RULES_MAX, EgressPolicy, Mode, Policy, RESOLVERS_MAX, ServicePolicy};
+use palisade_core::policy::{
+    EGRESS_RULES_MAX, EgressPolicy, Mode, PLACES_MAX, Policy, RESOLVERS_MAX, ServicePolicy,
+};
 use palisade_core::stack::Proto;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -31,6 +33,7 @@ enum Kind {
     Egress = 7,
     Published = 8,
     Resolver = 9,
+    Place = 10,
 }
 
 const SERVICE_STRICT: u16 = 1 << 0;
@@ -115,7 +118,33 @@ pub(crate) fn encode(policy: &Policy) -> BTreeMap<Key, Value> {
         encode_service(policy.mode, service, &mut entries);
     }
     encode_resolvers(None, &policy.resolvers, &mut entries);
+    encode_places(policy, &mut entries);
     entries
+}
+
+/// Where published TCP ports are on the host; what is published more precisely is found first.
+fn encode_places(policy: &Policy, entries: &mut BTreeMap<Key, Value>) {
+    let mut places: BTreeMap<u16, Vec<(u8, Rule)>> = BTreeMap::new();
+    for service in &policy.services {
+        for bind in &service.binds {
+            let Some(at) = bind.published.filter(|_| bind.container.proto == Proto::Tcp) else { continue };
+            let (breadth, addr, prefix) = match at.host_ip.map(|ip| ip.to_canonical()) {
+                None => (2, [0; 16], 0),
+                Some(ip) => (u8::from(ip.is_unspecified()), mapped(ip), if ip.is_ipv4() { 4 } else { 6 }),
+            };
+            let count = u32::from_ne_bytes(service.address.ip().octets());
+            let rule = Rule { addr, count, port: bind.container.port, prefix, ..Rule::default() };
+            places.entry(at.host_port).or_default().push((breadth, rule));
+        }
+    }
+    for (port, mut rules) in places {
+        rules.sort_by_key(|(breadth, _)| *breadth);
+        for (slot, (_, rule)) in rules.iter().take(PLACES_MAX).enumerate() {
+            let mut key = key(Kind::Place, proto_number(Proto::Tcp), port, None, None);
+            key[8..12].copy_from_slice(&(slot as u32).to_ne_bytes());
+            entries.insert(key, rule.bytes());
+        }
+    }
 }
 
 fn encode_resolvers(client: Option<ServiceAddress>, resolvers: &[IpAddr], entries: &mut BTreeMap<Key, Value>) {

@@ -2,6 +2,8 @@
 //!
 //! The attacks that it has to withstand are in the integration suite of the `palisade` crate.
 
+mod published;
+
 use nix::sched::{CloneFlags, unshare};
 use palisade_core::address::{InstanceAddress, ServiceIndex};
 use palisade_core::names::ServiceName;
@@ -56,11 +58,15 @@ impl Scratch {
     }
     /// Runs Python inside the cgroup; returns what it printed.
     fn python(&self, cgroup: &Path, script: &str) -> String {
+        self.python_with(cgroup, script, &[])
+    }
+    fn python_with(&self, cgroup: &Path, script: &str, arguments: &[&str]) -> String {
         let procs = cgroup.join("cgroup.procs");
         let output = Command::new("sh")
-            .args(["-c", "echo 0 > \"$1\" && exec timeout 10 python3 -c \"$2\"", "sh"])
+            .args(["-c", "echo 0 > \"$1\" && shift && exec timeout 10 python3 -c \"$@\"", "sh"])
             .arg(procs)
             .arg(script)
+            .args(arguments)
             .output()
             .unwrap();
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
