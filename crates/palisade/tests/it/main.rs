@@ -4,6 +4,8 @@ mod agent;
 mod attacks;
 mod bad_days;
 mod config;
+mod dockerd;
+mod engine;
 mod files;
 mod learn;
 mod meaning;
