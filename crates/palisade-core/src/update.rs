@@ -3,6 +3,8 @@
 //! Where two versions of an instance can run side by side, the new one starts first and nobody notices; otherwise the old
 //! one stops first, and for a service with one instance that is an outage.
 
+use crate::image;
+use crate::observed::ImageSeen;
 use crate::stack::{MountSource, Proto, Service, UpdateOrder, UpdatePolicy};
 
 /// So long a new instance is watched before the old one goes, unless `update_config.monitor` says otherwise. Docker
@@ -22,8 +24,8 @@ pub enum Order {
 }
 
 impl Service {
-    /// Which of two versions of an instance comes first.
-    pub fn update_order(&self) -> Order {
+    /// Which of two versions of an instance comes first. `image`: what the service's image says, if it has one.
+    pub fn update_order(&self, image: Option<&ImageSeen>) -> Order {
         let stop_first = |because: String| Order::StopFirst { because };
         if let Some(name) = self.run.container_run().and_then(|container| container.name.as_ref()) {
             return stop_first(format!("two containers can't both be called `{name}`"));
@@ -43,7 +45,8 @@ impl Service {
                 MountSource::Anonymous { .. } => Some(format!("its volume at {}", mount.value.target.display())),
                 MountSource::Tmpfs { .. } => None,
             });
-        match shared {
+        let of_image = image.and_then(|image| image::uncovered_volumes(self, image).next());
+        match shared.or_else(|| Some(format!("its image's volume at {}", of_image?.display()))) {
             Some(shared) => stop_first(format!("{shared} can't have two writers")),
             None => Order::StartFirst,
         }
@@ -73,7 +76,7 @@ mod tests {
     use crate::testing::{at, service};
 
     fn because(service: &Service) -> Option<String> {
-        match service.update_order() {
+        match service.update_order(None) {
             Order::StartFirst => None,
             Order::StopFirst { because } => Some(because),
         }
@@ -96,6 +99,8 @@ mod tests {
         db.publish = vec![at(Publish { host_ip: None, host_port: 53, container: port })];
         assert!(because(&db).unwrap().contains("53/udp"), "no wish changes what the kernel can do");
         let mut web = service("web");
+        let image = ImageSeen { volumes: vec!["/data".into()], ..ImageSeen::default() };
+        assert!(matches!(web.update_order(Some(&image)), Order::StopFirst { because } if because.contains("/data")));
         web.update = Some(UpdatePolicy { order: Some(UpdateOrder::StopFirst), ..UpdatePolicy::default() });
         assert_eq!(because(&web).unwrap(), "`update_config.order` is `stop-first`");
     }

@@ -11,6 +11,7 @@ use crate::action::Cause;
 use crate::address::{INSTANCES_MAX, ServiceAddress};
 use crate::compile::{Compiled, CompiledInstance, Numbers, Surroundings, compile};
 use crate::finding::Finding;
+use crate::image;
 use crate::names::{InstanceId, ServiceName};
 use crate::observed::{InstanceSeen, Observed};
 use crate::stack::{Service, Stack};
@@ -122,8 +123,17 @@ pub(super) fn cast(
     for service in order.iter().map(|index| &stack.services[*index]) {
         let Some(seen) = by_service.get(&service.name) else { continue };
         let Some(instances) = wanted.get(&service.name) else { continue };
-        let mut casting =
-            Casting { service, observed, seen, instances, numbers: numbers.of(service), successions: Vec::new() };
+        let image = image::image_of(stack, service, &observed.engine);
+        let start_first = service.update_order(image) == Order::StartFirst;
+        let mut casting = Casting {
+            service,
+            start_first,
+            observed,
+            seen,
+            instances,
+            numbers: numbers.of(service),
+            successions: Vec::new(),
+        };
         let with = restarts_with(service, &changed);
         if casting.replace(with) {
             changed.insert(&service.name);
@@ -137,6 +147,7 @@ pub(super) fn cast(
 
 struct Casting<'a> {
     service: &'a Service,
+    start_first: bool,
     observed: &'a Observed,
     seen: &'a [&'a InstanceSeen],
     instances: &'a [&'a CompiledInstance],
@@ -159,7 +170,6 @@ impl<'a> Casting<'a> {
 
     /// Gives what must change a successor where the service lets it. Tells whether anything that runs must change.
     fn replace(&mut self, with: Option<Cause>) -> bool {
-        let start_first = self.service.update_order() == Order::StartFirst;
         let mut changes = false;
         for number in self.numbers.clone() {
             let (Some(seen), Some(instance)) = (self.seen(number), self.instance(number)) else { continue };
@@ -171,7 +181,7 @@ impl<'a> Casting<'a> {
             // What ran without the guard may hold what it should not.
             let stays =
                 cause != Cause::NotGuarded && holds_its_place(seen, self.observed, instance.spec.address.service());
-            if let Some(new) = self.free_number().filter(|_| start_first && stays) {
+            if let Some(new) = self.free_number().filter(|_| self.start_first && stays) {
                 self.numbers.remove(&number);
                 self.numbers.insert(new);
                 self.successions.push(Succession { old: self.id(number), new: self.id(new), cause });

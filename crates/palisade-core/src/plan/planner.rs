@@ -33,7 +33,7 @@ pub(super) type Awaited<'a> = HashMap<(&'a InstanceId, Condition), bool>;
 
 pub(super) struct Planner<'a> {
     pub(super) stack: &'a Stack,
-    observed: &'a Observed,
+    pub(super) observed: &'a Observed,
     pub(super) compiled: &'a Compiled,
     order: Vec<usize>,
     index: HashMap<&'a ServiceName, usize>,

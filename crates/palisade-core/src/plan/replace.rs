@@ -6,6 +6,7 @@ use super::planner::{Awaited, Fates, Planner, timeout_ms};
 use crate::action::{Action, Cause};
 use crate::compile::CompiledInstance;
 use crate::digest::digest_of;
+use crate::image;
 use crate::names::InstanceId;
 use crate::policy::Policy;
 use crate::stack::Condition;
@@ -170,7 +171,8 @@ impl<'a> Planner<'a> {
     /// The cause of stopping the only instance that serves says for how long nobody will.
     fn outage(&self, service: usize, cause: &Cause) -> Cause {
         let service_settings = &self.stack.services[service];
-        match (cause, service_settings.update_order()) {
+        let image = image::image_of(self.stack, service_settings, &self.observed.engine);
+        match (cause, service_settings.update_order(image)) {
             (Cause::Changed { keys }, Order::StopFirst { because }) => {
                 let coming = timeout_ms(self.readiness(service), service_settings);
                 let at_most_ms = coming.map(|ms| ms.saturating_add(service_settings.stop_grace_ms));

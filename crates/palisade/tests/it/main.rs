@@ -5,6 +5,8 @@ mod attacks;
 mod bad_days;
 mod compared;
 mod config;
+mod dockerd;
+mod engine;
 mod files;
 mod learn;
 mod meaning;
