@@ -18,6 +18,7 @@ pub mod hints;
 pub mod image;
 pub mod instance;
 pub mod learn;
+pub mod life;
 pub mod lint;
 pub mod names;
 pub mod observed;

@@ -249,7 +249,7 @@ fn new_volumes(stack: &Stack, observed: &Observed) -> Vec<(String, VolumeName)> 
 }
 
 /// Services in the order in which they can be started: what depends on nothing first, otherwise as in the file.
-fn start_order(stack: &Stack) -> Result<Vec<usize>, Box<Finding>> {
+pub(crate) fn start_order(stack: &Stack) -> Result<Vec<usize>, Box<Finding>> {
     let index: HashMap<&ServiceName, usize> =
         stack.services.iter().enumerate().map(|(index, service)| (&service.name, index)).collect();
     let mut dependents = vec![Vec::new(); stack.services.len()];
@@ -404,6 +404,8 @@ impl<'a> Planner<'a> {
             Some(Cause::Changed { keys: keys.unwrap_or_default() })
         } else if moved || (attached.is_none() && is_alive(seen.status.state)) {
             Some(Cause::NotGuarded)
+        } else if seen.status.stopped && !is_alive(seen.status.state) {
+            Some(Cause::Stopped)
         } else if !is_settled(&seen.status, instance) {
             Some(Cause::NotRunning)
         } else {
@@ -575,7 +577,7 @@ fn volume_owner(stack: &Stack, volume: &str) -> Option<String> {
     stack.services.iter().find(writes)?.run.process.as_ref()?.user.clone()
 }
 
-fn is_alive(state: RunState) -> bool {
+pub(crate) fn is_alive(state: RunState) -> bool {
     !matches!(state, RunState::Exited { .. })
 }
 
@@ -588,7 +590,7 @@ fn is_settled(status: &InstanceStatus, instance: &CompiledInstance) -> bool {
     }
 }
 
-fn satisfies(status: &InstanceStatus, condition: Condition) -> bool {
+pub(crate) fn satisfies(status: &InstanceStatus, condition: Condition) -> bool {
     match condition {
         Condition::ServiceStarted => matches!(status.state, RunState::Running | RunState::Exited { code: 0 }),
         Condition::ServiceHealthy => status.state == RunState::Running && status.health == Health::Healthy,
@@ -597,7 +599,7 @@ fn satisfies(status: &InstanceStatus, condition: Condition) -> bool {
 }
 
 /// Longest time after which waiting makes no sense any more.
-fn timeout_ms(condition: Condition, service: &Service) -> Option<u64> {
+pub(crate) fn timeout_ms(condition: Condition, service: &Service) -> Option<u64> {
     match condition {
         // Hooks have no time limit, as in Compose, and it counts as started when they are through.
         Condition::ServiceStarted | Condition::ServiceHealthy if !service.settings.post_start.is_empty() => None,

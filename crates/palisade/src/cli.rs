@@ -106,6 +106,23 @@ pub(crate) enum Verb {
         #[arg(long)]
         yes: bool,
     },
+    /// Stop services in reverse order of their dependencies; they stay stopped until `start` or `up`
+    Stop {
+        /// Only these services [default: all]
+        services: Vec<String>,
+    },
+    /// Start services that are stopped, in the order of their dependencies, as they were
+    Start {
+        /// Only these services [default: all]
+        services: Vec<String>,
+    },
+    /// Stop services and start them again, as they were; what the file has new comes with `up`
+    Restart {
+        /// Only these services [default: all]
+        services: Vec<String>,
+    },
+    /// Run a command inside a service, as confined as the service is
+    Exec(ExecArgs),
     /// Show instances with state, addresses and published ports
     Ps {
         /// Text for people, JSON for programs
@@ -152,6 +169,29 @@ pub(crate) enum Verb {
         #[arg(long, default_value = "text")]
         format: Format,
     },
+}
+
+/// Options of `exec`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ExecArgs {
+    /// No terminal inside, also when standard input is one
+    #[arg(short = 'T', long)]
+    pub(crate) no_tty: bool,
+    /// As this user, by name or number [default: the service's]
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<String>,
+    /// In this folder [default: the service's]
+    #[arg(short, long, value_name = "FOLDER")]
+    pub(crate) workdir: Option<PathBuf>,
+    /// With this variable besides the service's; without a value, the one that it has here
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<String>,
+    /// The service, or one instance of it: `app.2` [default instance: the first that runs]
+    #[arg(value_name = "SERVICE[.N]")]
+    pub(crate) service: String,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) command: Vec<String>,
 }
 
 /// Options of `config`.

@@ -103,6 +103,7 @@ fn after(plan: &Plan, before: &Observed) -> Observed {
                         started_at_s: 0,
                         health_output: None,
                         hook_failure: None,
+                        stopped: false,
                     },
                     fingerprint: Some(fingerprint),
                     hosts_digest: Some(spec.hosts.digest().to_owned()),

@@ -6,7 +6,9 @@ pub(crate) mod check;
 pub(crate) mod config;
 pub(crate) mod down;
 pub(crate) mod events;
+pub(crate) mod exec;
 pub(crate) mod learn;
+pub(crate) mod life;
 pub(crate) mod logs;
 pub(crate) mod plan;
 pub(crate) mod prove;
@@ -17,7 +19,8 @@ use palisade_core::apply;
 use palisade_core::compile::{Compiled, Surroundings, compile};
 use palisade_core::finding::Finding;
 use palisade_core::image::{self, FetchWishes};
-use palisade_core::names::ProjectName;
+use palisade_core::life::Turn;
+use palisade_core::names::{ProjectName, ServiceName};
 use palisade_core::observed::Observed;
 use palisade_core::plan::Wishes;
 use palisade_core::policy::Mode;
@@ -25,6 +28,7 @@ use palisade_core::stack::{Stack, Volume};
 use palisade_host::cgroup::{self, Mounts};
 use palisade_host::layout::Layout;
 use palisade_host::volumes;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use crate::cli::{Cli, Verb};
@@ -40,6 +44,10 @@ pub(crate) fn run(cli: Cli) -> Result<Answer, Failure> {
         Verb::Plan { format } => plan::run(&cli.stack, format),
         Verb::Up(args) => up::run(&cli.stack, args),
         Verb::Down { volumes, yes } => down::run(&cli.stack, volumes, yes),
+        Verb::Stop { services } => life::run(&cli.stack, Turn::Stop, &services),
+        Verb::Start { services } => life::run(&cli.stack, Turn::Start, &services),
+        Verb::Restart { services } => life::run(&cli.stack, Turn::Restart, &services),
+        Verb::Exec(args) => exec::run(&cli.stack, args),
         Verb::Ps { format } => ps::run(&cli.stack, format),
         Verb::Logs { services, follow, tail } => logs::run(&cli.stack, &services, follow, tail),
         Verb::Learn { seconds } => learn::run(&cli.stack, seconds),
@@ -81,6 +89,19 @@ pub(crate) fn compiled(
     };
     let compiled = compile(&stack, surroundings).map_err(|findings| refused(&findings))?;
     Ok((stack, compiled))
+}
+
+/// Names of services as typed, each of which the stack must have.
+pub(crate) fn services_of(stack: &Stack, typed: &[String]) -> Result<BTreeSet<ServiceName>, Failure> {
+    let find = |name: &String| {
+        let found = stack.services.iter().find(|service| service.name.as_str() == name);
+        found.map(|service| service.name.clone()).ok_or_else(|| {
+            let known: Vec<_> = stack.services.iter().map(|service| service.name.as_str()).collect();
+            let known = if known.is_empty() { "no services".to_owned() } else { known.join(", ") };
+            Failure::Input(format!("error: {} has no service `{name}`\n  hint: it has {known}", stack.project))
+        })
+    };
+    typed.iter().map(find).collect()
 }
 
 /// Says what this machine lacks before anything is changed.

@@ -21,6 +21,7 @@ pub(crate) fn run(args: &StackArgs, format: Format) -> Result<Answer, Failure> {
                     "service": seen.status.id.service,
                     "address": seen.status.address.ip(),
                     "state": seen.status.state,
+                    "stopped": seen.status.stopped,
                     "health": seen.status.health,
                     "pid": seen.status.pid,
                     "restarts": seen.status.restarts,
@@ -53,6 +54,7 @@ fn table(host: &Observed) -> String {
             RunState::Starting => "starting".to_owned(),
             RunState::Running => "running".to_owned(),
             RunState::BackingOff => format!("crashing, {} restarts", status.restarts),
+            RunState::Exited { .. } if status.stopped => "stopped".to_owned(),
             RunState::Exited { code } => format!("exited ({code})"),
         };
         if !guarded(host, seen) && host.unknown.is_empty() {

@@ -6,6 +6,7 @@ mod bad_days;
 mod config;
 mod files;
 mod learn;
+mod life;
 mod meaning;
 mod rehearse;
 mod runtime;
