@@ -14,6 +14,7 @@ pub mod digest;
 pub mod environment;
 pub mod finding;
 pub mod firewall;
+pub mod generation;
 pub mod hints;
 pub mod image;
 pub mod instance;

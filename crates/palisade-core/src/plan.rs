@@ -29,6 +29,10 @@ pub struct Wishes<'a> {
     pub wait_for_health: bool,
     /// Which images are to be fetched first; `None`: they have been.
     pub fetch: Option<FetchWishes>,
+    /// Only these services are started or replaced; what else the stack has stays as it is. `None`: all.
+    pub only: Option<&'a BTreeSet<ServiceName>>,
+    /// Replace instances also when nothing changed.
+    pub recreate: bool,
     /// Where a volume's data is, by its key and what the file says about it.
     pub volume_path: &'a dyn Fn(&str, &Volume) -> PathBuf,
 }
@@ -53,6 +57,34 @@ impl Plan {
     /// There is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
+    }
+
+    /// Takes out what starts instances, what waits for them, and what stops them only to start them anew.
+    pub fn start_nothing(&mut self) {
+        let starts: HashSet<InstanceId> = self
+            .steps
+            .iter()
+            .filter_map(|step| match &step.action {
+                Action::StartInstance { spec } => Some(spec.id.clone()),
+                _ => None,
+            })
+            .collect();
+        let removed: HashSet<InstanceId> = self
+            .steps
+            .iter()
+            .filter_map(|step| match &step.action {
+                Action::RemoveInstance { id } => Some(id.clone()),
+                _ => None,
+            })
+            .collect();
+        self.steps.retain(|Step { action, cause }| match action {
+            Action::StartInstance { .. } | Action::Await { .. } => false,
+            Action::StopInstance { id } => {
+                !starts.contains(id) || removed.contains(id) || matches!(cause, Cause::PortGoesTo { .. })
+            }
+            Action::StopForeign { .. } | Action::RemoveForeign { .. } => false,
+            _ => true,
+        });
     }
 
     /// For programs. Holds no value of an environment variable and no argument of a command.
@@ -338,7 +370,7 @@ impl<'a> Planner<'a> {
     }
 
     fn steps(mut self, wishes: Wishes<'_>) -> Vec<Step> {
-        let fates = self.fates();
+        let fates = self.fates(wishes);
         for (key, name) in new_volumes(self.stack, self.observed) {
             let owner = volume_owner(self.stack, &key);
             self.push(Action::CreateVolume { name, owner }, Cause::Missing);
@@ -363,12 +395,21 @@ impl<'a> Planner<'a> {
         self.steps
     }
 
-    fn fates(&self) -> HashMap<&'a InstanceId, Fate> {
+    fn fates(&self, wishes: Wishes<'_>) -> HashMap<&'a InstanceId, Fate> {
         let mut fates: HashMap<&InstanceId, Fate> = HashMap::with_capacity(self.compiled.instances.len());
         let mut restarted: HashSet<&ServiceName> = HashSet::new();
         for &service in &self.order {
             for instance in &self.instances[service] {
                 let mut fate = self.fate(instance);
+                let chosen = wishes.only.is_none_or(|only| only.contains(&instance.spec.id.service));
+                if !chosen && matches!(fate.start, Some(Cause::Stopped | Cause::NotRunning | Cause::Missing)) {
+                    fate.start = None;
+                }
+                if chosen && wishes.recreate && fate.start.is_none() {
+                    let alive = self.seen.get(&instance.spec.id).is_some_and(|seen| is_alive(seen.status.state));
+                    fate.start = Some(Cause::Asked);
+                    fate.stop = alive.then_some(Cause::Asked);
+                }
                 let with = self.stack.services[service]
                     .depends_on
                     .iter()
@@ -475,7 +516,7 @@ impl<'a> Planner<'a> {
             let service = self.order[position];
             let starts = self.instances[service].iter().any(|instance| fates[&instance.spec.id].start.is_some());
             if starts {
-                self.await_dependencies(&stack.services[service], fates, &mut awaited);
+                self.await_dependencies(&stack.services[service], fates, &mut awaited, wishes.only);
             }
             for instance in self.instances[service].clone() {
                 let id = &instance.spec.id;
@@ -523,8 +564,13 @@ impl<'a> Planner<'a> {
         fates: &HashMap<&'a InstanceId, Fate>,
         // Whom was waited for, and whether the plan may go on without.
         awaited: &mut HashMap<(&'a InstanceId, Condition), bool>,
+        only: Option<&BTreeSet<ServiceName>>,
     ) {
         for dependency in &client.depends_on {
+            // What is to stay as it is can't be waited for.
+            if only.is_some_and(|only| !only.contains(&dependency.value.service)) {
+                continue;
+            }
             let (condition, optional) = (dependency.value.condition, !dependency.value.required);
             // One that isn't in the file is waited for only if it is required, and then the file is refused before.
             let Some(&server) = self.index.get(&dependency.value.service) else { continue };

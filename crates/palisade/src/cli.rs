@@ -97,9 +97,29 @@ pub(crate) enum Verb {
     },
     /// Make the host as the file says
     Up(UpArgs),
+    /// List the generations of the stack: what was brought up, when, by whom, and what changed
+    ///
+    /// Each `up` and `rollback` that changes something makes one; the last ten are kept, readable for root only, as they
+    /// hold the environment.
+    History {
+        /// Text for people, JSON for programs
+        #[arg(long, default_value = "text")]
+        format: Format,
+    },
+    /// Bring an earlier generation back whole: services, environment, policy and images
+    ///
+    /// The plan is shown and has to be confirmed. It makes a generation of its own, so that it can be undone by another
+    /// one. Data in volumes, and files that secrets and configs come from, are as they are now.
+    Rollback {
+        /// Which [default: the one before the last]
+        generation: Option<u64>,
+        /// Don't ask
+        #[arg(long)]
+        yes: bool,
+    },
     /// Take the stack away; its volumes stay
     Down {
-        /// Delete the volumes and their data as well
+        /// Delete the volumes and their data as well, and the generations that `rollback` could go back to
         #[arg(long)]
         volumes: bool,
         /// Don't ask
@@ -233,14 +253,42 @@ pub(crate) enum ModelFormat {
 }
 
 /// Options of `up`.
-#[derive(Clone, Copy, Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct UpArgs {
+    /// Only these services and what they depend on; the others stay as they are [default: all]
+    pub(crate) services: Vec<String>,
+    /// Not what the services depend on
+    #[arg(long, requires = "services")]
+    pub(crate) no_deps: bool,
+    /// Make everything and start nothing
+    #[arg(long, conflicts_with_all = ["wait", "force_recreate"])]
+    pub(crate) no_start: bool,
+    /// Replace instances also when nothing changed
+    #[arg(long)]
+    pub(crate) force_recreate: bool,
+    /// When images are pulled, instead of what the file says
+    #[arg(long, value_name = "WHEN")]
+    pub(crate) pull: Option<Pull>,
+    /// Build whatever can be built, also when it is there
+    #[arg(long)]
+    pub(crate) build: bool,
     /// Wait until everything that has a health check is healthy
     #[arg(long)]
     pub(crate) wait: bool,
     /// Let services do what they like inside the stack, and report it: what `learn` reads
     #[arg(long, hide = true)]
     pub(crate) learn: bool,
+}
+
+/// When images are pulled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Pull {
+    /// Each time.
+    Always,
+    /// If they aren't there.
+    Missing,
+    /// They have to be there.
+    Never,
 }
 
 #[cfg(test)]
@@ -259,5 +307,14 @@ mod tests {
         assert!(matches!(cli.verb, Verb::Up(UpArgs { wait: true, .. })));
         assert_eq!(cli.stack.files, ["a.yaml", "b.yaml"].map(PathBuf::from));
         assert!(Cli::try_parse_from(["palisade", "up", "-f", "a.yaml"]).is_err());
+    }
+
+    #[test]
+    fn options_that_contradict_each_other_are_refused() {
+        for wrong in [&["--no-start", "--wait"][..], &["--no-start", "--force-recreate"], &["--no-deps"]] {
+            let error = Cli::try_parse_from([&["palisade", "up"], wrong].concat()).unwrap_err();
+            assert!(error.use_stderr(), "{wrong:?}");
+        }
+        assert!(Cli::try_parse_from(["palisade", "up", "--no-deps", "app", "--pull", "never", "--build"]).is_ok());
     }
 }

@@ -7,6 +7,7 @@ mod agent;
 mod cli;
 mod commands;
 mod exit;
+mod generations;
 mod host;
 mod inside;
 mod load;

@@ -10,6 +10,8 @@ fn wishes() -> Wishes<'static> {
         mode: Mode::Enforce,
         wait_for_health: false,
         fetch: None,
+        only: None,
+        recreate: false,
         volume_path: &|name, _| PathBuf::from("/var/lib/palisade/shop/volumes").join(name),
     }
 }

@@ -40,6 +40,7 @@ pub use attach::{Attach, attach, attach_main};
 pub use capability::{DEFAULT as DEFAULT_CAPABILITIES, GRANTABLE as GRANTABLE_CAPABILITIES};
 pub use enter::{EnterOptions, EnterResult, Inside, enter, enter_main};
 pub use init::init_main;
+pub use logs::rfc3339;
 pub(crate) use resolver::resolv_conf;
 pub use user::UserError;
 

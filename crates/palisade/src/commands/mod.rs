@@ -7,12 +7,14 @@ pub(crate) mod config;
 pub(crate) mod down;
 pub(crate) mod events;
 pub(crate) mod exec;
+pub(crate) mod history;
 pub(crate) mod learn;
 pub(crate) mod life;
 pub(crate) mod logs;
 pub(crate) mod plan;
 pub(crate) mod prove;
 pub(crate) mod ps;
+pub(crate) mod rollback;
 pub(crate) mod up;
 
 use palisade_core::apply;
@@ -42,12 +44,14 @@ pub(crate) fn run(cli: Cli) -> Result<Answer, Failure> {
         Verb::Config(args) => config::run(&cli.stack, &args),
         Verb::Check { strict, format } => check::run(&cli.stack, strict, format),
         Verb::Plan { format } => plan::run(&cli.stack, format),
-        Verb::Up(args) => up::run(&cli.stack, args),
+        Verb::Up(args) => up::run(&cli.stack, &args),
         Verb::Down { volumes, yes } => down::run(&cli.stack, volumes, yes),
         Verb::Stop { services } => life::run(&cli.stack, Turn::Stop, &services),
         Verb::Start { services } => life::run(&cli.stack, Turn::Start, &services),
         Verb::Restart { services } => life::run(&cli.stack, Turn::Restart, &services),
         Verb::Exec(args) => exec::run(&cli.stack, args),
+        Verb::History { format } => history::run(&cli.stack, format),
+        Verb::Rollback { generation, yes } => rollback::run(&cli.stack, generation, yes),
         Verb::Ps { format } => ps::run(&cli.stack, format),
         Verb::Logs { services, follow, tail } => logs::run(&cli.stack, &services, follow, tail),
         Verb::Learn { seconds } => learn::run(&cli.stack, seconds),
@@ -67,7 +71,7 @@ pub(crate) fn wishes<'a>(
     wait_for_health: bool,
     volume_path: &'a dyn Fn(&str, &Volume) -> PathBuf,
 ) -> Wishes<'a> {
-    Wishes { mode, wait_for_health, fetch: Some(FetchWishes::default()), volume_path }
+    Wishes { mode, wait_for_health, fetch: Some(FetchWishes::default()), only: None, recreate: false, volume_path }
 }
 
 /// The stack with what its images say, and what the guard and the runtime are given, on this host.
@@ -89,6 +93,19 @@ pub(crate) fn compiled(
     };
     let compiled = compile(&stack, surroundings).map_err(|findings| refused(&findings))?;
     Ok((stack, compiled))
+}
+
+/// Rows of cells as a table; the last column isn't filled up.
+pub(crate) fn table<const COLUMNS: usize>(rows: Vec<[String; COLUMNS]>) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; COLUMNS] = std::array::from_fn(width);
+    let mut text = String::new();
+    for row in rows {
+        let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
 }
 
 /// Names of services as typed, each of which the stack must have.

@@ -71,16 +71,7 @@ fn table(host: &Observed) -> String {
         let visible = dash(listeners(host, seen, |inside| !inside));
         [status.id.to_string(), state, health.to_owned(), status.address.to_string(), private, visible]
     });
-    let rows: Vec<_> = std::iter::once(header).chain(rows).collect();
-    let widths: Vec<usize> =
-        (0..6).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();
-    let mut text = String::new();
-    for row in rows {
-        let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
-    }
-    text
+    super::table(std::iter::once(header).chain(rows).collect())
 }
 
 fn guarded(host: &Observed, seen: &InstanceSeen) -> bool {

@@ -5,6 +5,7 @@ mod attacks;
 mod bad_days;
 mod config;
 mod files;
+mod generations;
 mod learn;
 mod life;
 mod meaning;
