@@ -4,6 +4,7 @@ mod agent;
 mod attacks;
 mod bad_days;
 mod config;
+mod containers;
 mod files;
 mod generations;
 mod learn;

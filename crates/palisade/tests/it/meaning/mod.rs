@@ -6,7 +6,7 @@
 //! `docs/meaning.md` is made from it.
 
 mod case;
-mod docker;
+pub(crate) mod docker;
 mod ours;
 mod page;
 mod place;
