@@ -1,58 +1,60 @@
 //! `exec` and `rollback` where an engine runs the services: a Docker Engine of the test's own.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{Read, Write};
 use std::process::Stdio;
 
 use nix::sys::signal::Signal;
 
-use crate::meaning::docker::{Docker, IMAGE, missing};
+use crate::dockerd::{self, Dockerd, IMAGE};
 use crate::need_root;
-use crate::scratch::{PATIENCE, Ran, Running, patiently};
+use crate::scratch::{Host, PATIENCE, Ran, Running, patiently};
 use crate::support::skipped;
 
 const SERVICE: &str = r#"
-name: docker
+name: shop
 services:
   app:
     image: IMAGE
     environment: { COLOUR: blue }
-    command: [python3, -c, "import time; time.sleep(1000)"]
+    command: [sleep, "1000"]
+    stop_grace_period: 1s
 "#;
 
 #[test]
 fn commands_run_in_containers_and_images_of_then_come_back() {
     const NAME: &str = "containers::commands_run_in_containers_and_images_of_then_come_back";
     need_root!("containers::commands_run_in_containers_and_images_of_then_come_back");
-    let lacking = missing();
-    if !lacking.is_empty() {
-        return skipped(NAME, &format!("{} not installed", lacking.join(", ")));
+    if let Some(why) = dockerd::missing() {
+        return skipped(NAME, &why);
     }
-    let docker = match Docker::start() {
-        Ok(docker) => docker,
-        Err(why) => return skipped(NAME, &why),
+    let host = Host::new();
+    let engine = match Dockerd::start(&host) {
+        Ok(engine) => engine,
+        Err(why) => return skipped(NAME, &format!("no Docker Engine can run here: {why}")),
     };
-    let (client, host) = (docker.client(), docker.host());
     let command = |arguments: &[&str]| {
         let mut command = host.command(arguments);
-        command.env("DOCKER_HOST", client.address());
+        command.env("DOCKER_HOST", engine.socket());
         command
     };
     let run = |arguments: &[&str]| -> Ran { Running::start(command(arguments)).end(PATIENCE) };
     // A name that comes to stand for another image.
-    client.run("docker", &["tag", IMAGE, "moving:1"]).unwrap();
+    engine.docker(&["tag", IMAGE, "moving:1"]).unwrap();
     host.write(&SERVICE.replace("IMAGE", "moving:1"));
     run(&["up"]).expect(0);
 
-    let script = "import os, sys; print(os.environ['COLOUR'], os.environ.get('MORE'), os.getcwd(), os.getuid()); print('err', file=sys.stderr); sys.exit(42)";
-    let ran = run(&["exec", "app", "python3", "-c", script]).expect(42);
-    assert_eq!((ran.out.as_str(), ran.err.as_str()), ("blue None / 0\n", "err\n"));
-    let ran = run(&["exec", "-u", "65534", "-w", "/etc", "-e", "MORE=1", "app", "python3", "-c", script]).expect(42);
+    let script = "echo $COLOUR $MORE $(pwd) $(id -u); echo err >&2; exit 42";
+    let ran = run(&["exec", "app", "sh", "-c", script]).expect(42);
+    assert_eq!((ran.out.as_str(), ran.err.as_str()), ("blue / 0\n", "err\n"));
+    let ran = run(&["exec", "-u", "65534", "-w", "/etc", "-e", "MORE=1", "app", "sh", "-c", script]).expect(42);
     assert_eq!(ran.out, "blue 1 /etc 65534\n");
-    let bind = "import socket; print(socket.create_server(('0.0.0.0', 7777)).getsockname()[0])";
-    assert_eq!(run(&["exec", "app", "python3", "-c", bind]).expect(0).out, "127.77.1.1\n");
+    let cgroups = run(&["exec", "app", "cat", "/proc/self/cgroup"]).expect(0).out;
+    assert!(cgroups.contains("shop") || cgroups.contains("0::/"), "{cgroups}");
+    run(&["exec", "app", "no-such-command"]).expect(127);
 
-    let echo = "import sys; sys.stdout.write(sys.stdin.read()); print('ended', file=sys.stderr)";
-    let mut child = command(&["exec", "app", "python3", "-c", echo])
+    let echo = "cat; echo ended >&2";
+    let mut child = command(&["exec", "app", "sh", "-c", echo])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -67,24 +69,44 @@ fn commands_run_in_containers_and_images_of_then_come_back() {
     assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b"ended\n"[..]));
     assert!(output.stdout == text.as_bytes(), "{} of {} bytes", output.stdout.len(), text.len());
 
-    let trap = "import os, signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\nopen('/ready', 'w').close()\nwhile True: time.sleep(0.1)";
-    let running = Running::start(command(&["exec", "app", "python3", "-c", trap]));
-    let ready = "import os, sys; sys.exit(not os.path.exists('/ready'))";
-    patiently("the command", || (run(&["exec", "app", "python3", "-c", ready]).code == Some(0)).then_some(()));
+    let trap = "trap 'exit 7' TERM; touch /ready; while :; do sleep 0.1; done";
+    let running = Running::start(command(&["exec", "app", "sh", "-c", trap]));
+    patiently("the command", || (run(&["exec", "app", "test", "-e", "/ready"]).code == Some(0)).then_some(()));
     running.signal(Signal::SIGTERM);
     running.end(PATIENCE).expect(7);
 
-    let image = || client.run("docker", &["inspect", "--format", "{{.Image}}", "docker-app-1"]).unwrap();
+    // A terminal, as wide as ours, in which Ctrl-C is the command's.
+    let size = nix::pty::Winsize { ws_row: 33, ws_col: 77, ws_xpixel: 0, ws_ypixel: 0 };
+    let pty = nix::pty::openpty(&size, None).unwrap();
+    let slave = || Stdio::from(pty.slave.try_clone().unwrap());
+    let script = "trap 'exit 5' INT; until stty size | grep '33 77'; do sleep 0.1; done; while :; do sleep 0.1; done";
+    let mut child =
+        command(&["exec", "app", "sh", "-c", script]).stdin(slave()).stdout(slave()).stderr(slave()).spawn().unwrap();
+    let mut console = File::from(pty.master.try_clone().unwrap());
+    let mut shown = String::new();
+    while !shown.contains("33 77") {
+        let mut buffer = [0; 1024];
+        let length = console.read(&mut buffer).unwrap();
+        shown += &String::from_utf8_lossy(&buffer[..length]);
+    }
+    console.write_all(b"\x03").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(5), "{shown}");
+
+    let image = || engine.inspect("shop-app-1", "{{.Image}}");
     let before = image();
     run(&["restart"]).expect(0);
     run(&["stop"]).expect(0);
     run(&["start"]).expect(0);
-    client.run("docker", &["commit", "docker-app-1", "moving:1"]).unwrap();
-    run(&["up"]).expect(0);
+    engine.docker(&["commit", "shop-app-1", "moving:1"]).unwrap();
+    run(&["up", "--force-recreate"]).expect(0);
     assert_ne!(image(), before);
     let back = run(&["rollback", "--yes"]).expect(0);
     assert!(back.err.contains("app: image digest"), "{}", back.err);
     assert_eq!(image(), before);
+    engine.docker(&["tag", IMAGE, "moving:1"]).unwrap();
+    let refused = run(&["up", "--pull", "always"]).expect(1);
+    assert!(refused.err.contains("pull image moving:1"), "{}", refused.err);
+    run(&["up", "--pull", "never"]).expect(0);
     run(&["down", "--volumes", "--yes"]).expect(0);
-    assert_eq!(docker.end(), [""; 0]);
+    assert_eq!(engine.end(), [""; 0]);
 }

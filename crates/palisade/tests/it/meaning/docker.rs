@@ -13,7 +13,7 @@ use super::place::{Asker, Place, copy, wait_for};
 use crate::scratch::{STRANGER, left_of};
 
 /// What the services of every case say as their `image`.
-pub(crate) const IMAGE: &str = "palisade-speaker:1";
+const IMAGE: &str = "palisade-speaker:1";
 
 /// The daemon, on a scratch host.
 pub(crate) struct Docker {
@@ -99,11 +99,6 @@ impl Docker {
         left
     }
 
-    /// The scratch host that it is on.
-    pub(crate) fn host(&self) -> &crate::scratch::Host {
-        &self.place.host
-    }
-
     /// To use it.
     pub(crate) fn client(&self) -> Client {
         let folder = self.place.host.folder.clone();
@@ -146,16 +141,10 @@ impl Client {
         wrong
     }
 
-    /// What it is to be found by, for a program's environment.
-    pub(crate) fn address(&self) -> String {
-        format!("unix://{}", self.socket.display())
-    }
-
-    /// Runs a program that uses it.
-    pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> Result<String, String> {
+    fn run(&self, program: &str, arguments: &[&str]) -> Result<String, String> {
         let mut command = Command::new("timeout");
         command.args(["--kill-after=5", "90", program]).args(arguments).stdin(Stdio::null());
-        command.env("DOCKER_HOST", self.address()).env("DOCKER_CONFIG", &self.folder);
+        command.env("DOCKER_HOST", format!("unix://{}", self.socket.display())).env("DOCKER_CONFIG", &self.folder);
         let output = command.output().map_err(|error| error.to_string())?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }

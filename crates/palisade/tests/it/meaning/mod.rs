@@ -6,7 +6,7 @@
 //! `docs/meaning.md` is made from it.
 
 mod case;
-pub(crate) mod docker;
+mod docker;
 mod ours;
 mod page;
 mod place;
