@@ -546,8 +546,20 @@ impl<'a> Compiler<'a> {
             files,
             settings: service.settings.clone(),
         };
+        let mounted = spec.mounts.len();
         for number in 1..=service.replicas {
             spec.id.number = number;
+            spec.mounts.truncate(mounted);
+            if let Some(image) = image::image_of(stack, service, self.surroundings.engine) {
+                spec.mounts.extend(image::uncovered_volumes(service, image).map(|target| InstanceMount {
+                    source: InstanceMountSource::EngineVolume {
+                        name: image::volume_name(&stack.project, &spec.id, target),
+                        nocopy: false,
+                    },
+                    target: target.to_owned(),
+                    read_only: false,
+                }));
+            }
             if let Program::Container(container) = &mut spec.program {
                 container.name = container_name(&stack.project, service, number);
             }

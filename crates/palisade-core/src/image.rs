@@ -4,10 +4,12 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use crate::action::{Action, Cause, Fetch, Step};
+use crate::digest::digest_of;
 use crate::finding::Finding;
-use crate::names::ProjectName;
+use crate::names::{InstanceId, ProjectName, ServiceName};
 use crate::observed::{EngineSeen, EngineState, ImageSeen};
 use crate::place::Placed;
 use crate::stack::{Container, HealthTest, Runner, Service, Stack};
@@ -57,6 +59,33 @@ pub fn image_of<'a>(stack: &Stack, service: &Service, engine: &'a EngineState) -
     let Runner::Engine(container) = service.run.runner() else { return None };
     engine.seen()?.images.get(&image_name(&stack.project, service, container))
 }
+
+/// The volumes that the service's image asks for (`VOLUME`) at places where the file mounts nothing.
+pub fn uncovered_volumes<'a>(service: &'a Service, image: &'a ImageSeen) -> impl Iterator<Item = &'a Path> {
+    let covered = |path: &Path| service.mounts.iter().any(|mount| mount.value.target == *path);
+    image.volumes.iter().map(PathBuf::as_path).filter(move |path| !covered(path))
+}
+
+/// What the engine's volume at such a place is called. An engine would give each container a new one, without a name,
+/// and with the next container the data would be gone.
+pub fn volume_name(project: &ProjectName, id: &InstanceId, target: &Path) -> String {
+    let digest = digest_of(&target);
+    format!("{project}_{}_{}_{}", id.service, id.number, &digest[..VOLUME_DIGITS])
+}
+
+/// Whether a volume is called as [`volume_name`] calls those of a service.
+pub fn is_volume_of(project: &ProjectName, service: &ServiceName, name: &str) -> bool {
+    let rest = name.strip_prefix(project.as_str()).and_then(|rest| rest.strip_prefix('_'));
+    let rest = rest.and_then(|rest| rest.strip_prefix(service.as_str())).and_then(|rest| rest.strip_prefix('_'));
+    rest.and_then(|rest| rest.split_once('_')).is_some_and(|(number, digest)| {
+        number.parse::<u16>().is_ok_and(|number| number > 0)
+            && digest.len() == VOLUME_DIGITS
+            && digest.bytes().all(|byte| byte.is_ascii_hexdigit())
+    })
+}
+
+/// Hexadecimal digits of the digest of a place: enough to tell the volumes of one image apart.
+const VOLUME_DIGITS: usize = 12;
 
 /// The names of all images that the stack needs.
 pub fn names(stack: &Stack) -> Vec<String> {
@@ -174,5 +203,27 @@ pub fn health_test(words: &[String]) -> Option<HealthTest> {
         [kind, command @ ..] if kind == "CMD" && !command.is_empty() => Some(HealthTest::Command(command.to_vec())),
         [kind, script] if kind == "CMD-SHELL" => Some(HealthTest::Shell(script.clone())),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_without_a_name_is_called_after_its_instance_and_place() {
+        let project = ProjectName::parse("shop").unwrap();
+        let service = ServiceName::parse("db").unwrap();
+        let name = |number, target: &str| {
+            volume_name(&project, &InstanceId { service: service.clone(), number }, Path::new(target))
+        };
+        assert_eq!(name(1, "/data"), name(1, "/data"), "the same data after a replacement");
+        assert_ne!(name(1, "/data"), name(2, "/data"));
+        assert_ne!(name(1, "/data"), name(1, "/other"));
+        assert!(is_volume_of(&project, &service, &name(3, "/data")));
+        for other in ["shop_db", "shop_db_data", "shop_db_1_data", "shop_db_0_0123456789ab", "shop_db2_1_0123456789ab"]
+        {
+            assert!(!is_volume_of(&project, &service, other), "{other}");
+        }
     }
 }

@@ -216,7 +216,12 @@ pub fn plan_down(project: &ProjectName, applied: Option<&Stack>, observed: &Obse
             matches!(name, VolumeName::Engine(name) if engine.is_some_and(|engine| engine.volumes.contains(name)))
         };
         let engines = engines.map(|(stack, (key, _))| stack.volume_name(key)).filter(there);
-        actions.extend(own.chain(named).chain(engines).map(|name| Action::RemoveVolume { name }));
+        let of_images = applied.into_iter().flat_map(|stack| {
+            let all = observed.engine.seen().into_iter().flat_map(|engine| &engine.volumes);
+            all.filter(|name| stack.services.iter().any(|of| image::is_volume_of(&stack.project, &of.name, name)))
+        });
+        let of_images = of_images.cloned().map(VolumeName::Engine);
+        actions.extend(own.chain(named).chain(engines).chain(of_images).map(|name| Action::RemoveVolume { name }));
     }
     let steps = actions.into_iter().map(|action| Step { action, cause: Cause::Down }).collect();
     Plan { project: project.clone(), steps, addresses: AddressBook::default() }

@@ -20,8 +20,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 const LINE_BYTES_MAX: u64 = 64 << 10;
 
 /// Until the container has ended and everything that it printed is written. An engine that goes away and comes back is
-/// asked for what came meanwhile.
-pub(super) fn ship(layout: &Layout, spec: &InstanceSpec, program: &ContainerProgram, running: &Running) {
+/// asked for what came meanwhile. Without `running` it has ended already.
+pub(super) fn ship(layout: &Layout, spec: &InstanceSpec, program: &ContainerProgram, running: Option<&Running>) {
     let path = layout.log(&spec.id);
     let mut log = match Shipped::open(&path, spec.log) {
         Ok(log) => log,
@@ -41,7 +41,7 @@ pub(super) fn ship(layout: &Layout, spec: &InstanceSpec, program: &ContainerProg
         log.finish(&last);
         match followed {
             Ok(()) => return,
-            Err(error) if error.is_away() && !running.wait(PAUSE) => {}
+            Err(error) if error.is_away() && running.is_some_and(|running| !running.wait(PAUSE)) => {}
             Err(error) => return eprintln!("{}: {}", spec.id, chain(&error)),
         }
     }

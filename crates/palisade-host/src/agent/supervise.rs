@@ -38,6 +38,8 @@ const HOOK_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
 const AFTER_PRE_STOP: Duration = Duration::from_secs(2);
 /// Between attempts to start a container while its engine is away.
 const ENGINE_PAUSE: Duration = Duration::from_secs(1);
+/// What a container printed is in the log within this time after its end.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// After SIGKILL, what is left must be gone within this time.
 const KILL_WAIT: Duration = Duration::from_secs(10);
 
@@ -172,6 +174,7 @@ impl Supervised {
             by_user: false,
             hook_failure: None,
             told_away: None,
+            shipping: None,
         };
         let work = move || {
             if let Some((saved, found)) = before {
@@ -249,6 +252,8 @@ struct Worker {
     hook_failure: Option<(String, i32)>,
     /// That the engine is away was told at this count of restarts.
     told_away: Option<u32>,
+    /// Brings what its container prints into the log.
+    shipping: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Worker {
@@ -432,6 +437,10 @@ impl Worker {
                 Ok(())
             }
             Ok(Found::Ended(exit)) => {
+                if let Program::Container(program) = &self.spec.program {
+                    // What it printed before anybody followed is what says why.
+                    ship(self.layout(), &self.spec, program, None);
+                }
                 self.exited(exit.unwrap_or(Exit { code: 128 + libc::SIGKILL, ended_at_s: now_s() }));
                 Ok(())
             }
@@ -452,14 +461,24 @@ impl Worker {
     }
 
     /// A process writes its log itself; what a container prints is with its engine.
-    fn ship_output(&self, running: &Running) {
+    fn ship_output(&mut self, running: &Running) {
         let Program::Container(program) = self.spec.program.clone() else { return };
         let Ok(running) = running.try_clone() else { return };
         let (layout, spec) = (self.layout().clone(), self.spec.clone());
-        let work = move || ship(&layout, &spec, &program, &running);
-        if let Err(error) = std::thread::Builder::new().name("log".into()).spawn(work) {
-            eprintln!("{}: cannot start a thread for its log: {error}", self.id());
+        let work = move || ship(&layout, &spec, &program, Some(&running));
+        match std::thread::Builder::new().name("log".into()).spawn(work) {
+            Ok(thread) => self.shipping = Some(thread),
+            Err(error) => eprintln!("{}: cannot start a thread for its log: {error}", self.id()),
         }
+    }
+
+    /// Whoever learns that it has ended finds its last words in the log, unless its engine is too slow.
+    fn await_last_words(&mut self) {
+        let deadline = Instant::now() + LAST_WORDS;
+        while self.shipping.as_ref().is_some_and(|thread| !thread.is_finished()) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.shipping = None;
     }
 
     fn adopt(&mut self, saved: Option<Saved>, found: Option<Found>) {
@@ -513,6 +532,7 @@ impl Worker {
             // Killed as a whole, by us or for want of memory.
             _ => Exit { code: 128 + libc::SIGKILL, ended_at_s: now_s() },
         };
+        self.await_last_words();
         self.exited(exit);
     }
 

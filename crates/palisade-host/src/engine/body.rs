@@ -36,7 +36,7 @@ pub(super) fn body(
     hostname: Option<String>,
 ) -> ContainerCreateBody {
     let settings = &program.settings;
-    let mut mounts: Vec<Mount> = spec.mounts.iter().map(mount).collect();
+    let mut mounts: Vec<Mount> = spec.mounts.iter().map(|one| mount(spec, one)).collect();
     mounts.extend(placed.iter().map(|file| bind(&file.source, &file.target, true)));
     let (cap_add, cap_drop) = capabilities(&spec.cap_add, &spec.cap_drop);
     let limits = &spec.limits;
@@ -146,7 +146,7 @@ fn bind(source: &Path, target: &Path, read_only: bool) -> Mount {
     }
 }
 
-fn mount(mount: &palisade_core::instance::InstanceMount) -> Mount {
+fn mount(spec: &InstanceSpec, mount: &palisade_core::instance::InstanceMount) -> Mount {
     let target = Some(mount.target.to_string_lossy().into_owned());
     match &mount.source {
         InstanceMountSource::Path(path) | InstanceMountSource::Volume(path) => {
@@ -157,7 +157,12 @@ fn mount(mount: &palisade_core::instance::InstanceMount) -> Mount {
             source: Some(name.clone()),
             typ: Some(MountType::VOLUME),
             read_only: Some(mount.read_only),
-            volume_options: Some(MountVolumeOptions { no_copy: Some(*nocopy), ..MountVolumeOptions::default() }),
+            volume_options: Some(MountVolumeOptions {
+                no_copy: Some(*nocopy),
+                // For one that this container is the first to use.
+                labels: Some(HashMap::from([(COMPOSE_PROJECT.to_owned(), spec.project.to_string())])),
+                ..MountVolumeOptions::default()
+            }),
             ..Mount::default()
         },
         InstanceMountSource::Tmpfs { size_bytes } => Mount {

@@ -1,7 +1,8 @@
 //! One container: made and started in its guarded cgroup, asked how it ended, entered, taken away.
 //!
-//! The file below `/run` that the container mounts as its `/etc/hosts` is also what keeps it from being started by
-//! somebody else when there is no guard: it is gone after a boot and after `down`, and without it the engine refuses.
+//! A file below `/run` that the container mounts keeps it from being started by somebody else when there is no guard: it
+//! is gone after a boot and after `down`, and without it the engine can't start the container. The mount of `/etc/hosts`
+//! would not do: `docker restart` leaves it out when its file is missing.
 
 use std::fs;
 use std::io;
@@ -29,6 +30,9 @@ use crate::runtime::{self, EnterOptions, EnterResult, Exit, files};
 
 /// How long the engine gets to notice that a container has ended.
 const NOTICED: Duration = Duration::from_secs(10);
+
+/// Where the container shows the file without which it doesn't start.
+const GATE: &str = "/.palisade";
 
 /// A container that was started: its first process in the host's numbers, or how it ended at once.
 pub(crate) enum Started {
@@ -292,6 +296,7 @@ fn place_files(layout: &Layout, spec: &InstanceSpec, program: &ContainerProgram)
         placed.push(Placed { source: path, target: target.into() });
         Ok::<_, EngineError>(())
     };
+    write("gate", "This container runs under the guard of Palisade.\n".to_owned(), GATE)?;
     let hostname = if program.host_mode { None } else { Some(runtime::hostname_of(spec)) };
     write("hosts", hosts_file::text(spec, hostname.as_deref()), "/etc/hosts")?;
     if spec.settings.dns.is_some() {

@@ -115,16 +115,16 @@ fn fit(info: &SystemInfo) -> Result<Fit, Unfit> {
             remedy: "use the engine of the system (`unset DOCKER_HOST`), or run the services with x-palisade.process",
         });
     }
+    // With systemd the engine asks systemd for a scope of its own below a slice, which isn't in the instance's cgroup.
     let cgroup_driver = match info.cgroup_driver.map(|driver| driver.to_string()).as_deref() {
         Some("cgroupfs") => CgroupDriver::Cgroupfs,
-        Some("systemd") => CgroupDriver::Systemd,
         other => {
             let driver = other.unwrap_or("none").to_owned();
             return Err(Unfit {
                 why: format!(
                     "the container engine's cgroup driver is `{driver}`, so its containers can't be put under the guard"
                 ),
-                remedy: "set `\"exec-opts\": [\"native.cgroupdriver=systemd\"]` in /etc/docker/daemon.json",
+                remedy: "set `\"exec-opts\": [\"native.cgroupdriver=cgroupfs\"]` in /etc/docker/daemon.json (Podman: `cgroup_manager = \"cgroupfs\"` in containers.conf), and restart the engine",
             });
         }
     };
@@ -181,6 +181,20 @@ fn healthcheck(check: &HealthConfig) -> Option<Healthcheck> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_engine_that_puts_containers_elsewhere_is_refused_with_the_way_out() {
+        let answer = |text: &str| serde_json::from_str::<SystemInfo>(text).unwrap();
+        let fits = fit(&answer(r#"{"CgroupDriver": "cgroupfs", "SecurityOptions": ["name=seccomp,profile=default"]}"#));
+        assert!(fits.is_ok_and(|fit| fit.cgroup_driver == CgroupDriver::Cgroupfs && !fit.remaps_users));
+        for driver in ["systemd", "none"] {
+            let Err(unfit) = fit(&answer(&format!(r#"{{"CgroupDriver": "{driver}"}}"#))) else { panic!("{driver}") };
+            assert!(unfit.why.contains(&format!("cgroup driver is `{driver}`")), "{}", unfit.why);
+            assert!(unfit.remedy.contains("native.cgroupdriver=cgroupfs"), "{}", unfit.remedy);
+        }
+        let rootless = fit(&answer(r#"{"CgroupDriver": "cgroupfs", "SecurityOptions": ["name=rootless"]}"#));
+        assert!(rootless.is_err_and(|unfit| unfit.why.contains("rootless")));
+    }
 
     #[test]
     fn what_an_image_says_is_understood() {

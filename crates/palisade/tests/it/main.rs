@@ -5,6 +5,8 @@ mod attacks;
 mod bad_days;
 mod config;
 mod containers;
+mod dockerd;
+mod engine;
 mod files;
 mod generations;
 mod learn;

@@ -1,0 +1,245 @@
+//! A Docker Engine for one scratch host, with an image that has nothing but busybox; everything of it is removed at the
+//! end, also when the test panics.
+//!
+//! It is in no PID namespace: Palisade looks at the processes of containers by the engine's numbers.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use palisade_host::cgroup::Mounts;
+
+use crate::scratch::{Host, PATIENCE, Ran, Running};
+
+/// Busybox, and nothing to run by default.
+pub(crate) const IMAGE: &str = "box:1";
+
+/// The engine of a scratch host. The thread that starts it is on that host.
+pub(crate) struct Dockerd {
+    /// Keeps the mounts of the engine while the engine is dead.
+    holder: Child,
+    daemon: Child,
+    /// Of its folder and of its cgroups.
+    name: String,
+    folder: PathBuf,
+}
+
+/// Programs that a machine without `scripts/install-deps test` may lack.
+pub(crate) fn missing() -> Option<String> {
+    let is_there = |name: &&str| {
+        let command = format!("command -v {name}");
+        Command::new("sh").args(["-c", &command]).stdout(Stdio::null()).status().is_ok_and(|status| status.success())
+    };
+    let names = ["dockerd", "docker", "busybox", "tar", "unshare", "nsenter"];
+    let missing: Vec<_> = names.into_iter().filter(|name| !is_there(name)).collect();
+    let linked = || {
+        let listed = Command::new("sh").args(["-c", "ldd \"$(command -v busybox)\" 2>&1"]).output();
+        listed.is_ok_and(|listed| String::from_utf8_lossy(&listed.stdout).contains("=>"))
+    };
+    match missing.is_empty() {
+        false => Some(format!("{} not installed", missing.join(", "))),
+        true if linked() => Some("busybox isn't static".to_owned()),
+        true => None,
+    }
+}
+
+/// The daemon raises limits of the machine when it starts, and has files below /run and /etc: neither shall reach the
+/// machine.
+const FENCE: &str = r#"
+for folder in /proc/sys/kernel /proc/sys/vm /proc/sys/fs; do
+    mount --bind $folder $folder
+    mount -o remount,ro,bind $folder
+done
+for folder in /run/containerd /run/docker /etc/docker; do
+    mkdir -p $folder
+    mount -t tmpfs -o mode=755 tmpfs $folder
+done
+echo fenced
+exec sleep 3600
+"#;
+
+/// Moves itself into the daemon's cgroups and becomes it: `sh -c JOIN sh NAME PID PROGRAM …`.
+const JOIN: &str = r#"
+for folder in /sys/fs/cgroup/*/cgroup.procs /sys/fs/cgroup/cgroup.procs; do
+    [ -e "$folder" ] || continue
+    own=${folder%/cgroup.procs}/$1/daemon
+    mkdir -p "$own"
+    # The cpuset of a new cgroup is empty, and nobody may be in such a one.
+    for file in cpuset.cpus cpuset.mems; do
+        [ ! -e "$own/$file" ] || { cat "$own/../../$file" >"$own/../$file"; cat "$own/../$file" >"$own/$file"; }
+    done 2>/dev/null
+    echo 0 >"$own/cgroup.procs"
+done
+holder=$2
+shift 2
+exec nsenter "--mount=/proc/$holder/ns/mnt" "$@"
+"#;
+
+const ROOT: &str = r#"
+mkdir -p "$1/bin" "$1/tmp" "$1/etc" "$1/data"
+for name in $(busybox --list); do ln -sf busybox "$1/bin/$name"; done
+rm -f "$1/bin/busybox"
+cp "$(command -v busybox)" "$1/bin/busybox"
+echo 'root:x:0:0::/:/bin/sh' >"$1/etc/passwd"
+"#;
+
+impl Dockerd {
+    /// Starts it and gives it the image, or says why that can't be.
+    pub(crate) fn start(host: &Host) -> Result<Self, String> {
+        let name = host.layout.realm.replace("palisade-test", "palisade-engine");
+        // Not /tmp, which may be memory: images go there.
+        let folder = Path::new("/var/tmp").join(&name);
+        fs::create_dir_all(&folder).map_err(|error| error.to_string())?;
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private", "sh", "-ec", FENCE]);
+        let mut holder =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
+        let mut said = String::new();
+        let lines = holder.stdout.as_mut().map(std::io::BufReader::new);
+        let _ = lines.map(|mut lines| std::io::BufRead::read_line(&mut lines, &mut said));
+        let daemon = Self::daemon(&name, &folder, holder.id())?;
+        let mut engine = Self { holder, daemon, name, folder };
+        engine.wait()?;
+        let root = engine.root();
+        engine.import(&root, IMAGE);
+        Ok(engine)
+    }
+
+    fn daemon(name: &str, folder: &Path, holder: u32) -> Result<Child, String> {
+        let log = fs::File::options().append(true).create(true).open(folder.join("log"));
+        let log = log.map_err(|error| error.to_string())?;
+        let mut command = Command::new("sh");
+        command.args(["-c", JOIN, "sh", name, &holder.to_string(), "dockerd"]);
+        command.arg("--data-root").arg(folder.join("data")).arg("--exec-root").arg(folder.join("exec"));
+        command.arg("--pidfile").arg(folder.join("pid"));
+        command.arg("--host").arg(format!("unix://{}", folder.join("docker.sock").display()));
+        command.args(["--cgroup-parent", &format!("/{name}/containers"), "--log-level", "warn"]);
+        command.args(["--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false"]);
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        command.spawn().map_err(|error| error.to_string())
+    }
+
+    fn wait(&mut self) -> Result<(), String> {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.docker(&["version"]).is_ok_and(|text| text.contains("Server")) {
+            if Instant::now() > deadline || !matches!(self.daemon.try_wait(), Ok(None)) {
+                let log = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
+                return Err(format!("dockerd didn't start; its log ends with: {}", log.lines().last().unwrap_or("")));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    /// A folder with what is in the image.
+    pub(crate) fn root(&self) -> PathBuf {
+        let root = self.folder.join("root");
+        let status = Command::new("sh").args(["-ec", ROOT, "sh"]).arg(&root).status().unwrap();
+        assert!(status.success());
+        root
+    }
+
+    /// Makes an image of a folder.
+    pub(crate) fn import(&self, root: &Path, image: &str) {
+        let archive = self.folder.join("image.tar");
+        let status = Command::new("tar").arg("-C").arg(root).arg("-cf").arg(&archive).arg(".").status().unwrap();
+        assert!(status.success());
+        self.docker(&["import", &archive.to_string_lossy(), image]).unwrap();
+        fs::remove_file(archive).unwrap();
+    }
+
+    /// Kills the daemon as a crash would, without a chance to tidy up.
+    pub(crate) fn kill(&mut self) {
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+    }
+
+    /// Starts it again, with what it knows.
+    pub(crate) fn start_again(&mut self) {
+        let _ = fs::remove_file(self.folder.join("pid"));
+        self.daemon = Self::daemon(&self.name, &self.folder, self.holder.id()).unwrap();
+        self.wait().unwrap();
+    }
+
+    pub(crate) fn socket(&self) -> String {
+        format!("unix://{}", self.folder.join("docker.sock").display())
+    }
+
+    /// The engine's own tool; what it printed, or its errors.
+    pub(crate) fn docker(&self, arguments: &[&str]) -> Result<String, String> {
+        self.tool("docker", arguments)
+    }
+
+    /// A tool that uses the engine.
+    pub(crate) fn tool(&self, program: &str, arguments: &[&str]) -> Result<String, String> {
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=5", "60", program]).args(arguments).stdin(Stdio::null());
+        command.env("DOCKER_HOST", self.socket()).env("DOCKER_CONFIG", &self.folder);
+        let output = command.output().map_err(|error| error.to_string())?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+
+    /// One value of `docker inspect`.
+    pub(crate) fn inspect(&self, container: &str, format: &str) -> String {
+        self.docker(&["inspect", "--format", format, container]).unwrap()
+    }
+
+    /// The binary, with this engine.
+    pub(crate) fn palisade(&self, host: &Host, arguments: &[&str]) -> Ran {
+        let mut command = host.command(arguments);
+        command.env("DOCKER_HOST", self.socket()).env("DOCKER_CONFIG", &self.folder);
+        Running::start(command).end(PATIENCE)
+    }
+
+    fn cgroups(&self) -> Vec<PathBuf> {
+        let all = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+        let all = all.chain([PathBuf::from("/sys/fs/cgroup")]).map(|path| path.join(&self.name));
+        all.filter(|path| path.exists()).collect()
+    }
+
+    /// Ends it; what is left of it on this machine is returned.
+    pub(crate) fn end(self) -> Vec<String> {
+        let (name, folder) = (self.name.clone(), self.folder.clone());
+        drop(self);
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let mut left: Vec<String> = mounts.lines().filter(|line| line.contains(&name)).map(str::to_owned).collect();
+        left.extend(folder.exists().then(|| folder.display().to_string()));
+        let cgroups = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+        let cgroups = cgroups.map(|entry| entry.path().join(&name)).filter(|path| path.exists());
+        left.extend(cgroups.map(|path| path.display().to_string()));
+        left
+    }
+}
+
+/// With everything below, also of hierarchies that only an engine uses.
+fn remove_cgroup(path: &Path) {
+    for entry in fs::read_dir(path).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir()) {
+        remove_cgroup(&entry.path());
+    }
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while path.exists() && fs::remove_dir(path).is_err() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+impl Drop for Dockerd {
+    fn drop(&mut self) {
+        self.kill();
+        // Shims and containers, which outlive the daemon.
+        if let Ok(mounts) = Mounts::find() {
+            let _ = fs::write(mounts.v2.join(&self.name).join("cgroup.kill"), "1");
+        }
+        for cgroup in self.cgroups() {
+            remove_cgroup(&cgroup);
+        }
+        // Its mounts go with the last process that sees them.
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while fs::remove_dir_all(&self.folder).is_err() && self.folder.exists() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
