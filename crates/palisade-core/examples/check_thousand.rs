@@ -30,7 +30,14 @@ fn main() {
         others: &files,
     };
     let volume_path = |name: &str, _: &_| Path::new("/var/lib/palisade").join(name);
-    let wishes = Wishes { mode: Mode::Enforce, wait_for_health: true, fetch: None, volume_path: &volume_path };
+    let wishes = Wishes {
+        mode: Mode::Enforce,
+        wait_for_health: true,
+        fetch: None,
+        only: None,
+        recreate: false,
+        volume_path: &volume_path,
+    };
     let (mut checks_ms, mut both_ms) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let start = Instant::now();

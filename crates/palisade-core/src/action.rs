@@ -338,6 +338,10 @@ pub enum Cause {
     },
     /// It is there and doesn't run.
     NotRunning,
+    /// Somebody had it stopped.
+    Stopped,
+    /// The command line asks for it.
+    Asked,
     /// It ran without the guard, so it may hold sockets that the guard has not seen.
     NotGuarded,
     /// Someone needs it to be that far.
@@ -387,6 +391,8 @@ impl fmt::Display for Cause {
             Cause::JustReplaced => f.write_str("before what it replaces goes"),
             Cause::MakesWay { id } => write!(f, "{id} is about to be replaced"),
             Cause::NotRunning => f.write_str("it doesn't run"),
+            Cause::Stopped => f.write_str("it was stopped"),
+            Cause::Asked => f.write_str("you asked for it"),
             Cause::NotGuarded => f.write_str("it ran without the guard"),
             Cause::NeededBy { service } => write!(f, "{service} depends on it"),
             Cause::RestartsWith { service } => write!(f, "it restarts with {service}"),

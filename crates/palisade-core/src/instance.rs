@@ -415,4 +415,7 @@ pub struct InstanceStatus {
     /// Why it was stopped, if that was its own `post_start` failing.
     #[serde(default)]
     pub hook_failure: Option<String>,
+    /// Somebody had it stopped, so it stays stopped until somebody has it started.
+    #[serde(default)]
+    pub stopped: bool,
 }

@@ -172,6 +172,8 @@ mod tests {
             mode: Mode::Enforce,
             wait_for_health: false,
             fetch: None,
+            only: None,
+            recreate: false,
             volume_path: &|name, _| PathBuf::from(name),
         };
         let host = Observed::default();
@@ -208,6 +210,8 @@ mod tests {
                 mode: Mode::Enforce,
                 wait_for_health: false,
                 fetch: None,
+                only: None,
+                recreate: false,
                 volume_path: &|name, _| PathBuf::from(name),
             },
         )

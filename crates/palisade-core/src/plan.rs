@@ -12,6 +12,7 @@ mod planner;
 mod replace;
 
 pub use cast::compile_standing;
+pub(crate) use planner::{satisfies, timeout_ms};
 
 use planner::Planner;
 
@@ -36,6 +37,10 @@ pub struct Wishes<'a> {
     pub wait_for_health: bool,
     /// Which images are to be fetched first; `None`: they have been.
     pub fetch: Option<FetchWishes>,
+    /// Only these services are started or replaced; what else the stack has stays as it is. `None`: all.
+    pub only: Option<&'a BTreeSet<ServiceName>>,
+    /// Replace instances also when nothing changed.
+    pub recreate: bool,
     /// Where a volume's data is, by its key and what the file says about it.
     pub volume_path: &'a dyn Fn(&str, &Volume) -> PathBuf,
 }
@@ -55,6 +60,30 @@ impl Plan {
     /// There is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
+    }
+
+    /// Takes out what starts instances, what waits for them, and what stops others only because of them.
+    pub fn start_nothing(&mut self) {
+        let ids = |wanted: fn(&Action) -> Option<&InstanceId>| -> HashSet<InstanceId> {
+            self.steps.iter().filter_map(|step| wanted(&step.action)).cloned().collect()
+        };
+        let starts = ids(|action| match action {
+            Action::StartInstance { spec } => Some(&spec.id),
+            _ => None,
+        });
+        let removed = ids(|action| match action {
+            Action::RemoveInstance { id } => Some(id),
+            _ => None,
+        });
+        self.steps.retain(|Step { action, cause }| match (action, cause) {
+            (Action::StartInstance { .. } | Action::Await { .. } | Action::Shift { .. } | Action::Watch { .. }, _)
+            | (Action::StopForeign { .. } | Action::RemoveForeign { .. }, _)
+            | (_, Cause::Replaced { .. }) => false,
+            (Action::StopInstance { id } | Action::Drain { id, .. }, cause) => {
+                !starts.contains(id) || removed.contains(id) || matches!(cause, Cause::PortGoesTo { .. })
+            }
+            _ => true,
+        });
     }
 
     /// For programs. Holds no value of an environment variable and no argument of a command.
@@ -132,7 +161,7 @@ pub fn plan(stack: &Stack, observed: &Observed, wishes: Wishes<'_>) -> Result<Pl
     let (mut numbers, mut compiled) = candidates;
     let all = numbers.clone();
     numbers = cast::standing(stack, observed, &numbers, &compiled);
-    let successions = cast::cast(stack, observed, &compiled, &mut numbers, &order);
+    let successions = cast::cast(stack, observed, &compiled, &mut numbers, &order, wishes);
     if numbers != all {
         compiled = compile(stack, Surroundings { numbers: &numbers, ..surroundings })?;
     }
@@ -262,7 +291,7 @@ fn new_volumes(stack: &Stack, observed: &Observed) -> Vec<(String, VolumeName)> 
 }
 
 /// Services in the order in which they can be started: what depends on nothing first, otherwise as in the file.
-fn start_order(stack: &Stack) -> Result<Vec<usize>, Box<Finding>> {
+pub(crate) fn start_order(stack: &Stack) -> Result<Vec<usize>, Box<Finding>> {
     let index: HashMap<&ServiceName, usize> =
         stack.services.iter().enumerate().map(|(index, service)| (&service.name, index)).collect();
     let mut dependents = vec![Vec::new(); stack.services.len()];
@@ -302,7 +331,7 @@ fn start_order(stack: &Stack) -> Result<Vec<usize>, Box<Finding>> {
     }
 }
 
-fn is_alive(state: RunState) -> bool {
+pub(crate) fn is_alive(state: RunState) -> bool {
     !matches!(state, RunState::Exited { .. })
 }
 

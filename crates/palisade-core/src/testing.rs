@@ -97,3 +97,29 @@ pub(crate) fn stack(services: impl IntoIterator<Item = Service>) -> Stack {
         firewall: Firewall::default(),
     }
 }
+
+/// What the first instance of a service of this name is started with.
+pub(crate) fn spec(text: &str) -> crate::instance::InstanceSpec {
+    let service = service(text);
+    crate::instance::InstanceSpec {
+        project: ProjectName::parse("shop").unwrap(),
+        id: crate::names::InstanceId { service: service.name, number: 1 },
+        address: crate::address::ServiceIndex(0).address().unwrap().instance(1),
+        program: crate::instance::Program::Process(service.run.process.unwrap()),
+        environment: service.environment,
+        hosts: Default::default(),
+        mounts: Vec::new(),
+        limits: service.limits,
+        stop_signal: service.stop_signal,
+        stop_grace_ms: service.stop_grace_ms,
+        restart: service.restart,
+        healthcheck: service.healthcheck,
+        log: service.log,
+        cap_add: service.cap_add,
+        cap_drop: service.cap_drop,
+        read_only: service.read_only,
+        files: Vec::new(),
+        settings: service.settings,
+        published: Vec::new(),
+    }
+}

@@ -53,6 +53,10 @@ fn instances(stack: &Stack, compiled: &Compiled, host: &Observed, findings: &mut
             }
         };
         match status.state {
+            RunState::Exited { .. } if status.stopped => findings.push(
+                bad("instance-stopped", "it was stopped, and stays so".to_owned())
+                    .remedy(format!("`palisade start {}`, or `palisade up`", id.service)),
+            ),
             RunState::Exited { code: 0 }
                 if matches!(instance.spec.restart, Restart::No | Restart::OnFailure { .. }) => {}
             RunState::Exited { code } => findings.push(

@@ -45,6 +45,10 @@ impl Layout {
     pub fn lib(&self) -> PathBuf {
         Path::new("/var/lib").join(&self.realm).join(self.project.as_str())
     }
+    /// What the stack was, one folder for each time that it was brought up with changes; mode 0700, as it holds secrets.
+    pub fn generations(&self) -> PathBuf {
+        self.lib().join("generations")
+    }
     /// A named volume's data.
     pub fn volume(&self, name: &str) -> PathBuf {
         self.lib().join("volumes").join(name)

@@ -17,5 +17,6 @@ pub mod probe;
 pub mod provided;
 pub mod runtime;
 pub mod sockets;
+mod terminal;
 pub mod twin;
 pub mod volumes;

@@ -97,15 +97,52 @@ pub(crate) enum Verb {
     },
     /// Make the host as the file says
     Up(UpArgs),
+    /// List the generations of the stack: what was brought up, when, by whom, and what changed
+    ///
+    /// Each `up` and `rollback` that changes something makes one; the last ten are kept, readable for root only, as they
+    /// hold the environment.
+    History {
+        /// Text for people, JSON for programs
+        #[arg(long, default_value = "text")]
+        format: Format,
+    },
+    /// Bring an earlier generation back whole: services, environment, policy and images
+    ///
+    /// The plan is shown and has to be confirmed. It makes a generation of its own, so that it can be undone by another
+    /// one. Data in volumes, and files that secrets and configs come from, are as they are now.
+    Rollback {
+        /// Which [default: the one before the last]
+        generation: Option<u64>,
+        /// Don't ask
+        #[arg(long)]
+        yes: bool,
+    },
     /// Take the stack away; its volumes stay
     Down {
-        /// Delete the volumes and their data as well
+        /// Delete the volumes and their data as well, and the generations that `rollback` could go back to
         #[arg(long)]
         volumes: bool,
         /// Don't ask
         #[arg(long)]
         yes: bool,
     },
+    /// Stop services in reverse order of their dependencies; they stay stopped until `start` or `up`
+    Stop {
+        /// Only these services [default: all]
+        services: Vec<String>,
+    },
+    /// Start services that are stopped, in the order of their dependencies, as they were
+    Start {
+        /// Only these services [default: all]
+        services: Vec<String>,
+    },
+    /// Stop services and start them again, as they were; what the file has new comes with `up`
+    Restart {
+        /// Only these services [default: all]
+        services: Vec<String>,
+    },
+    /// Run a command inside a service, as confined as the service is
+    Exec(ExecArgs),
     /// Show instances with state, addresses and published ports
     Ps {
         /// Text for people, JSON for programs
@@ -154,6 +191,29 @@ pub(crate) enum Verb {
     },
 }
 
+/// Options of `exec`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ExecArgs {
+    /// No terminal inside, also when standard input is one
+    #[arg(short = 'T', long)]
+    pub(crate) no_tty: bool,
+    /// As this user, by name or number [default: the service's]
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<String>,
+    /// In this folder [default: the service's]
+    #[arg(short, long, value_name = "FOLDER")]
+    pub(crate) workdir: Option<PathBuf>,
+    /// With this variable besides the service's; without a value, the one that it has here
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<String>,
+    /// The service, or one instance of it: `app.2` [default instance: the first that runs]
+    #[arg(value_name = "SERVICE[.N]")]
+    pub(crate) service: String,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) command: Vec<String>,
+}
+
 /// Options of `config`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ConfigArgs {
@@ -193,14 +253,42 @@ pub(crate) enum ModelFormat {
 }
 
 /// Options of `up`.
-#[derive(Clone, Copy, Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct UpArgs {
+    /// Only these services and what they depend on; the others stay as they are [default: all]
+    pub(crate) services: Vec<String>,
+    /// Not what the services depend on
+    #[arg(long, requires = "services")]
+    pub(crate) no_deps: bool,
+    /// Make everything and start nothing
+    #[arg(long, conflicts_with_all = ["wait", "force_recreate"])]
+    pub(crate) no_start: bool,
+    /// Replace instances also when nothing changed
+    #[arg(long)]
+    pub(crate) force_recreate: bool,
+    /// When images are pulled, instead of what the file says
+    #[arg(long, value_name = "WHEN")]
+    pub(crate) pull: Option<Pull>,
+    /// Build whatever can be built, also when it is there
+    #[arg(long)]
+    pub(crate) build: bool,
     /// Wait until everything that has a health check is healthy
     #[arg(long)]
     pub(crate) wait: bool,
     /// Let services do what they like inside the stack, and report it: what `learn` reads
     #[arg(long, hide = true)]
     pub(crate) learn: bool,
+}
+
+/// When images are pulled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Pull {
+    /// Each time.
+    Always,
+    /// If they aren't there.
+    Missing,
+    /// They have to be there.
+    Never,
 }
 
 #[cfg(test)]
@@ -219,5 +307,14 @@ mod tests {
         assert!(matches!(cli.verb, Verb::Up(UpArgs { wait: true, .. })));
         assert_eq!(cli.stack.files, ["a.yaml", "b.yaml"].map(PathBuf::from));
         assert!(Cli::try_parse_from(["palisade", "up", "-f", "a.yaml"]).is_err());
+    }
+
+    #[test]
+    fn options_that_contradict_each_other_are_refused() {
+        for wrong in [&["--no-start", "--wait"][..], &["--no-start", "--force-recreate"], &["--no-deps"]] {
+            let error = Cli::try_parse_from([&["palisade", "up"], wrong].concat()).unwrap_err();
+            assert!(error.use_stderr(), "{wrong:?}");
+        }
+        assert!(Cli::try_parse_from(["palisade", "up", "--no-deps", "app", "--pull", "never", "--build"]).is_ok());
     }
 }

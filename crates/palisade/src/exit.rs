@@ -13,6 +13,8 @@ pub(crate) enum Answer {
     Yes,
     /// The answer is no: findings, pending changes, a failed proof. What they are was printed already.
     No,
+    /// What was run inside a service ended with this exit code, which is passed on.
+    Passed(u8),
 }
 
 /// A run that could not do what it was asked to.
@@ -122,6 +124,7 @@ pub(crate) fn report(end: Result<Answer, Failure>) -> ExitCode {
 fn code(end: &Result<Answer, Failure>) -> u8 {
     match end {
         Ok(Answer::Yes) => 0,
+        Ok(Answer::Passed(code)) => *code,
         Ok(Answer::No) | Err(Failure::Failed { .. } | Failure::Refused(_)) => 1,
         Err(Failure::Input(_)) => 2,
         Err(Failure::Lacking(_) | Failure::Unable(_)) => 3,
@@ -138,6 +141,7 @@ mod tests {
         let lacking = || Failure::lacking("no cgroup2", "mount it");
         assert_eq!(code(&Ok(Answer::Yes)), 0);
         assert_eq!(code(&Ok(Answer::No)), 1);
+        assert_eq!(code(&Ok(Answer::Passed(42))), 42);
         assert_eq!(code(&Err(Failure::plain("it broke"))), 1);
         assert_eq!(code(&Err(Failure::Input("bad".into()))), 2);
         assert_eq!(code(&Err(lacking())), 3);

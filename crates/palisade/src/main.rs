@@ -7,6 +7,7 @@ mod agent;
 mod cli;
 mod commands;
 mod exit;
+mod generations;
 mod host;
 mod inside;
 mod load;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
     match std::env::args().nth(1).as_deref() {
         Some("__init") => palisade_host::runtime::init_main(),
         Some("__enter") => palisade_host::runtime::enter_main(),
+        Some("__attach") => palisade_host::runtime::attach_main(),
         Some("__agent") => {
             let arguments: Vec<String> = std::env::args().skip(2).collect();
             palisade_host::agent::agent_main(&arguments, agent::tasks)

@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use super::is_alive;
-use super::planner::{change, restarts_with};
+use super::planner::{asked, change, restarts_with};
+use super::{Wishes, is_alive};
 use crate::action::Cause;
 use crate::address::{INSTANCES_MAX, ServiceAddress};
 use crate::compile::{Compiled, CompiledInstance, Numbers, Surroundings, compile};
@@ -109,6 +109,7 @@ pub(super) fn cast(
     compiled: &Compiled,
     numbers: &mut Numbers,
     order: &[usize],
+    wishes: Wishes<'_>,
 ) -> Vec<Succession> {
     let mut all = Vec::new();
     let mut changed: HashSet<&ServiceName> = HashSet::new();
@@ -134,8 +135,8 @@ pub(super) fn cast(
             numbers: numbers.of(service),
             successions: Vec::new(),
         };
-        let with = restarts_with(service, &changed);
-        if casting.replace(with) {
+        let why = restarts_with(service, &changed).or_else(|| asked(service, wishes));
+        if casting.replace(why) {
             changed.insert(&service.name);
         }
         casting.finish_earlier();
@@ -168,12 +169,12 @@ impl<'a> Casting<'a> {
         self.instances.iter().copied().find(|instance| instance.spec.id.number == number)
     }
 
-    /// Gives what must change a successor where the service lets it. Tells whether anything that runs must change.
-    fn replace(&mut self, with: Option<Cause>) -> bool {
+    /// Gives what must change a successor where the service lets it. `why`: a reason for all instances. Tells whether anything that runs must change.
+    fn replace(&mut self, why: Option<Cause>) -> bool {
         let mut changes = false;
         for number in self.numbers.clone() {
             let (Some(seen), Some(instance)) = (self.seen(number), self.instance(number)) else { continue };
-            let Some(cause) = change(self.observed, seen, instance).or(with.clone()) else { continue };
+            let Some(cause) = change(self.observed, seen, instance).or(why.clone()) else { continue };
             if !is_alive(seen.status.state) {
                 continue;
             }

@@ -86,7 +86,7 @@ impl<'a> Planner<'a> {
     }
 
     pub(super) fn steps(mut self, wishes: Wishes<'_>) -> Vec<Step> {
-        let fates = self.fates();
+        let fates = self.fates(wishes);
         for (key, name) in new_volumes(self.stack, self.observed) {
             let owner = volume_owner(self.stack, &key);
             self.push(Action::CreateVolume { name, owner }, Cause::Missing);
@@ -111,7 +111,7 @@ impl<'a> Planner<'a> {
         self.steps
     }
 
-    fn fates(&self) -> Fates<'a> {
+    fn fates(&self, wishes: Wishes<'_>) -> Fates<'a> {
         let mut fates: Fates<'_> = HashMap::with_capacity(self.compiled.instances.len());
         let mut restarted: HashSet<&ServiceName> = HashSet::new();
         for &service in &self.order {
@@ -119,6 +119,15 @@ impl<'a> Planner<'a> {
             for instance in &self.instances[service] {
                 let mut fate = self.fate(instance);
                 let id = &instance.spec.id;
+                let chosen = wishes.only.is_none_or(|only| only.contains(&id.service));
+                if !chosen && matches!(fate.start, Some(Cause::Stopped | Cause::NotRunning | Cause::Missing)) {
+                    fate.start = None;
+                }
+                if let (None, Some(cause)) = (&fate.start, asked(&self.stack.services[service], wishes)) {
+                    let alive = self.seen.get(id).is_some_and(|seen| is_alive(seen.status.state));
+                    fate.stop = alive.then(|| cause.clone());
+                    fate.start = Some(cause);
+                }
                 let succession = self.successions[service].iter().find(|succession| succession.new == *id);
                 match (succession, &with) {
                     (Some(succession), _) => fate.start = fate.start.map(|_| succession.cause.clone()),
@@ -214,7 +223,7 @@ impl<'a> Planner<'a> {
             let service = self.order[position];
             let starts = self.instances[service].iter().any(|instance| fates[&instance.spec.id].start.is_some());
             if starts {
-                self.await_dependencies(&self.stack.services[service], fates, &mut awaited);
+                self.await_dependencies(&self.stack.services[service], fates, &mut awaited, wishes.only);
             }
             self.start_in_place(service, fates, early, &mut awaited);
             self.succeed(service, fates, early, &mut awaited);
@@ -225,7 +234,7 @@ impl<'a> Planner<'a> {
             for instance in self.instances[service].clone() {
                 let Some(cause) = &fates[&instance.spec.id].start else { continue };
                 // A newer version must prove that it works, or the older one comes back.
-                let gate = wishes.wait_for_health || matches!(cause, Cause::Changed { .. });
+                let gate = wishes.wait_for_health || matches!(cause, Cause::Changed { .. } | Cause::Asked);
                 let condition = if gate { self.readiness(service) } else { Condition::ServiceStarted };
                 self.await_instance(service, instance, condition, &mut awaited);
             }
@@ -254,8 +263,18 @@ impl<'a> Planner<'a> {
         self.push(Action::Await { id: id.clone(), condition, timeout_ms, optional }, Cause::JustStarted);
     }
 
-    fn await_dependencies(&mut self, client: &'a Service, fates: &Fates<'a>, awaited: &mut Awaited<'a>) {
+    fn await_dependencies(
+        &mut self,
+        client: &'a Service,
+        fates: &Fates<'a>,
+        awaited: &mut Awaited<'a>,
+        only: Option<&BTreeSet<ServiceName>>,
+    ) {
         for dependency in &client.depends_on {
+            // What is to stay as it is can't be waited for.
+            if only.is_some_and(|only| !only.contains(&dependency.value.service)) {
+                continue;
+            }
             let (condition, optional) = (dependency.value.condition, !dependency.value.required);
             // One that isn't in the file is waited for only if it is required, and then the file is refused before.
             let Some(&server) = self.index.get(&dependency.value.service) else { continue };
@@ -319,11 +338,19 @@ pub(super) fn change(observed: &Observed, seen: &InstanceSeen, instance: &Compil
         Some(Cause::Changed { keys: keys.unwrap_or_default() })
     } else if moved || (attached.is_none() && is_alive(seen.status.state)) {
         Some(Cause::NotGuarded)
+    } else if seen.status.stopped && !is_alive(seen.status.state) {
+        Some(Cause::Stopped)
     } else if !is_settled(&seen.status, instance) {
         Some(Cause::NotRunning)
     } else {
         None
     }
+}
+
+/// The command line asks for new instances of the service.
+pub(super) fn asked(service: &Service, wishes: Wishes<'_>) -> Option<Cause> {
+    let chosen = wishes.only.is_none_or(|only| only.contains(&service.name));
+    (wishes.recreate && chosen).then_some(Cause::Asked)
 }
 
 /// `depends_on` says that the service is restarted with one of these.
@@ -348,7 +375,7 @@ fn is_settled(status: &InstanceStatus, instance: &CompiledInstance) -> bool {
     }
 }
 
-fn satisfies(status: &InstanceStatus, condition: Condition) -> bool {
+pub(crate) fn satisfies(status: &InstanceStatus, condition: Condition) -> bool {
     match condition {
         Condition::ServiceStarted => matches!(status.state, RunState::Running | RunState::Exited { code: 0 }),
         Condition::ServiceHealthy => status.state == RunState::Running && status.health == Health::Healthy,
@@ -357,7 +384,7 @@ fn satisfies(status: &InstanceStatus, condition: Condition) -> bool {
 }
 
 /// Longest time after which waiting makes no sense any more.
-pub(super) fn timeout_ms(condition: Condition, service: &Service) -> Option<u64> {
+pub(crate) fn timeout_ms(condition: Condition, service: &Service) -> Option<u64> {
     match condition {
         // Hooks have no time limit, as in Compose, and it counts as started when they are through.
         Condition::ServiceStarted | Condition::ServiceHealthy if !service.settings.post_start.is_empty() => None,

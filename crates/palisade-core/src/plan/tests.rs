@@ -11,6 +11,8 @@ pub(super) fn wishes() -> Wishes<'static> {
         mode: Mode::Enforce,
         wait_for_health: false,
         fetch: None,
+        only: None,
+        recreate: false,
         volume_path: &|name, _| PathBuf::from("/var/lib/palisade/shop/volumes").join(name),
     }
 }
@@ -105,6 +107,7 @@ pub(super) fn after(plan: &Plan, before: &Observed) -> Observed {
                         started_at_s: 0,
                         health_output: None,
                         hook_failure: None,
+                        stopped: false,
                     },
                     fingerprint: Some(fingerprint),
                     hosts_digest: Some(spec.hosts.digest().to_owned()),

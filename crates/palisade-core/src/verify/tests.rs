@@ -49,6 +49,7 @@ fn good() -> (Stack, Compiled, Observed) {
                 started_at_s: 0,
                 health_output: None,
                 hook_failure: None,
+                stopped: false,
             },
             fingerprint: Some(fingerprint.clone()),
             hosts_digest: Some(spec.hosts.digest().to_owned()),

@@ -147,6 +147,7 @@ impl Supervised {
             started_at_s: now_s(),
             health_output: None,
             hook_failure: None,
+            stopped: false,
         };
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
@@ -276,6 +277,7 @@ impl Worker {
             change(&mut status);
             status.health = self.health.health;
             status.restarts = self.restarts.count;
+            status.stopped = self.stopped_by_user;
             status.pid = self.running.as_ref().map(|running| running.process().pid);
             status.clone()
         };

@@ -4,6 +4,7 @@
 //! knows the user's registry credentials, build secrets and `.dockerignore`, and shows its progress. Whether and when
 //! anything runs is the agent's business.
 
+mod attach;
 mod body;
 mod change;
 mod container;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use bollard::{API_DEFAULT_VERSION, Docker};
 
+pub(crate) use attach::attach;
 pub use change::{create_volume, remove_foreign, remove_volume, start_foreign, stop_foreign};
 pub(crate) use container::{Started, end, exec, follow, start, take_away};
 pub use fetch::{FetchError, fetch};

@@ -210,17 +210,7 @@ fn run(request: &Request) -> Result<Answer, Failure> {
         std::io::stdout().as_fd().try_clone_to_owned().map_err(|e| Failure::new("take over the output".into(), e))?;
     take_stdio().map_err(|source| Failure::new("take over standard input and output".into(), source))?;
 
-    let pidfd =
-        sys::pidfd_open(init.pid).map_err(|source| Failure::new("find the instance's init process".into(), source))?;
-    if sys::start_time(init.pid) != Some(init.start_time) {
-        let gone = std::io::Error::from_raw_os_error(libc::ESRCH);
-        return Err(Failure::new("find the instance's init process".into(), gone));
-    }
     let user = if request.as_root { None } else { spec.program.process().and_then(|process| process.user.as_deref()) };
-    let identity = user::resolve(user, &spec.settings.groups, Path::new("/etc"));
-    let identity =
-        identity.map_err(|error| Failure::new("find the service's user".into(), std::io::Error::other(error)))?;
-    let confinement = Confinement::of(spec, identity)?;
     let program = match &request.inside {
         Inside::Command(line) => Program::Command(line.clone()),
         Inside::Own(arguments) => {
@@ -229,22 +219,7 @@ fn run(request: &Request) -> Result<Answer, Failure> {
             Program::Own(fd.into(), ["palisade".to_owned()].into_iter().chain(arguments.iter().cloned()).collect())
         }
     };
-    let mut cgroup = Cgroup::of_instance(layout, &spec.id);
-    let mut namespaces = CloneFlags::CLONE_NEWNS
-        | CloneFlags::CLONE_NEWPID
-        | CloneFlags::CLONE_NEWIPC
-        | CloneFlags::CLONE_NEWUTS
-        | CloneFlags::CLONE_NEWCGROUP;
-    if spec.program.container().is_some() {
-        // Our program can't run on the container's files. What it asks the guard depends on the cgroup alone, and the
-        // one that holds containers may hold no processes itself.
-        cgroup = cgroup.map(|cgroup| cgroup.below("probe"));
-        namespaces = CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
-    }
-    let joined =
-        cgroup.and_then(|cgroup| cgroup.create().and_then(|()| cgroup.create_v1()).and_then(|()| cgroup.join()));
-    joined.map_err(|error| Failure::new("join the instance's cgroup".into(), std::io::Error::other(error)))?;
-    step(setns(&pidfd, namespaces).map_err(Into::into), "join the instance's namespaces")?;
+    let confinement = join(layout, spec, init, user)?;
     let (result_read, result_write) =
         pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|error| Failure::new("make a pipe".into(), error.into()))?;
     // SAFETY: this process has one thread.
@@ -285,4 +260,41 @@ fn run(request: &Request) -> Result<Answer, Failure> {
             })
         }
     }
+}
+
+/// Brings the calling process into the cgroups and namespaces of the instance, but for the PID namespace, which only its
+/// children enter. Returns as what they are to run.
+pub(super) fn join(
+    layout: &Layout,
+    spec: &InstanceSpec,
+    init: &InitProcess,
+    user: Option<&str>,
+) -> Result<Confinement, Failure> {
+    let pidfd =
+        sys::pidfd_open(init.pid).map_err(|source| Failure::new("find the instance's init process".into(), source))?;
+    if sys::start_time(init.pid) != Some(init.start_time) {
+        let gone = std::io::Error::from_raw_os_error(libc::ESRCH);
+        return Err(Failure::new("find the instance's init process".into(), gone));
+    }
+    let identity = user::resolve(user, &spec.settings.groups, Path::new("/etc"));
+    let identity =
+        identity.map_err(|error| Failure::new("find the service's user".into(), std::io::Error::other(error)))?;
+    let confinement = Confinement::of(spec, identity)?;
+    let mut cgroup = Cgroup::of_instance(layout, &spec.id);
+    let mut namespaces = CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWPID
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWCGROUP;
+    if spec.program.container().is_some() {
+        // Our program can't run on the container's files. What it asks the guard depends on the cgroup alone, and the
+        // one that holds containers may hold no processes itself.
+        cgroup = cgroup.map(|cgroup| cgroup.below("probe"));
+        namespaces = CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
+    }
+    let joined =
+        cgroup.and_then(|cgroup| cgroup.create().and_then(|()| cgroup.create_v1()).and_then(|()| cgroup.join()));
+    joined.map_err(|error| Failure::new("join the instance's cgroup".into(), std::io::Error::other(error)))?;
+    setns(&pidfd, namespaces).map_err(|error| Failure::new("join the instance's namespaces".into(), error.into()))?;
+    Ok(confinement)
 }

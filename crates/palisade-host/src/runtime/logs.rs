@@ -194,7 +194,7 @@ impl Log {
 }
 
 /// `2026-11-23T04:05:06.789012Z`.
-pub(crate) fn rfc3339(time: SystemTime) -> String {
+pub fn rfc3339(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
     // Days since 0000-03-01, so that the leap day is the last of its year.

@@ -4,6 +4,7 @@
 //! This part starts, finds, signals and enters single instances. Whether and when one should run is the agent's business
 //! ([`crate::agent`]), and what it may reach the guard's, which must be attached to the cgroup before [`start`].
 
+mod attach;
 mod capability;
 mod confine;
 mod enter;
@@ -35,9 +36,11 @@ use crate::cgroup::{self, Cgroup};
 use crate::engine::{self, EngineError};
 use crate::layout::Layout;
 
+pub use attach::{Attach, attach, attach_main};
 pub use capability::{DEFAULT as DEFAULT_CAPABILITIES, GRANTABLE as GRANTABLE_CAPABILITIES};
 pub use enter::{EnterOptions, EnterResult, Inside, enter, enter_main};
 pub use init::init_main;
+pub use logs::rfc3339;
 pub(crate) use resolver::resolv_conf;
 pub use user::UserError;
 

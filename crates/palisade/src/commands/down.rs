@@ -11,7 +11,7 @@ use crate::exit::{Answer, Failure};
 use crate::host::Adapters;
 use crate::progress::Lines;
 use crate::state::State;
-use crate::{load, observe, signals};
+use crate::{generations, load, observe, signals};
 
 /// Plans and carries out.
 pub(crate) fn run(args: &StackArgs, volumes: bool, yes: bool) -> Result<Answer, Failure> {
@@ -50,6 +50,10 @@ pub(crate) fn take_down(
         let mut lines = Lines::new();
         apply(&plan, &mut adapters, &signals::interrupted, &mut |progress| lines.show(progress))
             .map_err(|failure| super::failed(&layout.project, "down", failure))?;
+    }
+    if volumes {
+        generations::remove_all(layout)
+            .map_err(|error| Failure::new("everything is down, but generations are left behind", error))?;
     }
     adapters.clean_up().map_err(|error| Failure::new("everything is down, but something is left behind", error))?;
     drop(lock);

@@ -6,18 +6,23 @@ pub(crate) mod check;
 pub(crate) mod config;
 pub(crate) mod down;
 pub(crate) mod events;
+pub(crate) mod exec;
+pub(crate) mod history;
 pub(crate) mod learn;
+pub(crate) mod life;
 pub(crate) mod logs;
 pub(crate) mod plan;
 pub(crate) mod prove;
 pub(crate) mod ps;
+pub(crate) mod rollback;
 pub(crate) mod up;
 
 use palisade_core::apply;
 use palisade_core::compile::{Compiled, Numbers, Surroundings};
 use palisade_core::finding::Finding;
 use palisade_core::image::{self, FetchWishes};
-use palisade_core::names::ProjectName;
+use palisade_core::life::Turn;
+use palisade_core::names::{ProjectName, ServiceName};
 use palisade_core::observed::Observed;
 use palisade_core::plan::{Wishes, compile_standing};
 use palisade_core::policy::Mode;
@@ -25,6 +30,7 @@ use palisade_core::stack::{Stack, Volume};
 use palisade_host::cgroup::{self, Mounts};
 use palisade_host::layout::Layout;
 use palisade_host::volumes;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use crate::cli::{Cli, Verb};
@@ -38,8 +44,14 @@ pub(crate) fn run(cli: Cli) -> Result<Answer, Failure> {
         Verb::Config(args) => config::run(&cli.stack, &args),
         Verb::Check { strict, format } => check::run(&cli.stack, strict, format),
         Verb::Plan { format } => plan::run(&cli.stack, format),
-        Verb::Up(args) => up::run(&cli.stack, args),
+        Verb::Up(args) => up::run(&cli.stack, &args),
         Verb::Down { volumes, yes } => down::run(&cli.stack, volumes, yes),
+        Verb::Stop { services } => life::run(&cli.stack, Turn::Stop, &services),
+        Verb::Start { services } => life::run(&cli.stack, Turn::Start, &services),
+        Verb::Restart { services } => life::run(&cli.stack, Turn::Restart, &services),
+        Verb::Exec(args) => exec::run(&cli.stack, args),
+        Verb::History { format } => history::run(&cli.stack, format),
+        Verb::Rollback { generation, yes } => rollback::run(&cli.stack, generation, yes),
         Verb::Ps { format } => ps::run(&cli.stack, format),
         Verb::Logs { services, follow, tail } => logs::run(&cli.stack, &services, follow, tail),
         Verb::Learn { seconds } => learn::run(&cli.stack, seconds),
@@ -59,7 +71,7 @@ pub(crate) fn wishes<'a>(
     wait_for_health: bool,
     volume_path: &'a dyn Fn(&str, &Volume) -> PathBuf,
 ) -> Wishes<'a> {
-    Wishes { mode, wait_for_health, fetch: Some(FetchWishes::default()), volume_path }
+    Wishes { mode, wait_for_health, fetch: Some(FetchWishes::default()), only: None, recreate: false, volume_path }
 }
 
 /// The stack with what its images say, and what the guard and the runtime are given, on this host.
@@ -82,6 +94,32 @@ pub(crate) fn compiled(
     };
     let compiled = compile_standing(&stack, host, surroundings).map_err(|findings| refused(&findings))?;
     Ok((stack, compiled))
+}
+
+/// Rows of cells as a table; the last column isn't filled up.
+pub(crate) fn table<const COLUMNS: usize>(rows: Vec<[String; COLUMNS]>) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; COLUMNS] = std::array::from_fn(width);
+    let mut text = String::new();
+    for row in rows {
+        let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// Names of services as typed, each of which the stack must have.
+pub(crate) fn services_of(stack: &Stack, typed: &[String]) -> Result<BTreeSet<ServiceName>, Failure> {
+    let find = |name: &String| {
+        let found = stack.services.iter().find(|service| service.name.as_str() == name);
+        found.map(|service| service.name.clone()).ok_or_else(|| {
+            let known: Vec<_> = stack.services.iter().map(|service| service.name.as_str()).collect();
+            let known = if known.is_empty() { "no services".to_owned() } else { known.join(", ") };
+            Failure::Input(format!("error: {} has no service `{name}`\n  hint: it has {known}", stack.project))
+        })
+    };
+    typed.iter().map(find).collect()
 }
 
 /// Says what this machine lacks before anything is changed.

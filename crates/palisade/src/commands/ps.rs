@@ -21,6 +21,7 @@ pub(crate) fn run(args: &StackArgs, format: Format) -> Result<Answer, Failure> {
                     "service": seen.status.id.service,
                     "address": seen.status.address.ip(),
                     "state": seen.status.state,
+                    "stopped": seen.status.stopped,
                     "health": seen.status.health,
                     "pid": seen.status.pid,
                     "restarts": seen.status.restarts,
@@ -53,6 +54,7 @@ fn table(host: &Observed) -> String {
             RunState::Starting => "starting".to_owned(),
             RunState::Running => "running".to_owned(),
             RunState::BackingOff => format!("crashing, {} restarts", status.restarts),
+            RunState::Exited { .. } if status.stopped => "stopped".to_owned(),
             RunState::Exited { code } => format!("exited ({code})"),
         };
         if !guarded(host, seen) && host.unknown.is_empty() {
@@ -69,16 +71,7 @@ fn table(host: &Observed) -> String {
         let visible = dash(listeners(host, seen, |inside| !inside));
         [status.id.to_string(), state, health.to_owned(), status.address.to_string(), private, visible]
     });
-    let rows: Vec<_> = std::iter::once(header).chain(rows).collect();
-    let widths: Vec<usize> =
-        (0..6).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();
-    let mut text = String::new();
-    for row in rows {
-        let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
-    }
-    text
+    super::table(std::iter::once(header).chain(rows).collect())
 }
 
 fn guarded(host: &Observed, seen: &InstanceSeen) -> bool {

@@ -5,40 +5,127 @@ use palisade_core::action::Action;
 use palisade_core::apply::Progress;
 use palisade_core::apply::apply;
 use palisade_core::finding::Severity;
+use palisade_core::generation::{self, Origin};
+use palisade_core::image::{FetchWishes, PullPolicy};
 use palisade_core::lint::lint;
+use palisade_core::names::ServiceName;
+use palisade_core::observed::{EngineState, ImageSeen, Observed};
 use palisade_core::plan::{self, Wishes};
 use palisade_core::policy::Mode;
-use palisade_core::stack::Stack;
+use palisade_core::stack::{Stack, Volume};
 use palisade_core::verify::verify;
 use palisade_host::layout::Layout;
 use palisade_host::volumes;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
-use crate::cli::{StackArgs, UpArgs};
+use crate::cli::{Pull, StackArgs, UpArgs};
 use crate::exit::{Answer, Failure};
 use crate::host::Adapters;
 use crate::progress::Lines;
 use crate::state::{Lock, LockError, State};
-use crate::{load, observe, signals};
+use crate::{generations, load, observe, signals};
+
+/// What is to be brought up, and how.
+pub(crate) struct Goal<'a> {
+    /// The stack.
+    pub(crate) stack: &'a Stack,
+    /// What the guard does about a breach.
+    pub(crate) mode: Mode,
+    /// Wait for the health of everything that is started.
+    pub(crate) wait: bool,
+    /// Which images are fetched.
+    pub(crate) fetch: FetchWishes,
+    /// Only these services are started or replaced.
+    pub(crate) only: Option<BTreeSet<ServiceName>>,
+    /// Replace instances also when nothing changed.
+    pub(crate) recreate: bool,
+    /// Make everything and start nothing.
+    pub(crate) no_start: bool,
+    /// Images that names stand for whatever they stand for by now.
+    pub(crate) images: BTreeMap<String, ImageSeen>,
+    /// What makes the generation.
+    pub(crate) origin: Origin,
+}
+
+impl<'a> Goal<'a> {
+    /// All of a stack.
+    pub(crate) fn of(stack: &'a Stack, mode: Mode) -> Self {
+        Self {
+            stack,
+            mode,
+            wait: false,
+            fetch: FetchWishes::default(),
+            only: None,
+            recreate: false,
+            no_start: false,
+            images: BTreeMap::new(),
+            origin: Origin::Up,
+        }
+    }
+
+    /// The host, as far as it matters for this.
+    pub(crate) fn observe(&self, layout: &Layout) -> Observed {
+        let mut host = observe::observe_for(layout, self.stack);
+        if let EngineState::There(engine) = &mut host.engine {
+            engine.images.extend(self.images.clone());
+        }
+        host
+    }
+
+    /// What is planned.
+    pub(crate) fn wishes<'w>(&'w self, volume_path: &'w dyn Fn(&str, &Volume) -> PathBuf) -> Wishes<'w> {
+        Wishes {
+            fetch: None,
+            only: self.only.as_ref(),
+            recreate: self.recreate,
+            ..super::wishes(self.mode, self.wait, volume_path)
+        }
+    }
+}
 
 /// Plans, carries out, and verifies.
-pub(crate) fn run(args: &StackArgs, up: UpArgs) -> Result<Answer, Failure> {
+pub(crate) fn run(args: &StackArgs, up: &UpArgs) -> Result<Answer, Failure> {
     let loaded = load::load(args).map_err(load::Unusable::into_failure)?;
     loaded.print_warnings();
+    let asked = super::services_of(&loaded.stack, &up.services)?;
     super::require_machine("up")?;
     let layout = args.layout(loaded.stack.project.clone());
     let mode = if up.learn { Mode::Learn } else { Mode::Enforce };
     signals::catch();
-    bring_up(&layout, &loaded.stack, mode, up.wait)
+    let mut stack = loaded.stack;
+    let mut only = None;
+    if !asked.is_empty() {
+        let state = State::read(&layout).map_err(|error| Failure::new("can't read what was applied before", error))?;
+        let chosen = generation::with_dependencies(&stack, &asked, up.no_deps);
+        stack = generation::partly(&stack, state.stack.as_ref(), &chosen);
+        only = Some(chosen);
+    }
+    let pull = up.pull.map(|pull| match pull {
+        Pull::Always => PullPolicy::Always,
+        Pull::Missing => PullPolicy::Missing,
+        Pull::Never => PullPolicy::Never,
+    });
+    let goal = Goal {
+        wait: up.wait,
+        fetch: FetchWishes { pull, build: up.build },
+        only,
+        recreate: up.force_recreate,
+        no_start: up.no_start,
+        ..Goal::of(&stack, mode)
+    };
+    bring_up(&layout, &goal)
 }
 
 /// What `up` does once it knows the stack: also what a rehearsal does, in its own realm.
-pub(crate) fn bring_up(layout: &Layout, stack: &Stack, mode: Mode, wait: bool) -> Result<Answer, Failure> {
+pub(crate) fn bring_up(layout: &Layout, goal: &Goal<'_>) -> Result<Answer, Failure> {
     let _lock = super::lock(layout, "up")?;
     let state = State::read(layout).map_err(|error| Failure::new("can't read what was applied before", error))?;
     let was_there = state != State::default();
     let mut adapters = Adapters::new(layout.clone(), state);
-    match change(layout, stack, mode, wait, &mut adapters) {
-        Ok(()) => report(layout, stack, mode),
+    match change(layout, goal, &mut adapters) {
+        Ok(()) if goal.no_start => Ok(Answer::Yes),
+        Ok(()) => report(layout, goal),
         Err(End { failure, anything_left }) => {
             if !was_there && !anything_left {
                 // The failure is what matters; an empty folder that stays is not worth a word.
@@ -62,17 +149,21 @@ impl From<Failure> for End {
     }
 }
 
-fn change(layout: &Layout, stack: &Stack, mode: Mode, wait: bool, adapters: &mut Adapters) -> Result<(), End> {
-    fetch_images(layout, stack, mode, wait, adapters)?;
+fn change(layout: &Layout, goal: &Goal<'_>, adapters: &mut Adapters) -> Result<(), End> {
+    let stack = goal.stack;
+    fetch_images(layout, goal, adapters)?;
     // Two stacks that come up at the same time must not take the same addresses.
     let realm_lock = Lock::take(&layout.realm_run().join("lock")).map_err(|error| match error {
         LockError::State(error) => Failure::new("can't lock the addresses of this host", error),
         LockError::Held(_) => Failure::plain("can't lock the addresses of this host"),
     })?;
-    let before = observe::observe_for(layout, stack);
+    let before = goal.observe(layout);
     let volume_path = |key: &str, volume: &_| volumes::folder(layout, key, volume);
-    let wishes = Wishes { fetch: None, ..super::wishes(mode, wait, &volume_path) };
-    let plan = plan::plan(stack, &before, wishes).map_err(|findings| super::refused(&findings))?;
+    let mut plan =
+        plan::plan(stack, &before, goal.wishes(&volume_path)).map_err(|findings| super::refused(&findings))?;
+    if goal.no_start {
+        plan.start_nothing();
+    }
     super::require_safe(&lint(&plan, &before))?;
     if plan.is_empty() {
         eprintln!("{}: nothing to change", stack.project);
@@ -101,6 +192,14 @@ fn change(layout: &Layout, stack: &Stack, mode: Mode, wait: bool, adapters: &mut
     noted.map_err(|error| End {
         failure: Failure::new("everything runs, but it can't be noted", error),
         anything_left: true,
+    })?;
+    if goal.no_start || goal.mode == Mode::Learn {
+        // What was never meant to run, or to stay, is nothing to go back to.
+        return Ok(());
+    }
+    generations::record(layout, stack, &goal.observe(layout), goal.origin).map(drop).map_err(|error| End {
+        failure: Failure::new("everything runs, but it can't be kept as a generation", error),
+        anything_left: true,
     })
 }
 
@@ -121,26 +220,34 @@ fn cut_off<E>(progress: &Progress<'_, E>) {
 
 /// Brings the images here before anything is changed, so that the rest of the plan knows what is in them. What could be
 /// said against the plan is said before that.
-fn fetch_images(layout: &Layout, stack: &Stack, mode: Mode, wait: bool, adapters: &mut Adapters) -> Result<(), End> {
+fn fetch_images(layout: &Layout, goal: &Goal<'_>, adapters: &mut Adapters) -> Result<(), End> {
+    let stack = goal.stack;
     if !stack.needs_engine() {
         return Ok(());
     }
-    let host = observe::observe_for(layout, stack);
+    let host = goal.observe(layout);
     adapters.with_engine(&host.engine);
     let volume_path = |key: &str, volume: &_| volumes::folder(layout, key, volume);
-    let mut plan = plan::plan(stack, &host, super::wishes(mode, wait, &volume_path))
-        .map_err(|findings| super::refused(&findings))?;
-    plan.steps.retain(|step| matches!(step.action, Action::FetchImage { .. }));
+    let wishes = Wishes { fetch: Some(goal.fetch), ..goal.wishes(&volume_path) };
+    let mut plan = plan::plan(stack, &host, wishes).map_err(|findings| super::refused(&findings))?;
+    let chosen = |service: &ServiceName| goal.only.as_ref().is_none_or(|only| only.contains(service));
+    plan.steps.retain(|step| matches!(&step.action, Action::FetchImage { service, .. } if chosen(service)));
     let mut lines = Lines::new();
     apply(&plan, adapters, &signals::interrupted, &mut |progress| lines.show(progress))
         .map_err(|failure| super::failed(&stack.project, "up", failure).into())
 }
 
 /// Reads the host afresh and says what isn't as the file says.
-fn report(layout: &Layout, stack: &Stack, mode: Mode) -> Result<Answer, Failure> {
-    let host = observe::observe_for(layout, stack);
-    let (stack, compiled) = super::compiled(layout, stack, &host, mode)?;
-    let findings = verify(&stack, &compiled, &host);
+fn report(layout: &Layout, goal: &Goal<'_>) -> Result<Answer, Failure> {
+    let host = goal.observe(layout);
+    let (stack, compiled) = super::compiled(layout, goal.stack, &host, goal.mode)?;
+    let mut findings = verify(&stack, &compiled, &host);
+    if let Some(only) = &goal.only {
+        // What was not asked for may be stopped.
+        let stopped = host.instances.iter().map(|seen| &seen.status.id).filter(|id| !only.contains(&id.service));
+        let stopped: BTreeSet<String> = stopped.map(ToString::to_string).collect();
+        findings.retain(|finding| !stopped.contains(&finding.subject));
+    }
     for finding in &findings {
         eprintln!("{finding}");
     }

@@ -204,6 +204,7 @@ mod tests {
             started_at_s: 0,
             health_output: Some("connection refused\n".into()),
             hook_failure: None,
+            stopped: false,
         }
     }
 

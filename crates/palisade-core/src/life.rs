@@ -1,0 +1,195 @@
+//! Plans `stop`, `start` and `restart`: what is there is ended or started as it was, and nothing is changed.
+//!
+//! Pure, like [`crate::plan`], which brings a file's changes to the host; here the stack is as it was applied.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use crate::action::{Action, Cause, Step};
+use crate::instance::InstanceSpec;
+use crate::names::{InstanceId, ServiceName};
+use crate::observed::{InstanceSeen, Observed};
+use crate::plan::{Plan, is_alive, satisfies, start_order, timeout_ms};
+use crate::stack::{Condition, Stack};
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// End what runs; it stays ended.
+    Stop,
+    /// Start what doesn't run.
+    Start,
+    /// End what runs and start it again, and start what doesn't run.
+    Restart,
+}
+
+/// Plans a turn of the services in `wanted`, of all when it is empty. What depends on others is stopped before them and
+/// started after them. `specs`: what the instances were started with; one that isn't among them can't be started.
+pub fn plan_turn(
+    turn: Turn,
+    stack: &Stack,
+    observed: &Observed,
+    wanted: &BTreeSet<ServiceName>,
+    specs: &BTreeMap<InstanceId, InstanceSpec>,
+) -> Plan {
+    let chosen = chosen(stack, observed, wanted);
+    let mut planner = Turning { stack, turn, chosen: &chosen, specs, steps: Vec::new(), awaited: BTreeSet::new() };
+    if turn != Turn::Start {
+        for seen in chosen.iter().rev().filter(|seen| is_alive(seen.status.state)) {
+            planner.push(Action::StopInstance { id: seen.status.id.clone() }, Cause::Asked);
+        }
+    }
+    if turn != Turn::Stop {
+        planner.start();
+    }
+    let mut steps = planner.steps;
+    if observed.agent.is_none() && !steps.is_empty() {
+        steps.insert(0, Step { action: Action::StartAgent, cause: Cause::Missing });
+    }
+    Plan { project: stack.project.clone(), steps, addresses: observed.addresses.clone() }
+}
+
+/// The instances of the services that are wanted, in the order in which they are started.
+fn chosen<'a>(stack: &Stack, observed: &'a Observed, wanted: &BTreeSet<ServiceName>) -> Vec<&'a InstanceSeen> {
+    // A stack that was applied has no circle.
+    let order = start_order(stack).unwrap_or_else(|_| (0..stack.services.len()).collect());
+    let ranks: HashMap<&ServiceName, usize> =
+        order.iter().enumerate().map(|(rank, &service)| (&stack.services[service].name, rank)).collect();
+    let mut chosen: Vec<_> = observed
+        .instances
+        .iter()
+        .filter(|seen| wanted.is_empty() || wanted.contains(&seen.status.id.service))
+        .collect();
+    chosen.sort_by_key(|seen| (ranks.get(&seen.status.id.service).copied().unwrap_or(usize::MAX), &seen.status.id));
+    chosen
+}
+
+struct Turning<'a> {
+    stack: &'a Stack,
+    turn: Turn,
+    chosen: &'a [&'a InstanceSeen],
+    specs: &'a BTreeMap<InstanceId, InstanceSpec>,
+    steps: Vec<Step>,
+    awaited: BTreeSet<(&'a InstanceId, &'static str)>,
+}
+
+impl<'a> Turning<'a> {
+    fn push(&mut self, action: Action, cause: Cause) {
+        self.steps.push(Step { action, cause });
+    }
+
+    fn start(&mut self) {
+        let starts = |seen: &&&InstanceSeen| self.turn == Turn::Restart || !is_alive(seen.status.state);
+        let starting: Vec<&InstanceSeen> = self.chosen.iter().filter(starts).copied().collect();
+        for seen in &starting {
+            let id = &seen.status.id;
+            let Some(spec) = self.specs.get(id) else { continue };
+            self.await_dependencies(&id.service, &starting);
+            self.push(Action::StartInstance { spec: Box::new(spec.clone()) }, Cause::Asked);
+        }
+        for seen in &starting {
+            let id = &seen.status.id;
+            if self.specs.contains_key(id) && !self.awaited.iter().any(|(known, _)| *known == id) {
+                self.wait(id, Condition::ServiceStarted, Cause::JustStarted);
+            }
+        }
+    }
+
+    /// What is started by the same turn is waited for as `depends_on` says; what runs already counts as it is.
+    fn await_dependencies(&mut self, client: &ServiceName, starting: &[&'a InstanceSeen]) {
+        let Some(service) = self.stack.service(client) else { return };
+        for dependency in &service.depends_on {
+            let dependency = &dependency.value;
+            for seen in starting.iter().filter(|seen| seen.status.id.service == dependency.service) {
+                let settled = self.turn == Turn::Start && satisfies(&seen.status, dependency.condition);
+                if !settled && self.specs.contains_key(&seen.status.id) {
+                    self.wait(&seen.status.id, dependency.condition, Cause::NeededBy { service: client.clone() });
+                }
+            }
+        }
+    }
+
+    fn wait(&mut self, id: &'a InstanceId, condition: Condition, cause: Cause) {
+        let key = match condition {
+            Condition::ServiceStarted => "started",
+            Condition::ServiceHealthy => "healthy",
+            Condition::ServiceCompletedSuccessfully => "completed",
+        };
+        if !self.awaited.insert((id, key)) {
+            return;
+        }
+        let timeout_ms = self.stack.service(&id.service).and_then(|service| timeout_ms(condition, service));
+        let optional = self.stack.is_optional(&id.service);
+        self.push(Action::Await { id: id.clone(), condition, timeout_ms, optional }, cause);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::ServiceIndex;
+    use crate::instance::{Health, InstanceStatus, RunState};
+    use crate::observed::AgentSeen;
+    use crate::testing::{depends, name, service, spec, stack};
+
+    /// A database and an application that waits for its health; `states` in this order.
+    fn shop(states: [RunState; 2]) -> (Stack, Observed, BTreeMap<InstanceId, InstanceSpec>) {
+        let mut app = service("app");
+        app.depends_on = vec![depends("db", Condition::ServiceHealthy)];
+        let mut db = service("db");
+        db.healthcheck = Some(crate::testing::healthcheck());
+        let stack = stack([app, db]);
+        let mut host = Observed { agent: Some(AgentSeen { pid: 1 }), ..Observed::default() };
+        let mut specs = BTreeMap::new();
+        for (service, state) in ["db", "app"].into_iter().zip(states) {
+            let id = InstanceId { service: name(service), number: 1 };
+            let address = ServiceIndex(0).address().unwrap().instance(1);
+            let health = if state == RunState::Running { Health::Healthy } else { Health::Starting };
+            let status = InstanceStatus {
+                id: id.clone(),
+                address,
+                spec_digest: String::new(),
+                state,
+                health,
+                pid: None,
+                restarts: 0,
+                started_at_s: 0,
+                health_output: None,
+                hook_failure: None,
+                stopped: false,
+            };
+            host.instances.push(InstanceSeen { status, fingerprint: None, hosts_digest: None });
+            specs.insert(id, spec(service));
+        }
+        (stack, host, specs)
+    }
+
+    fn steps(turn: Turn, states: [RunState; 2], wanted: &[&str]) -> Vec<String> {
+        let (stack, host, specs) = shop(states);
+        let wanted = wanted.iter().map(|service| name(service)).collect();
+        let plan = plan_turn(turn, &stack, &host, &wanted, &specs);
+        plan.steps.iter().map(|step| step.action.to_string()).collect()
+    }
+
+    #[test]
+    fn turns_go_by_dependencies() {
+        let (runs, ended) = (RunState::Running, RunState::Exited { code: 143 });
+        assert_eq!(steps(Turn::Stop, [runs, runs], &[]), ["stop app.1", "stop db.1"]);
+        assert_eq!(steps(Turn::Stop, [ended, runs], &["db"]), [""; 0], "it is stopped");
+        let all = ["start db.1", "wait until db.1 is healthy, at most 24 s", "start app.1"];
+        let runs_app = "wait until app.1 runs, at most 10 s";
+        assert_eq!(steps(Turn::Start, [ended, ended], &[]), [&all[..], &[runs_app]].concat());
+        assert_eq!(steps(Turn::Start, [runs, ended], &[]), ["start app.1", runs_app]);
+        assert_eq!(steps(Turn::Start, [runs, runs], &[]), [""; 0]);
+        let restarted = steps(Turn::Restart, [runs, runs], &[]);
+        assert_eq!(restarted, [&["stop app.1", "stop db.1"], &all[..], &[runs_app]].concat());
+        assert_eq!(steps(Turn::Restart, [runs, runs], &["app"]), ["stop app.1", "start app.1", runs_app]);
+    }
+
+    #[test]
+    fn an_agent_that_is_away_is_started_first() {
+        let (stack, mut host, specs) = shop([RunState::Running; 2]);
+        host.agent = None;
+        let plan = plan_turn(Turn::Stop, &stack, &host, &BTreeSet::new(), &specs);
+        assert_eq!(plan.steps[0].action, Action::StartAgent);
+    }
+}
