@@ -8,6 +8,7 @@ mod files;
 mod learn;
 mod meaning;
 mod rehearse;
+mod replicas;
 mod runtime;
 mod scratch;
 mod servers;
