@@ -17,8 +17,8 @@ use crate::instance::{
 use crate::names::{InstanceId, ProjectName, ServiceName};
 use crate::observed::{EngineState, FileSeen};
 use crate::policy::{
-    BindRule, EGRESS_RULES_MAX, EgressPolicy, LocalhostPort, Mode, NETWORKS_MAX, PeerGrant, Policy, PublishedAt,
-    RESOLVERS_MAX, ServicePolicy,
+    BindRule, EGRESS_RULES_MAX, EgressPolicy, LocalhostPort, Mode, NETWORKS_MAX, PLACES_MAX, PeerGrant, Policy,
+    PublishedAt, RESOLVERS_MAX, ServicePolicy,
 };
 use crate::stack::{
     Dns, Egress, EgressRule, FileSource, Grant, Mount, MountSource, PortProto, Proto, ProvidedFile, Runner,
@@ -162,6 +162,19 @@ impl<'a> Compiler<'a> {
                 Some(address) => addresses.push(address),
                 None => findings
                     .push(Finding::error("no-address", &service.name, "it has no private address").at(&service.place)),
+            }
+        }
+        let mut places: BTreeMap<u16, usize> = BTreeMap::new();
+        for publish in stack.services.iter().flat_map(|service| &service.publish) {
+            let port = publish.value.host_port;
+            let count = places.entry(port).or_default();
+            *count += usize::from(publish.value.container.proto == Proto::Tcp);
+            if *count == PLACES_MAX + 1 {
+                let message = format!("port {port}/tcp is published on more than {PLACES_MAX} addresses of the host");
+                let remedy = "publish it on all addresses";
+                findings.push(
+                    Finding::error("too-many-places", &stack.project, message).remedy(remedy).at(&publish.place),
+                );
             }
         }
         if !findings.is_empty() {
@@ -514,10 +527,10 @@ impl<'a> Compiler<'a> {
         self.refuse_unguarded(service);
         let Some(program) = self.program(service) else { return };
         if service.replicas > 1
-            && let Some(publish) = service.publish.first()
+            && let Some(publish) = service.publish.iter().find(|publish| publish.value.container.proto == Proto::Udp)
         {
             let message = format!(
-                "it publishes port {} and has {} replicas, but only one process can have a port of the host",
+                "it publishes port {}/udp and has {} replicas, but only TCP ports of the host can be shared",
                 publish.value.host_port, service.replicas
             );
             self.findings.push(Finding::error("published-replicas", &service.name, message).at(&publish.place));
@@ -852,6 +865,8 @@ mod tests {
         let mut web = service("web");
         web.replicas = 2;
         web.publish = vec![publish(None, 80, 80)];
+        assert!(compiled(&stack([web.clone()])).is_ok(), "a TCP port can be shared");
+        web.publish[0].value.container.proto = Proto::Udp;
         let findings = compiled(&stack([image, web])).unwrap_err();
         assert_eq!(findings.iter().map(|f| f.id).collect::<Vec<_>>(), ["nothing-to-run", "published-replicas"]);
     }

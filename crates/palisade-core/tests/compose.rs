@@ -230,7 +230,7 @@ fn each_mistake_has_its_own_answer() {
         (&["ports: [\"80:65536\"]"], "invalid-value"),
         (&["ports: [{target: 80}]"], "missing-key"),
         (&["ports: 80"], "type"),
-        (&["ports: [\"80:80\"]", "scale: 2"], "replicas-publish"),
+        (&["ports: [\"80:80/udp\"]", "scale: 2"], "replicas-publish"),
         (&["scale: 0"], ""),
         (&["scale: 255"], "invalid-value"),
         (&["scale: 2", "deploy: {replicas: 3}"], "conflict"),

@@ -2,7 +2,7 @@
 //!
 //! Supervision itself is in `palisade_host::agent`; what a stack should consist of is decided by plans.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -10,7 +10,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use palisade_core::instance::{InstanceStatus, RunState};
+use palisade_core::address::InstanceAddress;
+use palisade_core::instance::{Health, InstanceStatus, RunState};
 use palisade_core::names::InstanceId;
 use palisade_guard::{Event, EventReader, Guard, Kind};
 use palisade_host::agent::{AgentError, Client, EventSink, Task};
@@ -80,10 +81,61 @@ pub(crate) fn remove(layout: &Layout, id: &InstanceId) -> Result<(), crate::host
 }
 
 /// What the agent's process does beside supervising: it writes down what the guard tells, and tells the guard when
-/// the host's addresses change.
+/// the host's addresses change and who gets no new connections.
 pub(crate) fn tasks(layout: &Layout) -> Vec<Task> {
-    let layout = layout.clone();
-    vec![Box::new(move |events| watch(&layout, &events))]
+    let (watching, telling) = (layout.clone(), layout.clone());
+    vec![Box::new(move |events| watch(&watching, &events)), Box::new(move |events| tell_health(&telling, &events))]
+}
+
+/// How soon after an event the next look at the instances comes.
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// Keeps the guard's list of those that get no new connections.
+fn tell_health(layout: &Layout, events: &EventSink) {
+    let marker = pins(layout).join("maps");
+    let mut told = None;
+    let mut complained: Option<String> = None;
+    loop {
+        // A guard that was loaded anew knows nothing yet.
+        let guard = fs::metadata(&marker).map(|metadata| metadata.ino()).ok();
+        let done = unready(layout).and_then(|unready| {
+            if guard.is_some() && told.as_ref() != Some(&(guard, unready.clone())) {
+                let Some(open) = Guard::open(&pins(layout)).map_err(|error| crate::exit::chain(&error))? else {
+                    return Ok(());
+                };
+                open.set_suspended(&unready).map_err(|error| crate::exit::chain(&error))?;
+                told = Some((guard, unready));
+            }
+            Ok(())
+        });
+        let message = done.err();
+        if message != complained
+            && let Some(message) = &message
+        {
+            eprintln!("can't tell the guard who is well: {message}");
+        }
+        complained = message;
+        events.wait(LISTEN);
+        std::thread::sleep(SETTLE);
+    }
+}
+
+/// Addresses of instances that don't run, or whose health check fails or hasn't passed yet.
+fn unready(layout: &Layout) -> Result<BTreeSet<InstanceAddress>, String> {
+    let instances = Client::connect(layout).and_then(|mut client| client.status());
+    let instances = instances.map_err(|error| crate::exit::chain(&error))?;
+    let ready = |status: &InstanceStatus| {
+        status.state == RunState::Running && matches!(status.health, Health::None | Health::Healthy)
+    };
+    let unready: Vec<_> = instances.into_iter().filter(|status| !ready(status)).collect();
+    if unready.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let state = State::read(layout).map_err(|error| crate::exit::chain(&error))?;
+    let address = |status: InstanceStatus| {
+        Some(state.addresses.address(&status.id.service)?.instance(status.id.number))
+    };
+    Ok(unready.into_iter().filter_map(address).collect())
 }
 
 fn watch(layout: &Layout, events: &EventSink) {

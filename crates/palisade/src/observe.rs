@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -208,6 +208,7 @@ impl Observer<'_> {
         };
         let holders = sockets::holders();
         let cgroups = cgroup_owners(self.layout);
+        self.ports_of_other_stacks();
         let mut nameless = 0;
         for socket in listed {
             let proto = match socket.proto {
@@ -239,6 +240,36 @@ impl Observer<'_> {
         match sockets::ssh_ports(std::env::var("SSH_CONNECTION").ok().as_deref()) {
             Ok(ports) => self.host.ssh_ports = ports,
             Err(error) => self.unknown("where sshd listens", error),
+        }
+    }
+
+    /// No socket is bound to a published TCP port: the guard of its stack leads what arrives there to the instances.
+    fn ports_of_other_stacks(&mut self) {
+        let own = self.layout.project.clone();
+        let run = self.layout.realm_run();
+        for project in folders(&run).filter_map(|name| ProjectName::parse(&name).ok()).filter(|name| *name != own) {
+            let layout = Layout { project, ..self.layout.clone() };
+            let policy = match State::read(&layout) {
+                Ok(state) => state.policy,
+                Err(error) => {
+                    self.unknown(&format!("the published ports of {}", layout.project), error);
+                    continue;
+                }
+            };
+            for service in policy.iter().flat_map(|policy| &policy.services) {
+                for bind in service.binds.iter().filter(|bind| bind.container.proto == Proto::Tcp) {
+                    let Some(at) = bind.published else { continue };
+                    let everywhere = IpAddr::from(std::net::Ipv6Addr::UNSPECIFIED);
+                    self.host.sockets.push(SocketSeen {
+                        proto: Proto::Tcp,
+                        local: SocketAddr::new(at.host_ip.unwrap_or(everywhere), at.host_port),
+                        v6_only: at.host_ip.is_some(),
+                        uid: 0,
+                        inode: 0,
+                        owner: SocketOwner::OtherStack(format!("{}/{}", layout.project, service.name)),
+                    });
+                }
+            }
         }
     }
 

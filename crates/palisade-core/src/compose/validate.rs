@@ -9,7 +9,7 @@ use super::suggest::nearest;
 use crate::address::{INSTANCES_MAX, SERVICES_MAX};
 use crate::diagnostic::{Diagnostic, Sink, Span, Spanned, quoted};
 use crate::policy::{EGRESS_RULES_MAX, NETWORKS_MAX};
-use crate::stack::{Condition, MountSource, Restart};
+use crate::stack::{Condition, MountSource, Proto, Restart};
 
 mod ports;
 mod provided;
@@ -137,12 +137,13 @@ fn numbers(service: &FileService, sink: &mut Sink) {
         );
     }
     if replicas.value > 1 {
-        if let Some(port) = service.ports.first() {
+        if let Some(port) = service.ports.iter().find(|port| port.value.container.proto == Proto::Udp) {
+            let message = format!("{} replicas can't share one UDP port of the host", replicas.value);
             sink.push(
-                Diagnostic::error("replicas-publish", format!("{} replicas can't share one port of the host", replicas.value))
+                Diagnostic::error("replicas-publish", message)
                     .at(replicas.span, "")
                     .also(port.span, "published here")
-                    .hint("publish a proxy service that connects to this one, or run one replica; peers reach all replicas by the service's name"),
+                    .hint("publish a proxy service that connects to this one, or run one replica; TCP ports can be shared, and peers reach all replicas by the service's name"),
             );
         }
         if let Some(name) = &service.container_name {

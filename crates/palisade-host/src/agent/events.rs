@@ -6,8 +6,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -36,7 +36,7 @@ pub struct Event {
 
 /// Takes events from any thread. Clones write to the same file.
 #[derive(Clone, Debug)]
-pub struct EventSink(Arc<Mutex<Sink>>);
+pub struct EventSink(Arc<(Mutex<Sink>, Condvar)>);
 
 #[derive(Debug)]
 struct Sink {
@@ -48,7 +48,11 @@ struct Sink {
 impl EventSink {
     /// The event log of the stack, to be continued.
     pub fn open(layout: &Layout) -> Self {
-        Self(Arc::new(Mutex::new(Sink { path: layout.events(), file: None, size_bytes: 0 })))
+        Self::of(layout.events())
+    }
+
+    fn of(path: PathBuf) -> Self {
+        Self(Arc::new((Mutex::new(Sink { path, file: None, size_bytes: 0 }), Condvar::new())))
     }
 
     /// Appends an event that happened now. A log that can't be written loses the event and stops nothing.
@@ -57,7 +61,17 @@ impl EventSink {
         let event = Event { time, kind: kind.to_owned(), instance: instance.cloned(), details };
         let Ok(mut line) = serde_json::to_vec(&event) else { return };
         line.push(b'\n');
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(&line);
+        let (sink, appended) = &*self.0;
+        sink.lock().unwrap_or_else(PoisonError::into_inner).write(&line);
+        appended.notify_all();
+    }
+
+    /// Until something is appended, and no longer than `timeout`. Who watches something should look at it now and then
+    /// anyway: what was appended before this call isn't waited for.
+    pub fn wait(&self, timeout: Duration) {
+        let (sink, appended) = &*self.0;
+        let guard = sink.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(appended.wait_timeout(guard, timeout));
     }
 }
 
@@ -92,7 +106,7 @@ mod tests {
     #[test]
     fn events_are_appended_and_old_ones_put_aside() {
         let path = std::env::temp_dir().join(format!("palisade-events-test-{}.jsonl", std::process::id()));
-        let sink = EventSink(Arc::new(Mutex::new(Sink { path: path.clone(), file: None, size_bytes: 0 })));
+        let sink = EventSink::of(path.clone());
         sink.append("exited", None, serde_json::json!({"code": 3}));
         let event: Event = serde_json::from_str(fs::read_to_string(&path).unwrap().trim()).unwrap();
         assert_eq!((event.kind.as_str(), &event.details["code"]), ("exited", &serde_json::json!(3)));

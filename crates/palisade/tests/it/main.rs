@@ -14,6 +14,7 @@ mod learn;
 mod life;
 mod meaning;
 mod rehearse;
+mod replicas;
 mod runtime;
 mod scratch;
 mod servers;

@@ -1,0 +1,121 @@
+//! Several instances behind one published port: who on the internet is answered by whom, and what happens when one is
+//! ill or dies.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use palisade_host::netns::Netns;
+
+use crate::need_root;
+use crate::scratch::{HOST, Host, STRANGER, patiently};
+
+/// Each instance tells how it is, its own address, and whom it sees; told to be ill, it is.
+const FILE: &str = r#"
+name: shop
+services:
+  web:
+    ports: ["8081:80"]
+    deploy: {replicas: 3}
+    restart: always
+    healthcheck:
+      test: ["CMD", "python3", "-c", "import socket,sys; sys.exit('ill' in socket.create_connection(('127.0.0.1', 80), 2).makefile().readline())"]
+      interval: 300ms
+      timeout: 5s
+      retries: 1
+    x-palisade:
+      process:
+        command:
+          - python3
+          - -c
+          - |
+            import socket, threading
+            state = 'well'
+            def serve(c, a):
+                global state
+                c.sendall(f'{state} {server.getsockname()[0]} {a[0]}\n'.encode())
+                if c.recv(99) == b'be ill': state = 'ill'
+                c.close()
+            server = socket.create_server(('0.0.0.0', 80), backlog=128)
+            while True: threading.Thread(target=serve, args=server.accept(), daemon=True).start()
+"#;
+
+/// Connects; the address of the instance that answered, and the connection.
+fn knock() -> Option<(String, TcpStream)> {
+    let stream = TcpStream::connect_timeout(&SocketAddr::new(HOST, 8081), Duration::from_secs(5)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut line = String::new();
+    BufReader::new(&stream).read_line(&mut line).ok()?;
+    let words: Vec<_> = line.split_whitespace().collect();
+    let [_, instance, client] = words[..] else { return None };
+    assert_eq!(client, STRANGER.to_string(), "the real client is seen");
+    Some((instance.to_owned(), stream))
+}
+
+/// Who answered a stranger how often; "" stands for failures.
+fn answers(internet: &Netns, times: u32) -> BTreeMap<String, u32> {
+    let mut seen = BTreeMap::new();
+    internet
+        .run(|| {
+            for _ in 0..times {
+                *seen.entry(knock().map(|(name, _)| name).unwrap_or_default()).or_insert(0) += 1;
+            }
+        })
+        .unwrap();
+    seen
+}
+
+fn names(seen: &BTreeMap<String, u32>) -> Vec<&str> {
+    seen.keys().map(String::as_str).collect()
+}
+
+fn health(host: &Host, instance: &str) -> String {
+    let ps = host.ps();
+    let seen = ps["instances"].as_array().unwrap().iter().find(|seen| seen["instance"] == instance);
+    seen.map(|seen| seen["health"].to_string()).unwrap_or_default()
+}
+
+const ALL: [&str; 3] = ["127.77.1.1", "127.77.1.2", "127.77.1.3"];
+
+#[test]
+fn three_instances_share_a_published_port_and_one_that_is_ill_or_dead_is_passed_over() {
+    need_root!("replicas::three_instances_share_a_published_port_and_one_that_is_ill_or_dead_is_passed_over");
+    let host = Host::new();
+    host.write(FILE);
+    host.up();
+    // The last one may be told to the guard a moment after `up` has seen it.
+    patiently("all three answer", || (names(&answers(&host.internet, 30)) == ALL).then_some(()));
+    let seen = answers(&host.internet, 300);
+    eprintln!("300 connections from outside: {seen:?}");
+    assert_eq!(names(&seen), ALL);
+    // 100 are expected; 60 to 140 is five standard deviations.
+    assert!(seen.values().all(|count| (60..=140).contains(count)), "{seen:?}");
+
+    let told = host.internet.run(|| {
+        let (_, mut stream) = std::iter::repeat_with(knock).flatten().find(|(name, _)| name == ALL[1]).unwrap();
+        stream.write_all(b"be ill").unwrap();
+    });
+    told.unwrap();
+    patiently("web.2 is found ill", || health(&host, "web.2").contains("unhealthy").then_some(()));
+    patiently("web.2 is passed over", || (names(&answers(&host.internet, 30)) == [ALL[0], ALL[2]]).then_some(()));
+    let seen = answers(&host.internet, 200);
+    eprintln!("200 connections with web.2 ill: {seen:?}");
+    assert_eq!(names(&seen), [ALL[0], ALL[2]]);
+
+    // One is killed while a client connects again and again: it loses at most what that one had accepted or queued.
+    let victim = host.pid("web.3").unwrap();
+    let internet = &host.internet;
+    let seen = std::thread::scope(|scope| {
+        let client = scope.spawn(move || answers(internet, 1500));
+        std::thread::sleep(Duration::from_millis(100));
+        kill(Pid::from_raw(victim as i32), Signal::SIGKILL).unwrap();
+        client.join().unwrap()
+    });
+    eprintln!("1500 connections while web.3 was killed: {seen:?}");
+    assert!(seen.get("").is_none_or(|lost| *lost <= 2), "one connection at a time: {seen:?}");
+    patiently("web.3 is back", || names(&answers(&host.internet, 30)).contains(&ALL[2]).then_some(()));
+    host.down();
+}
