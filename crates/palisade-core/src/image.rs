@@ -176,3 +176,18 @@ pub fn health_test(words: &[String]) -> Option<HealthTest> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::stack::HealthTimes;
+    use crate::testing::healthcheck;
+
+    #[test]
+    fn a_file_gives_times_to_the_check_of_an_image() {
+        let times = HealthTimes { interval_ms: Some(7), retries: Some(9), ..HealthTimes::default() };
+        let (of_image, check) = (healthcheck(), times.over(healthcheck()));
+        assert_eq!((check.interval_ms, check.retries), (7, 9));
+        assert_eq!((&check.test, check.timeout_ms), (&of_image.test, of_image.timeout_ms));
+        assert_eq!(HealthTimes::default().over(healthcheck()), of_image);
+    }
+}
