@@ -73,6 +73,7 @@ pub(super) const TABLE: &[Entry] = &[
     entry("extension-keys", "services/a/ports/0/x-port", Who::Ours, EXTENSIONS),
     entry("extension-keys", "volumes/v/x-volume", Who::Theirs, UNUSED),
     entry("*", "networks/*", Who::Theirs, UNUSED),
+    entry("meaning/links", "services/*/depends_on/**", Who::Ours, IMPLIED),
     entry("monitoring", "services/*/depends_on/**", Who::Ours, IMPLIED),
     entry("old-version-2", "services/*/depends_on/**", Who::Ours, IMPLIED),
     entry("workflow", "services/*/depends_on/**", Who::Ours, IMPLIED),
