@@ -209,6 +209,8 @@ pub fn health_test(words: &[String]) -> Option<HealthTest> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stack::HealthTimes;
+    use crate::testing::healthcheck;
 
     #[test]
     fn a_volume_without_a_name_is_called_after_its_instance_and_place() {
@@ -225,5 +227,14 @@ mod tests {
         {
             assert!(!is_volume_of(&project, &service, other), "{other}");
         }
+    }
+
+    #[test]
+    fn a_file_gives_times_to_the_check_of_an_image() {
+        let times = HealthTimes { interval_ms: Some(7), retries: Some(9), ..HealthTimes::default() };
+        let (of_image, check) = (healthcheck(), times.over(healthcheck()));
+        assert_eq!((check.interval_ms, check.retries), (7, 9));
+        assert_eq!((&check.test, check.timeout_ms), (&of_image.test, of_image.timeout_ms));
+        assert_eq!(HealthTimes::default().over(healthcheck()), of_image);
     }
 }

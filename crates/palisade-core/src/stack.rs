@@ -6,13 +6,18 @@
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::action::VolumeName;
-use crate::digest::digest_of;
 use crate::environment::{Environment, Hidden};
 use crate::names::{ProjectName, ServiceName};
 use crate::place::{Place, Placed};
+
+mod health;
+mod mount;
+pub(crate) use health::HEALTH_MARGIN_MS;
+pub use health::{HealthTest, HealthTimes, Healthcheck};
+pub use mount::{Mount, MountSource};
 
 /// A whole stack.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -550,100 +555,6 @@ pub enum Condition {
     ServiceCompletedSuccessfully,
 }
 
-impl Service {
-    /// Its mounts of the volume that the stack knows by this key.
-    pub fn mounts_of(&self, key: &str) -> impl Iterator<Item = &Mount> {
-        let is = move |mount: &&Mount| match &mount.source {
-            MountSource::Volume(name) => name == key,
-            MountSource::Anonymous { of } if key.starts_with(of.as_str()) => {
-                (1..=self.replicas).any(|instance| mount.volume_key(&self.name, instance).as_deref() == Some(key))
-            }
-            _ => false,
-        };
-        self.mounts.iter().map(|mount| &mount.value).filter(is)
-    }
-}
-
-/// `healthcheck`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Healthcheck {
-    /// What is run inside the service; exit code 0 is healthy.
-    pub test: HealthTest,
-    /// Default 30 s, as in Compose.
-    pub interval_ms: u64,
-    /// Default 30 s.
-    pub timeout_ms: u64,
-    /// Default 3.
-    pub retries: u32,
-    /// Failures in this time after the start don't count. Default 0.
-    pub start_period_ms: u64,
-    /// Time between checks during the start period. Default 5 s.
-    pub start_interval_ms: u64,
-}
-
-/// What a health check gets beyond the time that its own settings add up to.
-pub(crate) const HEALTH_MARGIN_MS: u64 = 10_000;
-
-impl Healthcheck {
-    /// Time in milliseconds after which it is certain whether what was just started is healthy, with some reserve.
-    pub fn verdict_within_ms(&self) -> u64 {
-        let once = self.interval_ms.saturating_add(self.timeout_ms);
-        let needed = self.start_period_ms.saturating_add(once.saturating_mul(u64::from(self.retries).max(1)));
-        needed.saturating_add(HEALTH_MARGIN_MS)
-    }
-}
-
-/// What a file says about the check that an image brings; `None`: what the image says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "as in `Healthcheck`")]
-pub struct HealthTimes {
-    pub interval_ms: Option<u64>,
-    pub timeout_ms: Option<u64>,
-    pub retries: Option<u32>,
-    pub start_period_ms: Option<u64>,
-    pub start_interval_ms: Option<u64>,
-}
-
-impl HealthTimes {
-    /// It says nothing.
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
-    /// The check with these times in place of its own.
-    pub fn over(&self, check: Healthcheck) -> Healthcheck {
-        Healthcheck {
-            test: check.test,
-            interval_ms: self.interval_ms.unwrap_or(check.interval_ms),
-            timeout_ms: self.timeout_ms.unwrap_or(check.timeout_ms),
-            retries: self.retries.unwrap_or(check.retries),
-            start_period_ms: self.start_period_ms.unwrap_or(check.start_period_ms),
-            start_interval_ms: self.start_interval_ms.unwrap_or(check.start_interval_ms),
-        }
-    }
-
-    /// A check with this test, and Compose's times where none are given.
-    pub fn with(&self, test: HealthTest) -> Healthcheck {
-        self.over(Healthcheck {
-            test,
-            interval_ms: 30_000,
-            timeout_ms: 30_000,
-            retries: 3,
-            start_period_ms: 0,
-            start_interval_ms: 5_000,
-        })
-    }
-}
-
-/// `healthcheck.test`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum HealthTest {
-    /// `["CMD", …]`: argument vector.
-    Command(Vec<String>),
-    /// `["CMD-SHELL", …]` or a string: for `/bin/sh -c`.
-    Shell(String),
-}
-
 /// `restart`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -684,64 +595,6 @@ pub struct Limits {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct CpuSet(pub String);
-
-/// A mount of the service.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mount {
-    /// Where it comes from.
-    pub source: MountSource,
-    /// Absolute path inside the service.
-    pub target: PathBuf,
-    /// `:ro`.
-    pub read_only: bool,
-    /// `nocopy`: a new volume doesn't begin with what the image has at the target.
-    pub nocopy: bool,
-}
-
-/// Where a mount comes from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum MountSource {
-    /// A directory or file of the host, absolute.
-    Bind(PathBuf),
-    /// A named volume of the stack.
-    Volume(String),
-    /// A volume without a name: each instance of the service has one of its own, which outlives it.
-    Anonymous {
-        /// The service that says so: another one has it by `volumes_from`.
-        of: ServiceName,
-    },
-    /// Memory.
-    Tmpfs {
-        /// Bytes at most, if given.
-        size_bytes: Option<u64>,
-        /// Permission bits of its root; 1777 unless given.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        mode: Option<u32>,
-    },
-}
-
-impl Mount {
-    /// The stack's key of the volume that an instance of the service has here, if it is one. Of volumes without a name
-    /// the first instance's is what other services see.
-    pub fn volume_key(&self, service: &ServiceName, instance: u8) -> Option<String> {
-        match &self.source {
-            MountSource::Volume(key) => Some(key.clone()),
-            MountSource::Anonymous { of } => {
-                Some(anonymous_key(of, if of == service { instance } else { 1 }, &self.target))
-            }
-            MountSource::Bind(_) | MountSource::Tmpfs { .. } => None,
-        }
-    }
-}
-
-/// `web.1.var-lib-data.0123abcd`: the same for every start, and nobody else's.
-fn anonymous_key(service: &ServiceName, instance: u8, target: &Path) -> String {
-    let letters = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
-    let target = target.to_string_lossy();
-    let shown: String = target.trim_matches('/').chars().map(letters).take(40).collect();
-    let digest = digest_of(&(service, instance, &target));
-    format!("{service}.{instance}.{shown}.{}", digest.get(..8).unwrap_or(&digest))
-}
 
 /// Rotation of a service's log. `max_files` counts the one being written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

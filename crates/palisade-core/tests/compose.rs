@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use palisade_core::compose::{self, FILE_BYTES_MAX, InputFile, LoadInputs, Loaded, Rejected};
 use palisade_core::diagnostic::{Severity, Style, render_all};
-use palisade_core::stack::{Egress, Proto, Stack};
+use palisade_core::stack::{Egress, MountSource, Proto, Service, Stack};
 
 fn environment() -> BTreeMap<String, String> {
     [("HOME", "/home/ada"), ("DB_PASSWORD", "hunter2"), ("WEB_PORT", "8081"), ("BAD_PORT", "s3cr3t"), ("EMPTY", "")]
@@ -186,6 +186,24 @@ fn values_settle_as_compose_means_them() {
 }
 
 #[test]
+fn volumes_without_a_name_are_of_an_instance_and_a_target() {
+    let text = "x-p: &p {process: {command: [a]}}\nservices:\n  \
+        web: {x-palisade: *p, volumes: [/data, {type: volume, target: /a.b}], deploy: {replicas: 2}}\n  \
+        job: {x-palisade: *p, volumes_from: [web], volumes: [/data/]}\n  none: {x-palisade: *p, tmpfs: ['/t:mode=0700,size=1m']}\n";
+    let stack = stack(text);
+    let keys: Vec<_> = stack.volumes.keys().map(|key| key.rsplit_once('.').unwrap().0).collect();
+    assert_eq!(keys, ["job.1.data", "web.1.a-b", "web.1.data", "web.2.a-b", "web.2.data"]);
+    let (web, job) = (&stack.services[0], &stack.services[1]);
+    let key = |service: &Service, mount: usize, number| service.mounts[mount].value.volume_key(&service.name, number);
+    assert_ne!(key(web, 0, 1), key(web, 0, 2));
+    assert_ne!(key(job, 0, 1), key(web, 0, 1), "what it says itself goes first");
+    assert_eq!(key(job, 1, 1), key(web, 1, 1), "the first instance's");
+    assert_eq!(key(job, 1, 2), key(web, 1, 1));
+    let tmpfs = &stack.services[2].mounts[0].value.source;
+    assert_eq!(*tmpfs, MountSource::Tmpfs { size_bytes: Some(1 << 20), mode: Some(0o700) });
+}
+
+#[test]
 fn networks_follow_compose() {
     let text = "networks: {inner: {internal: true}}\nx-p: &p {process: {command: [a]}}\nservices:\n  \
                 plain: {x-palisade: *p}\n  host: {network_mode: host, x-palisade: *p}\n  \
@@ -228,7 +246,7 @@ fn each_mistake_has_its_own_answer() {
         (&["ports: [\"80\"]"], "refused-value"),
         (&["ports: [\"0:80\"]"], "invalid-value"),
         (&["ports: [\"80:65536\"]"], "invalid-value"),
-        (&["ports: [{target: 80}]"], "missing-key"),
+        (&["ports: [{target: 80}]"], "refused-value"),
         (&["ports: 80"], "type"),
         (&["ports: [\"80:80/udp\"]", "scale: 2"], "replicas-publish"),
         (&["scale: 0"], ""),
@@ -253,7 +271,7 @@ fn each_mistake_has_its_own_answer() {
         (&["depends_on: [nobody]"], "unknown-service"),
         (&["depends_on: [a]"], "cycle"),
         (&["depends_on: {nobody: {required: false}}"], ""),
-        (&["healthcheck: {interval: 1s}"], "missing-key"),
+        (&["healthcheck: {interval: 1s}"], "refused-value"),
         (&["healthcheck: {test: [pg_isready]}"], "invalid-value"),
         (&["extra_hosts: [\"gw:host-gateway\"]"], ""),
         (&["logging: {driver: syslog}"], "invalid-value"),

@@ -148,7 +148,8 @@ impl Reader<'_> {
                 Data::Map(_) => self.long_port(item),
                 _ => self.text(item, "a port").and_then(|text| match publish(&text.value) {
                     Ok(published) => Some(published),
-                    Err(bad) if bad.id == "refused-value" => {
+                    // A variable without a value is no wish for any port.
+                    Err(bad) if bad.id == "refused-value" && !text.value.starts_with(':') => {
                         let message = bad.message.replace(&quoted(&text.value), &text.quoted());
                         self.push(Diagnostic::error(bad.id, message).at(text.span, "").hint(bad.hint));
                         None

@@ -318,7 +318,7 @@ impl Reader<'_> {
     }
 
     pub(crate) fn duration(&mut self, node: &Node) -> Option<u64> {
-        self.parsed(node, "a duration", DURATION_HINT, units::duration_ms)
+        self.parsed(node, kind_of_duration(node, "a duration"), DURATION_HINT, units::duration_ms)
     }
 
     fn healthcheck(&mut self, node: &Node, service: &mut FileService) {
@@ -327,7 +327,8 @@ impl Reader<'_> {
         let mut time = |reader: &mut Self, name: &str, positive: bool| -> Option<u64> {
             let what = if positive { "a duration above zero" } else { "a duration" };
             let parse = |text: &str| units::duration_ms(text).filter(|ms| *ms > 0 || !positive);
-            reader.parsed(fields.value(name)?, what, DURATION_HINT, parse)
+            let node = fields.value(name)?;
+            reader.parsed(node, kind_of_duration(node, what), DURATION_HINT, parse)
         };
         let times = HealthTimes {
             interval_ms: time(self, "interval", true),
@@ -500,6 +501,14 @@ fn signal(text: &str) -> Option<String> {
     }
     let upper = text.to_ascii_uppercase();
     SIGNALS.into_iter().find(|name| *name == upper || name[3..] == upper).map(str::to_owned)
+}
+
+/// What a duration isn't, for the message about a wrong one.
+fn kind_of_duration(node: &Node, usual: &'static str) -> &'static str {
+    match &node.data {
+        Data::Scalar(scalar) if units::is_too_long(&scalar.text) => "a duration of less than a hundred years",
+        _ => usual,
+    }
 }
 
 fn placeholder_name() -> ServiceName {

@@ -12,8 +12,20 @@ pub(crate) fn duration_us(text: &str) -> Option<u64> {
     Some(duration_ns(text)?.div_ceil(1000))
 }
 
+/// A hundred years in nanoseconds: what is more is a slip, and would overflow clocks.
+const DURATION_NS_MAX: u128 = 3_200_000_000_000_000_000;
+
 /// The same as nanoseconds; less than one is rounded up.
 pub(crate) fn duration_ns(text: &str) -> Option<u64> {
+    nanoseconds(text).filter(|nanos| *nanos <= DURATION_NS_MAX).map(|nanos| nanos as u64)
+}
+
+/// It is written like a duration, and is longer than any may be.
+pub(crate) fn is_too_long(text: &str) -> bool {
+    nanoseconds(text).is_some_and(|nanos| nanos > DURATION_NS_MAX)
+}
+
+fn nanoseconds(text: &str) -> Option<u128> {
     if text == "0" {
         return Some(0);
     }
@@ -35,8 +47,7 @@ pub(crate) fn duration_ns(text: &str) -> Option<u64> {
         nanos = nanos.checked_add(times(number, factor)?)?;
         rest = &behind[unit..];
     }
-    // A hundred years: what is more is a slip, and would overflow clocks.
-    (!text.is_empty() && nanos <= 3_200_000_000_000_000_000).then_some(nanos as u64)
+    (!text.is_empty()).then_some(nanos)
 }
 
 /// A decimal number of so many; what is left is rounded up.
@@ -111,6 +122,7 @@ mod tests {
         ] {
             assert_eq!(duration_ms(text), ms, "{text}");
         }
+        assert!(is_too_long("9999999h") && !is_too_long("1h") && !is_too_long("10"));
         assert_eq!(
             (duration_ns("1.5ms"), duration_ns("0.1ns"), duration_us("1.5ms")),
             (Some(1_500_000), Some(1), Some(1500))

@@ -162,14 +162,14 @@ fn files_are_the_hosts_programs_and_the_instances_own_rest() {
 fn read_only_means_no_place_to_write() {
     need_root!("read_only_means_no_place_to_write");
     let realm = Realm::new();
-    let mut spec = realm.shell("ro", "for d in /tmp /var/tmp /run /var/lib; do (echo x > $d/f) 2>/dev/null && echo \"WROTE $d\"; done; echo x > /scratch/f && echo scratch");
+    let mut spec = realm.shell("ro", "for d in /tmp /var/tmp /run /var/lib; do (echo x > $d/f) 2>/dev/null && echo \"WROTE $d\"; done; echo x > /scratch/f && stat -c %a /scratch");
     spec.read_only = true;
     spec.mounts = vec![InstanceMount {
-        source: InstanceMountSource::Tmpfs { size_bytes: Some(1 << 20), mode: None },
+        source: InstanceMountSource::Tmpfs { size_bytes: Some(1 << 20), mode: Some(0o750) },
         target: "/scratch".into(),
         read_only: false,
     }];
-    assert_eq!(run(&realm, &spec), (0, "stdout F scratch\n".to_owned()));
+    assert_eq!(run(&realm, &spec), (0, "stdout F 750\n".to_owned()));
 }
 
 /// Attacks of root inside an instance, each of which works for root outside.

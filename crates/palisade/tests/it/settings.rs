@@ -492,3 +492,24 @@ fn a_file_with_every_setting_comes_up_changes_and_goes() {
     let _ = std::fs::remove_dir(other.lib().parent().unwrap());
     host.assert_nothing_left();
 }
+
+#[test]
+fn a_volume_without_a_name_outlives_its_instance() {
+    need_root!("settings::a_volume_without_a_name_outlives_its_instance");
+    let host = Host::new();
+    let file = |version: &str| {
+        format!(
+            "name: shop\nservices:\n  web:\n    volumes: [/data]\n    deploy: {{ replicas: 2 }}\n    \
+             environment: {{ VERSION: '{version}' }}\n    x-palisade:\n      process:\n        \
+             command: [sh, -c, 'echo $$VERSION >> /data/seen; echo saw $$(cat /data/seen); exec sleep 1000']\n"
+        )
+    };
+    host.write(&file("one"));
+    host.up();
+    host.wait_for_line("web", "saw one");
+    host.write(&file("two"));
+    host.up();
+    // Each of the two has seen its own, and that of nobody else.
+    host.wait_for_line("web", "saw one two");
+    host.down();
+}

@@ -138,6 +138,14 @@ impl Builder<'_> {
         }
         self.hide(&mut map);
         map.sort_by(|(one, _), (other, _)| one.cmp(other));
+        if key == "ssh" {
+            // The only pairs that the reference lists: an agent's name, or `name=path`.
+            let listed = map.into_iter().map(|(name, path)| match path.as_text() {
+                None | Some("") => Value::Text(name),
+                Some(path) => Value::Text(format!("{name}={path}")),
+            });
+            return Value::List(listed.collect());
+        }
         Value::Map(map)
     }
 
@@ -168,7 +176,10 @@ impl Builder<'_> {
     }
 
     pub(super) fn or_null(&self, node: &Node, section: &'static Section) -> Value {
-        let map = self.fields(node, section);
+        let mut map = self.fields(node, section);
+        if node.is_null() && std::ptr::eq(section, &raw const keys::DEPENDENCY) {
+            self.defaults(&mut map, node, section);
+        }
         if map.is_empty() && std::ptr::eq(section, &raw const keys::SERVICE_NETWORK) {
             Value::Null
         } else {

@@ -39,7 +39,7 @@ pub static HEALTHCHECK: Section = section(
     "services.*.healthcheck",
     "`healthcheck`",
     &[
-        yes("test", Shape::Test, "what is run; exit code 0 is healthy"),
+        yes("test", Shape::Test, "what is run; exit code 0 is healthy; without it, the image's own test"),
         yes("interval", DURATION, "time between checks"),
         yes("timeout", DURATION, "a check that takes longer has failed"),
         yes("retries", INT, "so many failures in a row make it unhealthy"),
@@ -95,7 +95,7 @@ pub static MOUNT: Section = same_by(
     "a mount",
     &[
         yes("type", TEXT, "`bind`, `volume` or `tmpfs`; others are refused"),
-        yes("source", TEXT, "a path, or a volume's name"),
+        yes("source", TEXT, "a path, or a volume's name; a volume without one is the instance's own"),
         yes("target", TEXT, "where it is seen"),
         yes("read_only", BOOL, "not writable"),
         yes("bind", Shape::Section(&MOUNT_BIND), "options of a bind mount"),

@@ -62,6 +62,8 @@ const fn entry(case: &'static str, path: &'static str, who: Who, reason: &'stati
 
 const EXTENSIONS: &str = "1.29 leaves out extension keys; the specification lets every reader see them";
 const UNUSED: &str = "nothing uses it, and Docker Compose 2 leaves out what nothing uses";
+const IMPLIED: &str =
+    "`links` and `volumes_from` need the other service started; Docker Compose 2 shows that as `depends_on`";
 const PROFILE: &str =
     "its profile is not asked for; 1.29 shows services of all profiles, Docker Compose 2 those that would run";
 
@@ -71,6 +73,10 @@ pub(super) const TABLE: &[Entry] = &[
     entry("extension-keys", "services/a/ports/0/x-port", Who::Ours, EXTENSIONS),
     entry("extension-keys", "volumes/v/x-volume", Who::Theirs, UNUSED),
     entry("*", "networks/*", Who::Theirs, UNUSED),
+    entry("meaning/links", "services/*/depends_on/**", Who::Ours, IMPLIED),
+    entry("monitoring", "services/*/depends_on/**", Who::Ours, IMPLIED),
+    entry("old-version-2", "services/*/depends_on/**", Who::Ours, IMPLIED),
+    entry("workflow", "services/*/depends_on/**", Who::Ours, IMPLIED),
     entry("profiles-active", "services/another/**", Who::Theirs, PROFILE),
     entry("profiles-active", "services/other/**", Who::Theirs, PROFILE),
     entry("profiles-none", "services/debug/**", Who::Theirs, PROFILE),
