@@ -221,7 +221,8 @@ mod tests {
         assert_ne!(name(1, "/data"), name(2, "/data"));
         assert_ne!(name(1, "/data"), name(1, "/other"));
         assert!(is_volume_of(&project, &service, &name(3, "/data")));
-        for other in ["shop_db", "shop_db_data", "shop_db_1_data", "shop_db_0_0123456789ab", "shop_db2_1_0123456789ab"] {
+        for other in ["shop_db", "shop_db_data", "shop_db_1_data", "shop_db_0_0123456789ab", "shop_db2_1_0123456789ab"]
+        {
             assert!(!is_volume_of(&project, &service, other), "{other}");
         }
     }

@@ -30,6 +30,7 @@ fn with_engine(test: &str, run: impl FnOnce(&Host, &mut Dockerd)) {
 fn shop(word: &str) -> String {
     format!(
         r#"
+name: shop
 services:
   web:
     image: {IMAGE}
@@ -75,7 +76,8 @@ fn a_stack_of_images_from_up_to_down() {
         let built = host.folder.join("built");
         fs::create_dir_all(&built).unwrap();
         fs::copy(engine.root().join("bin/busybox"), built.join("busybox")).unwrap();
-        fs::write(built.join("Dockerfile"), "FROM scratch\nARG SAYS\nCOPY busybox /bin/busybox\nENV SAYS=$SAYS\n").unwrap();
+        fs::write(built.join("Dockerfile"), "FROM scratch\nARG SAYS\nCOPY busybox /bin/busybox\nENV SAYS=$SAYS\n")
+            .unwrap();
         let more = r#"
   built:
     build: {context: ./built, args: {SAYS: built-here}}
@@ -135,7 +137,7 @@ fn what_an_image_keeps_in_volumes_of_its_own_outlives_its_container() {
         engine.docker(&["build", "--tag", "keeper:1", &context.to_string_lossy()]).unwrap();
         let file = |word: &str| {
             format!(
-                "services:\n  keep:\n    image: keeper:1\n    stop_grace_period: 1s\n    environment: {{WORD: {word}}}\n    command: [sh, -c, 'cat /data/*; echo wrote-$$WORD >>/data/words; exec sleep 1000']\n"
+                "name: shop\nservices:\n  keep:\n    image: keeper:1\n    stop_grace_period: 1s\n    environment: {{WORD: {word}}}\n    command: [sh, -c, 'cat /data/*; echo wrote-$$WORD >>/data/words; exec sleep 1000']\n"
             )
         };
         let volumes = || engine.docker(&["volume", "ls", "--quiet"]).unwrap();
@@ -168,9 +170,7 @@ fn nobody_starts_a_container_past_the_guard() {
     with_engine("nobody_starts_a_container_past_the_guard", |host, engine| {
         host.write(&shop("hello"));
         engine.palisade(host, &["up", "--wait"]).expect(0);
-        let running = |engine: &Dockerd, container: &str| {
-            engine.inspect(container, "{{.State.Running}}") == "true"
-        };
+        let running = |engine: &Dockerd, container: &str| engine.inspect(container, "{{.State.Running}}") == "true";
         let all_run = |host: &Host| {
             patiently(&format!("{:?}", states(host)), || {
                 states(host).iter().all(|state| state.ends_with("\"running\"")).then_some(())
@@ -181,8 +181,9 @@ fn nobody_starts_a_container_past_the_guard() {
         engine.docker(&["restart", "--time", "1", "shop-web-1"]).unwrap();
         patiently("web.1 after docker restart", || {
             engine.docker(&["inspect", "shop-web-1"]).ok()?;
-            (running(engine, "shop-web-1") && host.pid("web.1")?.to_string() == engine.inspect("shop-web-1", "{{.State.Pid}}"))
-                .then_some(())
+            (running(engine, "shop-web-1")
+                && host.pid("web.1")?.to_string() == engine.inspect("shop-web-1", "{{.State.Pid}}"))
+            .then_some(())
         });
         assert_guarded(host, engine, "shop-web-1", "web.1");
         engine.docker(&["rm", "--force", "shop-ask-1"]).unwrap();
@@ -245,15 +246,25 @@ fn what_goes_wrong_at_an_engine_is_told_and_leaves_what_was_there() {
         serves("the old version after one that exits");
         tell("no such program", host, engine, &with("  other: {image: \"box:1\", command: [nosuchprogram]}\n"));
         tell("never pulled", host, engine, &with("  other: {image: \"none:1\", pull_policy: never}\n"));
-        tell("nowhere", host, engine, &with("  other: {image: \"nowhere.invalid/none:1\", pull_policy: missing}\n"));
+        tell("nowhere", host, engine, &with("  other: {image: \"localhost:1/none:1\", pull_policy: missing}\n"));
         let taken = std::net::TcpListener::bind(("0.0.0.0", 9090)).unwrap();
         let command = "command: [sleep, \"1000\"]";
-        tell("port taken", host, engine, &with(&format!("  other: {{image: \"box:1\", {command}, ports: [\"9090:9090\"]}}\n")));
+        tell(
+            "port taken",
+            host,
+            engine,
+            &with(&format!("  other: {{image: \"box:1\", {command}, ports: [\"9090:9090\"]}}\n")),
+        );
         drop(taken);
-        tell("name taken", host, {
-            engine.docker(&["create", "--name", "mine", "--network", "none", IMAGE, "sleep", "1"]).unwrap();
-            &*engine
-        }, &with(&format!("  other: {{image: \"box:1\", {command}, container_name: mine}}\n")));
+        tell(
+            "name taken",
+            host,
+            {
+                engine.docker(&["create", "--name", "mine", "--network", "none", IMAGE, "sleep", "1"]).unwrap();
+                &*engine
+            },
+            &with(&format!("  other: {{image: \"box:1\", {command}, container_name: mine}}\n")),
+        );
         engine.docker(&["rm", "mine"]).unwrap();
         serves("the old version after everything");
         engine.kill();
