@@ -78,6 +78,7 @@ exec nsenter "--mount=/proc/$holder/ns/mnt" "$@"
 
 const ROOT: &str = r#"
 mkdir -p "$1/bin" "$1/tmp" "$1/etc" "$1/data"
+chmod 1777 "$1/tmp"
 for name in $(busybox --list); do ln -sf busybox "$1/bin/$name"; done
 rm -f "$1/bin/busybox"
 cp "$(command -v busybox)" "$1/bin/busybox"
