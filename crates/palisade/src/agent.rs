@@ -132,9 +132,8 @@ fn unready(layout: &Layout) -> Result<BTreeSet<InstanceAddress>, String> {
         return Ok(BTreeSet::new());
     }
     let state = State::read(layout).map_err(|error| crate::exit::chain(&error))?;
-    let address = |status: InstanceStatus| {
-        Some(state.addresses.address(&status.id.service)?.instance(status.id.number))
-    };
+    let address =
+        |status: InstanceStatus| Some(state.addresses.address(&status.id.service)?.instance(status.id.number));
     Ok(unready.into_iter().filter_map(address).collect())
 }
 
