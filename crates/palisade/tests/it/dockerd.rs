@@ -78,6 +78,7 @@ exec nsenter "--mount=/proc/$holder/ns/mnt" "$@"
 
 const ROOT: &str = r#"
 mkdir -p "$1/bin" "$1/tmp" "$1/etc" "$1/data"
+chmod 1777 "$1/tmp"
 for name in $(busybox --list); do ln -sf busybox "$1/bin/$name"; done
 rm -f "$1/bin/busybox"
 cp "$(command -v busybox)" "$1/bin/busybox"
@@ -153,6 +154,13 @@ impl Dockerd {
     pub(crate) fn kill(&mut self) {
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
+        // Its containerd follows; a daemon that starts before that waits for the dying one.
+        let pid = fs::read_to_string(self.folder.join("exec/containerd/containerd.pid")).unwrap_or_default();
+        let alive = Path::new("/proc").join(pid.trim());
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !pid.is_empty() && alive.exists() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Starts it again, with what it knows.

@@ -30,6 +30,7 @@ fn with_engine(test: &str, run: impl FnOnce(&Host, &mut Dockerd)) {
 fn shop(word: &str) -> String {
     format!(
         r#"
+name: shop
 services:
   web:
     image: {IMAGE}
@@ -136,7 +137,7 @@ fn what_an_image_keeps_in_volumes_of_its_own_outlives_its_container() {
         engine.docker(&["build", "--tag", "keeper:1", &context.to_string_lossy()]).unwrap();
         let file = |word: &str| {
             format!(
-                "services:\n  keep:\n    image: keeper:1\n    stop_grace_period: 1s\n    environment: {{WORD: {word}}}\n    command: [sh, -c, 'cat /data/*; echo wrote-$$WORD >>/data/words; exec sleep 1000']\n"
+                "name: shop\nservices:\n  keep:\n    image: keeper:1\n    stop_grace_period: 1s\n    environment: {{WORD: {word}}}\n    command: [sh, -c, 'cat /data/*; echo wrote-$$WORD >>/data/words; exec sleep 1000']\n"
             )
         };
         let volumes = || engine.docker(&["volume", "ls", "--quiet"]).unwrap();
@@ -245,7 +246,7 @@ fn what_goes_wrong_at_an_engine_is_told_and_leaves_what_was_there() {
         serves("the old version after one that exits");
         tell("no such program", host, engine, &with("  other: {image: \"box:1\", command: [nosuchprogram]}\n"));
         tell("never pulled", host, engine, &with("  other: {image: \"none:1\", pull_policy: never}\n"));
-        tell("nowhere", host, engine, &with("  other: {image: \"nowhere.invalid/none:1\", pull_policy: missing}\n"));
+        tell("nowhere", host, engine, &with("  other: {image: \"localhost:1/none:1\", pull_policy: missing}\n"));
         let taken = std::net::TcpListener::bind(("0.0.0.0", 9090)).unwrap();
         let command = "command: [sleep, \"1000\"]";
         tell(
@@ -327,6 +328,90 @@ volumes: {{data: {{}}}}
         engine.palisade(host, &["--project-name", "shop", "down", "--volumes", "--yes"]).expect(0);
         assert_no_containers(engine);
         assert_eq!(engine.docker(&["volume", "ls", "--quiet"]).unwrap(), "");
+        host.assert_nothing_left();
+    });
+}
+
+/// The host's PostgreSQL with what it needs, on top of a root folder: `sh -ec POSTGRES sh BIN ROOT`.
+const POSTGRES: &str = r#"
+share=$("$1/pg_config" --sharedir 2>/dev/null || echo /usr/share/postgresql/"$(basename "$(dirname "$1")")")
+for folder in "$(dirname "$1")" "$share" /usr/share/zoneinfo; do
+    mkdir -p "$2$(dirname "$folder")"
+    cp -a "$folder" "$2$(dirname "$folder")/"
+done
+for library in $(ldd "$1"/postgres "$1"/initdb "$1"/psql "$(dirname "$1")"/lib/*.so 2>/dev/null | grep -o '/[^ ]* (0x' | cut -d' ' -f1 | sort -u); do
+    mkdir -p "$2$(dirname "$library")"
+    cp -L "$library" "$2$library"
+done
+echo 'postgres:x:999:999::/:/bin/sh' >>"$2/etc/passwd"
+echo 'postgres:x:999:' >"$2/etc/group"
+mkdir -p "$2/var/lib/postgresql/data"
+chown 999:999 "$2/var/lib/postgresql/data"
+"#;
+
+#[test]
+fn postgresql_and_its_application_run_from_images() {
+    const TEST: &str = "postgresql_and_its_application_run_from_images";
+    need_root!("postgresql_and_its_application_run_from_images");
+    let found =
+        fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|entry| entry.path().join("bin"));
+    let Some(bin) = found.filter(|bin| bin.join("postgres").exists()).max() else {
+        return skipped(TEST, "postgresql not installed in /usr/lib/postgresql");
+    };
+    with_engine(TEST, |host, engine| {
+        let root = engine.root();
+        let status = std::process::Command::new("sh").args(["-ec", POSTGRES, "sh"]).arg(&bin).arg(&root).status();
+        assert!(status.unwrap().success());
+        engine.import(&root, "pg:1");
+        let bin = bin.display();
+        host.write(&format!(
+            r#"
+name: shop
+services:
+  db:
+    image: pg:1
+    user: postgres
+    command:
+      - sh
+      - -c
+      - |
+        cd {bin}
+        data=/var/lib/postgresql/data
+        [ -e $$data/PG_VERSION ] || ./initdb --no-sync --auth=trust --username=shop --locale=C -D $$data
+        echo 'host all all 127.0.0.0/8 trust' >>$$data/pg_hba.conf
+        exec ./postgres -D $$data -c 'listen_addresses=*' -c unix_socket_directories=/tmp -c fsync=off
+    volumes: ["pgdata:/var/lib/postgresql/data"]
+    expose: ["5432"]
+    stop_signal: SIGINT
+    healthcheck:
+      test: [CMD, "{bin}/pg_isready", -h, /tmp, -U, shop]
+      interval: 1s
+      start_period: 60s
+      start_interval: 300ms
+  app:
+    image: pg:1
+    command:
+      - sh
+      - -c
+      - |
+        psql() {{ {bin}/psql -h db -U shop -d postgres -At -c "$$1"; }}
+        psql 'create table if not exists runs (n serial)'
+        psql 'insert into runs default values'
+        echo "runs: $$(psql 'select count(*) from runs')"
+        exec sleep 1000
+    depends_on: {{db: {{condition: service_healthy}}}}
+    stop_grace_period: 1s
+volumes: {{pgdata: {{}}}}
+"#
+        ));
+        engine.palisade(host, &["up", "--wait"]).expect(0);
+        host.wait_for_line("app", "runs: 1");
+        assert!(!host.open_to_strangers(5432), "it listens on every address, and only the stack reaches it");
+        engine.palisade(host, &["down"]).expect(0);
+        engine.palisade(host, &["up", "--wait"]).expect(0);
+        host.wait_for_line("app", "runs: 2");
+        engine.palisade(host, &["down", "--volumes", "--yes"]).expect(0);
+        assert_no_containers(engine);
         host.assert_nothing_left();
     });
 }
