@@ -93,6 +93,8 @@ pub(crate) fn run(args: &StackArgs, up: &UpArgs) -> Result<Answer, Failure> {
     let layout = args.layout(loaded.stack.project.clone());
     let mode = if up.learn { Mode::Learn } else { Mode::Enforce };
     signals::catch();
+    // Before it is read what the others are: nobody changes that from here on.
+    let _lock = super::lock(&layout, "up")?;
     let mut stack = loaded.stack;
     let mut only = None;
     if !asked.is_empty() {
@@ -114,12 +116,17 @@ pub(crate) fn run(args: &StackArgs, up: &UpArgs) -> Result<Answer, Failure> {
         no_start: up.no_start,
         ..Goal::of(&stack, mode)
     };
-    bring_up(&layout, &goal)
+    bring_up_locked(&layout, &goal)
 }
 
 /// What `up` does once it knows the stack: also what a rehearsal does, in its own realm.
 pub(crate) fn bring_up(layout: &Layout, goal: &Goal<'_>) -> Result<Answer, Failure> {
     let _lock = super::lock(layout, "up")?;
+    bring_up_locked(layout, goal)
+}
+
+/// The same for a caller that has the lock.
+fn bring_up_locked(layout: &Layout, goal: &Goal<'_>) -> Result<Answer, Failure> {
     let state = State::read(layout).map_err(|error| Failure::new("can't read what was applied before", error))?;
     let was_there = state != State::default();
     let mut adapters = Adapters::new(layout.clone(), state);

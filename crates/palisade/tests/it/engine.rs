@@ -117,7 +117,7 @@ fn a_stack_of_images_from_up_to_down() {
         assert_ne!(engine.inspect("shop-web-1", "{{.Id}}"), web);
         assert_eq!(engine.inspect("shop-ask-1", "{{.Id}}"), before, "only what was changed is replaced");
 
-        palisade(&["down"]).expect(0);
+        palisade(&["down", "--volumes", "--yes"]).expect(0);
         assert_no_containers(engine);
         host.assert_nothing_left();
     });
@@ -218,7 +218,7 @@ fn nobody_starts_a_container_past_the_guard() {
         fs::rename(&aside, &run).unwrap();
         engine.palisade(host, &["up", "--wait"]).expect(0);
         all_run(host);
-        engine.palisade(host, &["down"]).expect(0);
+        engine.palisade(host, &["down", "--volumes", "--yes"]).expect(0);
         assert_no_containers(engine);
         host.assert_nothing_left();
     });
@@ -273,7 +273,7 @@ fn what_goes_wrong_at_an_engine_is_told_and_leaves_what_was_there() {
         engine.start_again();
         host.write(&good);
         engine.palisade(host, &["up", "--wait"]).expect(0);
-        engine.palisade(host, &["down"]).expect(0);
+        engine.palisade(host, &["down", "--volumes", "--yes"]).expect(0);
         host.assert_nothing_left();
         for part in [
             "exits at once: exit code 1",
