@@ -146,9 +146,8 @@ impl<'a> Compiler<'a> {
             if *count == PLACES_MAX + 1 {
                 let message = format!("port {port}/tcp is published on more than {PLACES_MAX} addresses of the host");
                 let remedy = "publish it on all addresses";
-                findings.push(
-                    Finding::error("too-many-places", &stack.project, message).remedy(remedy).at(&publish.place),
-                );
+                findings
+                    .push(Finding::error("too-many-places", &stack.project, message).remedy(remedy).at(&publish.place));
             }
         }
         if !findings.is_empty() {

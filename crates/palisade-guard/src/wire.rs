@@ -3,9 +3,7 @@
 //! Only layout lives here; what is allowed was decided in `palisade_core::policy`.
 
 use palisade_core::address::ServiceAddress;
-use palisade_core::policy::{
-    EGRESS_RULES_MAX, EgressPolicy, Mode, PLACES_MAX, Policy, RESOLVERS_MAX, ServicePolicy,
-};
+use palisade_core::policy::{EGRESS_RULES_MAX, EgressPolicy, Mode, PLACES_MAX, Policy, RESOLVERS_MAX, ServicePolicy};
 use palisade_core::stack::Proto;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
