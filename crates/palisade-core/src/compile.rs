@@ -556,7 +556,7 @@ impl<'a> Compiler<'a> {
             read_only: service.read_only,
             files,
             settings: service.settings.clone(),
-            published: binds(service).into_iter().filter(|bind| bind.published.is_some()).collect(),
+            published: binds(service).into_iter().filter(is_fixed).collect(),
         };
         let mounted = spec.mounts.len();
         for number in self.surroundings.numbers.of(service) {
@@ -636,6 +636,12 @@ fn lets_ask(rule: &EgressRule, server: IpAddr) -> bool {
 fn ports_of(service: &Service) -> impl Iterator<Item = PortProto> {
     let exposed = service.expose.iter().map(|port| port.value);
     exposed.chain(service.publish.iter().map(|publish| publish.value.container)).collect::<BTreeSet<_>>().into_iter()
+}
+
+/// It is a socket's own business where it is published: a datagram socket stays where it was bound, and connections are
+/// handed out by the policy.
+fn is_fixed(bind: &BindRule) -> bool {
+    bind.container.proto == Proto::Udp && bind.published.is_some()
 }
 
 /// One rule for each published place and one for each port that is only exposed.

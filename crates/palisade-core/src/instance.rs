@@ -55,7 +55,8 @@ pub struct InstanceSpec {
     pub files: Vec<InstanceFile>,
     /// What its processes start with.
     pub settings: ProcessSettings,
-    /// Where its published ports are. A socket stays where it was bound, so another place is another instance.
+    /// Where its UDP ports are published. A datagram socket stays where it was bound, so another place is another
+    /// instance.
     pub published: Vec<BindRule>,
 }
 

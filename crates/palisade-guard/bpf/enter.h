@@ -145,4 +145,18 @@ static __always_inline int enter(struct bpf_sk_lookup *ctx)
 	return SK_DROP;
 }
 
+SEC("sockops")
+int guard_listen(struct bpf_sock_ops *ctx)
+{
+	if (ctx->op == BPF_SOCK_OPS_TCP_LISTEN_CB)
+		note_listener(ctx);
+	return ALLOW;
+}
+
+SEC("sk_lookup")
+int guard_enter(struct bpf_sk_lookup *ctx)
+{
+	return enter(ctx);
+}
+
 #endif

@@ -7,6 +7,8 @@
  * id alone, one value for all hooks), thus from the cgroup that made the socket, not from who calls. A cgroup whose
  * storage is still zero is refused everything.
  *
+ * Published TCP ports have two programs of their own, in `enter.h`.
+ *
  * Never bypass `decide` and `decide_bind`: every hook goes through one of the two.
  */
 #include "bind.h"
@@ -498,22 +500,6 @@ int guard_bind6(struct bpf_sock_addr *ctx)
 	STORE4(ctx->user_ip6, to);
 	STORE(ctx->user_port, bpf_htons(c.to_port));
 	return ALLOW_LOW_PORT;
-}
-
-/* ---- published TCP ports ---- */
-
-SEC("sockops")
-int guard_listen(struct bpf_sock_ops *ctx)
-{
-	if (ctx->op == BPF_SOCK_OPS_TCP_LISTEN_CB)
-		note_listener(ctx);
-	return ALLOW;
-}
-
-SEC("sk_lookup")
-int guard_enter(struct bpf_sk_lookup *ctx)
-{
-	return enter(ctx);
 }
 
 /* ---- what there is besides addresses ---- */

@@ -11,6 +11,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use crate::netlink::{Message, Netlink, attributes, u32_of};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
+/// Needs CONFIG_INET_DIAG_DESTROY, as distributions have it.
+const SOCK_DESTROY: u16 = 21;
+/// The kernel's number for a connected socket, of UDP too.
+const ESTABLISHED: u8 = 1;
 const INET_DIAG_SKV6ONLY: u16 = 11;
 const INET_DIAG_MARK: u16 = 15;
 const INET_DIAG_CGROUP_ID: u16 = 21;
@@ -131,6 +135,38 @@ pub fn list(which: Which) -> Result<Vec<Socket>, SocketsError> {
         }
     }
     Ok(found)
+}
+
+/// Ends the connected UDP sockets of the calling thread's network namespace whose remote address is one of these: a
+/// receive fails with ECONNABORTED once, sends with EDESTADDRREQ until the program connects anew. Returns how many there were.
+pub fn abort_datagrams_to(remotes: &BTreeSet<IpAddr>) -> Result<usize, SocketsError> {
+    let failed = |source| SocketsError { what: "connected UDP sockets", source };
+    let mut netlink = Netlink::open(SockProtocol::NetlinkSockDiag).map_err(failed)?;
+    let mut requests = Vec::new();
+    for family in [nix::libc::AF_INET, nix::libc::AF_INET6] {
+        // `struct inet_diag_req_v2`: family, protocol, extensions, padding, states, `struct inet_diag_sockid`.
+        let mut request = [0; 56];
+        request[0] = family as u8;
+        request[1] = nix::libc::IPPROTO_UDP as u8;
+        request[4..8].copy_from_slice(&(1_u32 << ESTABLISHED).to_ne_bytes());
+        let message = Message::new(SOCK_DIAG_BY_FAMILY, 0, &request);
+        let each = |_: u16, body: &[u8]| {
+            let Some(socket) = parse(SocketProto::Udp, body) else { return };
+            if socket.state == ESTABLISHED && remotes.contains(&socket.remote.ip().to_canonical()) {
+                request[8..56].copy_from_slice(&body[4..52]);
+                requests.push(request);
+            }
+        };
+        netlink.dump(message, each).map_err(failed)?;
+    }
+    for request in &requests {
+        match netlink.request(Message::new(SOCK_DESTROY, 0, request)) {
+            // Closed meanwhile.
+            Err(error) if error.raw_os_error() == Some(nix::libc::ENOENT) => {}
+            other => other.map_err(failed)?,
+        }
+    }
+    Ok(requests.len())
 }
 
 /// Reads `struct inet_diag_msg` and the attributes after it.

@@ -93,19 +93,20 @@ const SETTLE: Duration = Duration::from_millis(50);
 /// Keeps the guard's list of those that get no new connections.
 fn tell_health(layout: &Layout, events: &EventSink) {
     let marker = pins(layout).join("maps");
-    let mut told = None;
+    let mut told: Option<(Option<u64>, BTreeSet<InstanceAddress>)> = None;
     let mut complained: Option<String> = None;
     loop {
         // A guard that was loaded anew knows nothing yet.
         let guard = fs::metadata(&marker).map(|metadata| metadata.ino()).ok();
         let done = unready(layout).and_then(|unready| {
-            if guard.is_some() && told.as_ref() != Some(&(guard, unready.clone())) {
-                let Some(open) = Guard::open(&pins(layout)).map_err(|error| crate::exit::chain(&error))? else {
-                    return Ok(());
-                };
-                open.set_suspended(&unready).map_err(|error| crate::exit::chain(&error))?;
-                told = Some((guard, unready));
+            if guard.is_none() || told.as_ref() == Some(&(guard, unready.clone())) {
+                return Ok(());
             }
+            let Some(open) = Guard::open(&pins(layout)).map_err(|error| crate::exit::chain(&error))? else {
+                return Ok(());
+            };
+            open.set_suspended(&unready).map_err(|error| crate::exit::chain(&error))?;
+            told = Some((guard, unready));
             Ok(())
         });
         let message = done.err();

@@ -12,6 +12,7 @@ use std::time::Duration;
 mod wait;
 
 use palisade_core::action::{Action, VolumeName};
+use palisade_core::address::InstanceAddress;
 use palisade_core::apply::{Host, Undo};
 use palisade_core::instance::InstanceSpec;
 use palisade_core::names::{InstanceId, ServiceName};
@@ -27,7 +28,7 @@ use palisade_host::layout::Layout;
 use palisade_host::link::{self, LinkError};
 use palisade_host::nft::ToolError;
 use palisade_host::runtime::{self, THIS_PROGRAM};
-use palisade_host::sockets::SocketsError;
+use palisade_host::sockets::{self, SocketsError};
 
 use crate::agent;
 use crate::exit::Lacking;
@@ -256,7 +257,7 @@ impl Adapters {
         for (ip, _) in loopback.flat_map(|interface| interface.addresses) {
             let std::net::IpAddr::V6(ip) = ip else { continue };
             let [.., a, b, c, d] = ip.octets();
-            let instance = palisade_core::address::InstanceAddress::from_ip([a, b, c, d].into());
+            let instance = InstanceAddress::from_ip([a, b, c, d].into());
             if instance.is_some_and(|instance| instance.ipv6() == ip && own.contains(&instance.service())) {
                 link::remove_private_ipv6(ip)?;
             }
@@ -352,6 +353,19 @@ impl Adapters {
             Undo::Do(actions) => Undo::Do(actions.into_iter().chain(drains).collect()),
             undo => undo,
         })
+    }
+
+    /// Peers' connected datagram sockets pass no hook, so they go on to an instance that is gone for good. One that the
+    /// policy still has comes back at the same address.
+    fn end_datagrams_to(&self, address: InstanceAddress) {
+        let services = self.state.policy.iter().flat_map(|policy| &policy.services);
+        if services.flat_map(|service| &service.backends).any(|backend| *backend == address) {
+            return;
+        }
+        // Nothing that would stop a removal: they write to nobody, as they would without it.
+        if let Err(error) = sockets::abort_datagrams_to(&[address.ip().into(), address.ipv6().into()].into()) {
+            eprintln!("warning: {}", crate::exit::chain(&error));
+        }
     }
 
     fn start_instance(&mut self, spec: &InstanceSpec) -> Result<Undo, HostError> {
@@ -471,8 +485,9 @@ impl Host for Adapters {
                 let address = self.guard()?.identity(&cgroup.v2_path()).ok().flatten();
                 agent::remove(&self.layout, id)?;
                 cgroup.remove()?;
-                if let Some(address) = address.and_then(palisade_core::address::InstanceAddress::from_ip) {
+                if let Some(address) = address.and_then(InstanceAddress::from_ip) {
                     self.guard()?.detach(address)?;
+                    self.end_datagrams_to(address);
                     if has_ipv6() {
                         link::remove_private_ipv6(address.ipv6())?;
                     }

@@ -728,12 +728,16 @@ impl Worker {
         self.health.took(&check, passed, since_start);
         self.check_at = Some(Instant::now() + self.health.pause(&check, since_start));
         let now = self.health.health;
-        let told = if passed { String::new() } else { output.clone() };
-        self.publish(|status| status.health_output = (!passed).then_some(output));
-        // Whom this wakes reads the status.
         if now != before {
-            self.event("health", json!({ "from": before, "to": now, "output": told }));
+            self.event("health", json!({ "from": before, "to": now, "output": if passed { "" } else { &output } }));
         }
+        self.publish(|status| {
+            if !passed {
+                status.health_output = Some(output);
+            } else {
+                status.health_output = None;
+            }
+        });
     }
 }
 

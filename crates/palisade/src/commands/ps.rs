@@ -2,17 +2,24 @@
 
 use palisade_core::instance::{Health, RunState};
 use palisade_core::observed::{InstanceSeen, Observed, SocketOwner};
+use palisade_core::policy::Policy;
+use palisade_core::stack::{PortProto, Proto};
 use serde_json::json;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::cli::{Format, StackArgs};
 use crate::exit::{Answer, Failure};
+use crate::state::State;
 use crate::{load, observe};
 
 /// Prints a table, or an object for programs.
 pub(crate) fn run(args: &StackArgs, format: Format) -> Result<Answer, Failure> {
     let project = load::project(args)?;
-    let host = observe::observe(&args.layout(project.clone()));
+    let layout = args.layout(project.clone());
+    let host = observe::observe(&layout);
+    // What can't be read is among what `observe` couldn't.
+    let state = State::read(&layout).unwrap_or_default();
+    let policy = state.policy.as_ref();
     match format {
         Format::Json => {
             let instances = host.instances.iter().map(|seen| {
@@ -27,7 +34,7 @@ pub(crate) fn run(args: &StackArgs, format: Format) -> Result<Answer, Failure> {
                     "restarts": seen.status.restarts,
                     "started_at_s": seen.status.started_at_s,
                     "guarded": guarded(&host, seen),
-                    "listens": listeners(&host, seen, |_| true),
+                    "listens": listeners(&host, policy, seen, |_| true),
                 })
             });
             let instances: Vec<_> = instances.collect();
@@ -40,13 +47,13 @@ pub(crate) fn run(args: &StackArgs, format: Format) -> Result<Answer, Failure> {
             for unknown in &host.unknown {
                 eprintln!("not known: {unknown}");
             }
-            print!("{}", table(&host));
+            print!("{}", table(&host, policy));
         }
     }
     Ok(Answer::Yes)
 }
 
-fn table(host: &Observed) -> String {
+fn table(host: &Observed, policy: Option<&Policy>) -> String {
     let header = ["INSTANCE", "STATE", "HEALTH", "ADDRESS", "PRIVATE", "VISIBLE"].map(str::to_owned);
     let rows = host.instances.iter().map(|seen| {
         let status = &seen.status;
@@ -67,8 +74,8 @@ fn table(host: &Observed) -> String {
             Health::Unhealthy => "unhealthy",
         };
         let dash = |ports: Vec<String>| if ports.is_empty() { "-".to_owned() } else { ports.join(" ") };
-        let private = dash(listeners(host, seen, |inside| inside));
-        let visible = dash(listeners(host, seen, |inside| !inside));
+        let private = dash(listeners(host, policy, seen, |inside| inside));
+        let visible = dash(listeners(host, policy, seen, |inside| !inside));
         [status.id.to_string(), state, health.to_owned(), status.address.to_string(), private, visible]
     });
     super::table(std::iter::once(header).chain(rows).collect())
@@ -78,21 +85,45 @@ fn guarded(host: &Observed, seen: &InstanceSeen) -> bool {
     host.guard.as_ref().is_some_and(|guard| guard.attached.contains_key(&seen.status.id))
 }
 
-/// Sockets of the instance, of which those inside the host, or those visible from outside, are wanted. Private ones are told by port alone: the address is a column.
-fn listeners(host: &Observed, seen: &InstanceSeen, wanted: impl Fn(bool) -> bool) -> Vec<String> {
+/// Sockets of the instance, of which those inside the host, or those visible from outside, are wanted. Private ones are
+/// told by port alone: the address is a column. A TCP socket of a published port is both: it is at its private address, and
+/// the guard leads there what arrives at the published one.
+fn listeners(
+    host: &Observed,
+    policy: Option<&Policy>,
+    seen: &InstanceSeen,
+    wanted: impl Fn(bool) -> bool,
+) -> Vec<String> {
     let own = |owner: &SocketOwner| *owner == SocketOwner::Instance(seen.status.id.clone());
     let sockets = host.sockets.iter().filter(|socket| own(&socket.owner));
-    let mut texts: Vec<String> = sockets
-        .filter_map(|socket| {
-            let ip = socket.local.ip().to_canonical();
-            let address = seen.status.address;
-            let private = ip == IpAddr::V4(address.ip()) || ip == IpAddr::V6(address.ipv6());
-            let port = format!("{}/{}", socket.local.port(), socket.proto);
-            let inside = private || ip.is_loopback();
-            wanted(inside).then(|| if private { port } else { format!("{}/{}", socket.local, socket.proto) })
-        })
-        .collect();
+    let mut texts = Vec::new();
+    for socket in sockets {
+        let ip = socket.local.ip().to_canonical();
+        let address = seen.status.address;
+        let private = ip == IpAddr::V4(address.ip()) || ip == IpAddr::V6(address.ipv6());
+        let port = PortProto { port: socket.local.port(), proto: socket.proto };
+        if wanted(private || ip.is_loopback()) {
+            texts.push(if private { port.to_string() } else { format!("{}/{}", socket.local, socket.proto) });
+        }
+        if private && port.proto == Proto::Tcp && wanted(false) {
+            texts.extend(places(policy, seen, port, ip.is_ipv4(), socket.local.is_ipv6()));
+        }
+    }
     texts.sort_unstable();
     texts.dedup();
     texts
+}
+
+/// Where the world reaches a TCP socket of the instance that takes these families.
+fn places(policy: Option<&Policy>, seen: &InstanceSeen, port: PortProto, ipv4: bool, ipv6: bool) -> Vec<String> {
+    let services = policy.iter().flat_map(|policy| &policy.services);
+    let mine = services.filter(|service| service.backends.contains(&seen.status.address));
+    let binds = mine.flat_map(|service| &service.binds).filter(|bind| bind.container == port);
+    let places = binds.filter_map(|bind| bind.published).flat_map(|at| {
+        let everywhere = [IpAddr::from(Ipv4Addr::UNSPECIFIED), IpAddr::from(Ipv6Addr::UNSPECIFIED)];
+        let ips = at.host_ip.map_or(everywhere.to_vec(), |ip| vec![ip]);
+        ips.into_iter().map(move |ip| SocketAddr::new(ip, at.host_port))
+    });
+    let taken = places.filter(|place| if place.is_ipv4() { ipv4 } else { ipv6 });
+    taken.map(|place| format!("{place}/tcp")).collect()
 }

@@ -2,13 +2,15 @@
 //! ill or dies.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use palisade_host::netns::Netns;
+use palisade_host::{link, sockets};
 
 use crate::need_root;
 use crate::scratch::{HOST, Host, STRANGER, patiently};
@@ -118,4 +120,26 @@ fn three_instances_share_a_published_port_and_one_that_is_ill_or_dead_is_passed_
     assert!(seen.get("").is_none_or(|lost| *lost <= 2), "one connection at a time: {seen:?}");
     patiently("web.3 is back", || names(&answers(&host.internet, 30)).contains(&ALL[2]).then_some(()));
     host.down();
+}
+
+#[test]
+fn a_connected_datagram_socket_is_told_that_its_peer_is_gone() {
+    need_root!("replicas::a_connected_datagram_socket_is_told_that_its_peer_is_gone");
+    let netns = Netns::unnamed().unwrap();
+    let _entered = netns.enter().unwrap();
+    link::set_up("lo", false).unwrap();
+    let peers = ["127.77.1.2:9", "127.77.1.3:9"].map(|address| UdpSocket::bind(address).unwrap());
+    let sockets = peers.each_ref().map(|peer| {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.connect(peer.local_addr().unwrap()).unwrap();
+        socket
+    });
+    let out = BTreeSet::from(["127.77.1.2".parse().unwrap()]);
+    assert_eq!(sockets::abort_datagrams_to(&out).unwrap(), 1);
+    let told = sockets[0].recv(&mut [0]).unwrap_err();
+    assert_eq!(told.kind(), std::io::ErrorKind::ConnectionAborted, "{told}");
+    assert!(sockets[0].send(b"x").is_err(), "it is connected no more");
+    sockets[0].connect("127.77.1.3:9").unwrap();
+    assert_eq!((sockets[0].send(b"x").unwrap(), sockets[1].send(b"x").unwrap()), (1, 1));
+    assert_eq!(sockets::abort_datagrams_to(&out).unwrap(), 0);
 }

@@ -91,7 +91,7 @@ fn real_servers_work_under_guard() {
     assert_eq!(listens("pg-two"), ["5432/tcp"]);
     assert_eq!(listens("memcached"), ["11211/tcp", "11211/udp"]);
     assert_eq!(listens("java"), ["8000/tcp"]);
-    assert_eq!(listens("nginx"), ["0.0.0.0:8080/tcp", "[::]:8080/tcp"]);
+    assert_eq!(listens("nginx"), ["0.0.0.0:8080/tcp", "80/tcp", "[::]:8080/tcp"]);
     const PRIVATE: [u16; 6] = [80, 3000, 5432, 6379, 8000, 11211];
     assert_eq!(host.all_open_to_strangers(&PRIVATE), [0; 0]);
     for port in PRIVATE {

@@ -164,7 +164,7 @@ fn a_stack_comes_up_guarded_is_reported_and_goes() {
     let (_, ps) = stage.palisade(&["ps"]);
     let row = |name: &str| ps.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
     assert!(row("db.1").contains("healthy") && row("db.1").ends_with("5432/tcp  -"), "{ps}");
-    assert!(row("app.1").ends_with("-         0.0.0.0:8081/tcp"), "{ps}");
+    assert!(row("app.1").ends_with("8081/tcp  0.0.0.0:8081/tcp"), "{ps}");
     let (_, logs) = stage.palisade(&["logs", "app"]);
     assert_eq!(logs, "app.1 | db at 127.77.1.0\napp.1 | outside: Operation not permitted\n");
     let events = eventually("the refusal among the events", || {
