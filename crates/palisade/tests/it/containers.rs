@@ -94,7 +94,10 @@ fn commands_run_in_containers_and_images_of_then_come_back() {
     console.write_all(b"\x03").unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(5), "{shown}");
 
-    let image = || engine.inspect("shop-app-1", "{{.Image}}");
+    let image = || {
+        let name = engine.docker(&["ps", "--filter", "name=shop-app", "--format", "{{.Names}}"]).unwrap();
+        engine.inspect(name.trim(), "{{.Image}}")
+    };
     let before = image();
     run(&["restart"]).expect(0);
     run(&["stop"]).expect(0);

@@ -114,7 +114,10 @@ fn a_stack_of_images_from_up_to_down() {
         host.write(&file("moin"));
         palisade(&["up", "--wait"]).expect(0);
         host.wait_for_line("ask", "moin");
-        assert_ne!(engine.inspect("shop-web-1", "{{.Id}}"), web);
+        // The newer one has the next number; by then the older one is gone.
+        assert_ne!(engine.inspect("shop-web-2", "{{.Id}}"), web);
+        assert_guarded(host, engine, "shop-web-2", "web.2");
+        assert!(engine.docker(&["inspect", "shop-web-1"]).is_err());
         assert_eq!(engine.inspect("shop-ask-1", "{{.Id}}"), before, "only what was changed is replaced");
 
         palisade(&["down", "--volumes", "--yes"]).expect(0);
@@ -277,7 +280,7 @@ fn what_goes_wrong_at_an_engine_is_told_and_leaves_what_was_there() {
         host.assert_nothing_left();
         for part in [
             "exits at once: exit code 1",
-            "the end of what web.1 printed:\n    serving hello\n    no database",
+            "the end of what web.2 printed:\n    serving hello\n    no database",
             "because: the container engine can't start container shop-other-1",
             "executable file not found in $PATH",
             "never pulled: exit code 2",

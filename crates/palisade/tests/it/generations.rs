@@ -63,7 +63,7 @@ fn each_change_is_a_generation_and_any_of_them_comes_back() {
 
     let (app, other) = (host.pid("app.1"), host.pid("other.1"));
     let asked = host.palisade(&["rollback"]).expect(2);
-    assert!(asked.err.contains("not confirmed") && asked.err.contains("stop db.1"), "{}", asked.err);
+    assert!(asked.err.contains("not confirmed") && asked.err.contains("stop db.2"), "{}", asked.err);
     assert_eq!(colour(&host), "green\n");
     let back = host.palisade(&["rollback", "--yes"]).expect(0);
     assert!(back.err.contains("from generation 2 to 1: db: environment.COLOUR, environment.PASSWORD"), "{}", back.err);
@@ -153,7 +153,7 @@ fn a_part_of_the_stack_comes_up_and_the_rest_stays() {
     assert!(host.pid("other.1").is_some());
 
     let again = host.palisade(&["up", "--force-recreate", "--no-deps", "app"]).expect(0);
-    assert!(again.err.contains("stop app.1 (you asked for it)"), "{}", again.err);
+    assert!(again.err.contains("start app.1 (you asked for it)"), "{}", again.err);
     assert!(host.pid("app.1") != app && host.pid("app.1").is_some());
     host.down();
 }
