@@ -36,6 +36,7 @@ fn main() {
         fetch: None,
         only: None,
         recreate: false,
+        back: false,
         volume_path: &volume_path,
     };
     let (mut checks_ms, mut both_ms) = (Vec::new(), Vec::new());

@@ -174,6 +174,7 @@ mod tests {
             fetch: None,
             only: None,
             recreate: false,
+            back: false,
             volume_path: &|name, _| PathBuf::from(name),
         };
         let host = Observed::default();
@@ -212,6 +213,7 @@ mod tests {
                 fetch: None,
                 only: None,
                 recreate: false,
+                back: false,
                 volume_path: &|name, _| PathBuf::from(name),
             },
         )

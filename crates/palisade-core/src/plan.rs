@@ -41,6 +41,8 @@ pub struct Wishes<'a> {
     pub only: Option<&'a BTreeSet<ServiceName>>,
     /// Replace instances also when nothing changed.
     pub recreate: bool,
+    /// Instances are replaced by earlier ones: `rollback_config` says how, where it is written.
+    pub back: bool,
     /// Where a volume's data is, by its key and what the file says about it.
     pub volume_path: &'a dyn Fn(&str, &Volume) -> PathBuf,
 }
@@ -124,7 +126,13 @@ impl fmt::Display for Plan {
 
 /// Plans `up`, or says everything that stands against it.
 pub fn plan(stack: &Stack, observed: &Observed, wishes: Wishes<'_>) -> Result<Plan, Vec<Finding>> {
-    let stack = &*image::completed(stack, &observed.engine);
+    let mut stack = image::completed(stack, &observed.engine);
+    if wishes.back && stack.services.iter().any(|service| service.rollback.is_some()) {
+        for service in &mut stack.to_mut().services {
+            service.update = service.rollback.or(service.update);
+        }
+    }
+    let stack = &*stack;
     let names = stack.services.iter().map(|service| &service.name);
     let known_names: HashSet<_> = names.clone().collect();
     // What leaves keeps its address until it is gone: a newcomer at that address would share its policy with it.

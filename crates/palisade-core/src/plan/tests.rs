@@ -13,6 +13,7 @@ pub(super) fn wishes() -> Wishes<'static> {
         fetch: None,
         only: None,
         recreate: false,
+        back: false,
         volume_path: &|name, _| PathBuf::from("/var/lib/palisade/shop/volumes").join(name),
     }
 }

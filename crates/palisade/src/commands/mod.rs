@@ -71,7 +71,15 @@ pub(crate) fn wishes<'a>(
     wait_for_health: bool,
     volume_path: &'a dyn Fn(&str, &Volume) -> PathBuf,
 ) -> Wishes<'a> {
-    Wishes { mode, wait_for_health, fetch: Some(FetchWishes::default()), only: None, recreate: false, volume_path }
+    Wishes {
+        mode,
+        wait_for_health,
+        fetch: Some(FetchWishes::default()),
+        only: None,
+        recreate: false,
+        back: false,
+        volume_path,
+    }
 }
 
 /// The stack with what its images say, and what the guard and the runtime are given, on this host.

@@ -79,6 +79,7 @@ impl<'a> Goal<'a> {
             fetch: None,
             only: self.only.as_ref(),
             recreate: self.recreate,
+            back: matches!(self.origin, Origin::Rollback { .. }),
             ..super::wishes(self.mode, self.wait, volume_path)
         }
     }

@@ -1,5 +1,5 @@
 use super::super::tests::{after, empty_host, planned, running, wishes};
-use super::super::{Plan, plan};
+use super::super::{Plan, Wishes, plan};
 use crate::action::Step;
 use crate::lint::lint;
 use crate::observed::Observed;
@@ -87,6 +87,20 @@ fn replicas_are_replaced_in_groups() {
         ),
         "{text}"
     );
+}
+
+#[test]
+fn a_rollback_goes_as_its_own_settings_say() {
+    let policy = |parallelism| UpdatePolicy { parallelism, ..UpdatePolicy::default() };
+    let old = app(3, |app| {
+        app.update = Some(policy(1));
+        app.rollback = Some(policy(0));
+    });
+    let shifts = |back| {
+        let plan = plan(&newer(&old), &running(&old), Wishes { back, ..wishes() }).unwrap();
+        plan.steps.iter().filter(|step| step.action.kind() == "shift").count()
+    };
+    assert_eq!((shifts(false), shifts(true)), (3, 1));
 }
 
 #[test]
