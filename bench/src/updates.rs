@@ -21,7 +21,7 @@ use crate::stats::median;
 const UPDATES: usize = 20;
 const ROLLBACKS: usize = 5;
 /// Versions that end at once, that answer with errors, and that die a second after they took over.
-const BAD: [&str; 3] = ["exits", "sick", "dies"];
+const BAD: [(&str, &str); 3] = [("exits", "exits"), ("sick", "is sick"), ("dies", "dies")];
 const HOST: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 1));
 const STRANGER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 2));
 /// Time between two changes, in which traffic goes on as usual.
@@ -192,8 +192,8 @@ pub(crate) fn measure(_: &Options, scratch: &Scratch) -> Result<String> {
         stage.expect(&["up"], 0)
     })?;
     act("rollback", ROLLBACKS, &mut |_| stage.expect(&["rollback", "--yes"], 0))?;
-    for bad in BAD {
-        act(&format!("a version that {bad}"), 1, &mut |_| {
+    for (bad, does) in BAD {
+        act(&format!("a version that {does}"), 1, &mut |_| {
             stage.write(bad)?;
             stage.expect(&["up"], 1)
         })?;

@@ -40,10 +40,8 @@ pub(crate) fn run(args: &StackArgs, strict: bool, format: Format) -> Result<Answ
         numbers: Numbers::FIRST,
     };
     let findings = compile(stack, surroundings).err().unwrap_or_default();
-    // What only this version or this machine can't run is no mistake of the file. What the guard can't hold was told as
-    // a risk.
-    let later = |finding: &&Finding| matches!(finding.id, "needs-engine" | "beyond-the-guard");
-    let wrong: Vec<&Finding> = findings.iter().filter(|finding| !later(finding)).collect();
+    // What the guard can't hold was told as a risk.
+    let wrong: Vec<&Finding> = findings.iter().filter(|finding| finding.id != "beyond-the-guard").collect();
     let count = |severity| loaded.count(severity);
     match format {
         Format::Json => println!(
@@ -67,10 +65,6 @@ pub(crate) fn run(args: &StackArgs, strict: bool, format: Format) -> Result<Answ
         ),
         Format::Text => {
             loaded.print_all();
-            let images: Vec<&str> = findings.iter().filter(|f| f.id == "needs-engine").map(|f| &*f.subject).collect();
-            if !images.is_empty() {
-                eprintln!("note[needs-engine]: `up` can't run images yet: {}\n", images.join(", "));
-            }
             if wrong.is_empty() {
                 println!("{}: {}, {}", stack.project, counted(stack.services.len(), "service"), summary(&loaded));
             }
