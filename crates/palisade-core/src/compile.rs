@@ -108,6 +108,20 @@ pub fn compile(stack: &Stack, surroundings: Surroundings<'_>) -> Result<Compiled
     Ok(Compiled { policy_digest: digest_of(&policy), policy, instances })
 }
 
+/// Everything that stands against the stack, without making anything of it.
+pub fn objections(stack: &Stack, surroundings: Surroundings<'_>) -> Vec<Finding> {
+    let mut compiler = match Compiler::new(stack, surroundings) {
+        Ok(compiler) => compiler,
+        Err(findings) => return findings,
+    };
+    compiler.volume_names();
+    for index in 0..stack.services.len() {
+        compiler.policy(index);
+        compiler.template(index);
+    }
+    compiler.findings
+}
+
 struct Compiler<'a> {
     stack: &'a Stack,
     surroundings: Surroundings<'a>,
@@ -520,11 +534,26 @@ impl<'a> Compiler<'a> {
     fn instances(&mut self, index: usize, instances: &mut Vec<CompiledInstance>) {
         let stack = self.stack;
         let service = &stack.services[index];
+        let Some(mut spec) = self.template(index) else { return };
+        for number in self.surroundings.numbers.of(service) {
+            spec.id.number = number;
+            if let Program::Container(container) = &mut spec.program {
+                container.name = container_name(&stack.project, service, number);
+            }
+            spec.address = self.addresses[index].instance(number);
+            spec.mounts = self.mounts(service, &spec.id, &spec.program);
+            instances.push(CompiledInstance { fingerprint: spec.fingerprint(), spec: spec.clone() });
+        }
+    }
+
+    /// What all instances of a service have in common: everything but number, address and mounts.
+    fn template(&mut self, index: usize) -> Option<InstanceSpec> {
+        let service = &self.stack.services[index];
         if self.surroundings.numbers.of(service).is_empty() {
-            return;
+            return None;
         }
         self.refuse_unguarded(service);
-        let Some(program) = self.program(service) else { return };
+        let program = self.program(service)?;
         if service.replicas > 1
             && let Some(publish) = service.publish.iter().find(|publish| publish.value.container.proto == Proto::Udp)
         {
@@ -537,7 +566,7 @@ impl<'a> Compiler<'a> {
         let hosts = self.hosts(index);
         let files: Vec<_> = service.files.iter().map(|file| self.file(service, &file.value, &file.place)).collect();
         self.check_limits(service);
-        let mut spec = InstanceSpec {
+        Some(InstanceSpec {
             project: self.stack.project.clone(),
             id: InstanceId { service: service.name.clone(), number: 1 },
             address: self.addresses[index].instance(1),
@@ -557,16 +586,7 @@ impl<'a> Compiler<'a> {
             files,
             settings: service.settings.clone(),
             published: binds(service).into_iter().filter(is_fixed).collect(),
-        };
-        for number in self.surroundings.numbers.of(service) {
-            spec.id.number = number;
-            if let Program::Container(container) = &mut spec.program {
-                container.name = container_name(&stack.project, service, number);
-            }
-            spec.address = self.addresses[index].instance(number);
-            spec.mounts = self.mounts(service, &spec.id, &spec.program);
-            instances.push(CompiledInstance { fingerprint: spec.fingerprint(), spec: spec.clone() });
-        }
+        })
     }
 
     /// What the file mounts, and what the image asks for at other places.

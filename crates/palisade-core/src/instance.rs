@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::address::InstanceAddress;
 use crate::digest::{Fingerprint, digest_of};
@@ -276,26 +276,40 @@ impl fmt::Debug for InstanceSpec {
 }
 
 /// Lines of a hosts file. A flat network of n services gives each of them the same n lines, so they are shared.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(from = "Vec<(String, IpAddr)>", into = "Vec<(String, IpAddr)>")]
-pub struct Hosts(Arc<(String, Vec<(String, IpAddr)>)>);
+pub struct Hosts(Arc<HostLines>);
+
+struct HostLines {
+    lines: Vec<(String, IpAddr)>,
+    /// Made when somebody asks.
+    digest: OnceLock<String>,
+}
 
 impl Hosts {
     /// Stands for the content.
     pub fn digest(&self) -> &str {
-        &self.0.0
+        self.0.digest.get_or_init(|| digest_of(&self.0.lines))
     }
 }
 
+impl PartialEq for Hosts {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.lines == other.0.lines
+    }
+}
+
+impl Eq for Hosts {}
+
 impl From<Vec<(String, IpAddr)>> for Hosts {
     fn from(lines: Vec<(String, IpAddr)>) -> Self {
-        Self(Arc::new((digest_of(&lines), lines)))
+        Self(Arc::new(HostLines { lines, digest: OnceLock::new() }))
     }
 }
 
 impl From<Hosts> for Vec<(String, IpAddr)> {
     fn from(hosts: Hosts) -> Self {
-        hosts.0.1.clone()
+        hosts.0.lines.clone()
     }
 }
 
@@ -308,7 +322,7 @@ impl Default for Hosts {
 impl std::ops::Deref for Hosts {
     type Target = [(String, IpAddr)];
     fn deref(&self) -> &Self::Target {
-        &self.0.1
+        &self.0.lines
     }
 }
 

@@ -1,7 +1,7 @@
 //! `check`: every mistake of the file at once. Needs neither root nor a host.
 
 use palisade_core::address::AddressBook;
-use palisade_core::compile::{Numbers, Surroundings, compile};
+use palisade_core::compile::{Numbers, Surroundings, objections};
 use palisade_core::diagnostic::Severity;
 use palisade_core::finding::Finding;
 use palisade_core::observed::EngineState;
@@ -39,7 +39,7 @@ pub(crate) fn run(args: &StackArgs, strict: bool, format: Format) -> Result<Answ
         engine: &EngineState::NotAsked,
         numbers: Numbers::FIRST,
     };
-    let findings = compile(stack, surroundings).err().unwrap_or_default();
+    let findings = objections(stack, surroundings);
     // What the guard can't hold was told as a risk.
     let wrong: Vec<&Finding> = findings.iter().filter(|finding| finding.id != "beyond-the-guard").collect();
     let count = |severity| loaded.count(severity);
