@@ -367,6 +367,8 @@ pub enum Cause {
     },
     /// It is told whether it came up.
     JustStarted,
+    /// It is on its way, and who waits for the stack waits for it too.
+    NotReady,
     /// The file has no such service or fewer replicas.
     NotInFile,
     /// The stack is taken down.
@@ -400,6 +402,7 @@ impl fmt::Display for Cause {
             Cause::Refreshed => f.write_str("it is to be fetched each time"),
             Cause::PortGoesTo { service, port } => write!(f, "its port {port} goes to {service}"),
             Cause::JustStarted => f.write_str("it was just started"),
+            Cause::NotReady => f.write_str("it isn't ready yet"),
             Cause::NotInFile => f.write_str("the file doesn't have it"),
             Cause::Down => f.write_str("the stack is taken down"),
         }

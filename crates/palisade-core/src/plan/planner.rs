@@ -232,22 +232,53 @@ impl<'a> Planner<'a> {
         for position in 0..self.order.len() {
             let service = self.order[position];
             for instance in self.instances[service].clone() {
-                let Some(cause) = &fates[&instance.spec.id].start else { continue };
-                // A newer version must prove that it works, or the older one comes back.
-                let gate = wishes.wait_for_health || matches!(cause, Cause::Changed { .. } | Cause::Asked);
-                let condition = if gate { self.readiness(service) } else { Condition::ServiceStarted };
-                self.await_instance(service, instance, condition, &mut awaited);
+                match &fates[&instance.spec.id].start {
+                    // A newer version must prove that it works, or the older one comes back.
+                    Some(Cause::Changed { .. } | Cause::Asked) => self.await_ready(service, instance, &mut awaited),
+                    Some(_) if wishes.wait_for_health => self.await_ready(service, instance, &mut awaited),
+                    Some(_) => {
+                        self.await_instance(
+                            service,
+                            instance,
+                            Condition::ServiceStarted,
+                            Cause::JustStarted,
+                            &mut awaited,
+                        );
+                    }
+                    None => {
+                        if wishes.wait_for_health
+                            && wishes.only.is_none_or(|only| only.contains(&instance.spec.id.service))
+                        {
+                            self.await_untouched(service, instance, &mut awaited);
+                        }
+                    }
+                }
             }
         }
         self.watch_changed(fates);
     }
 
+    /// It was just started: now it is to come up.
+    pub(super) fn await_ready(&mut self, service: usize, instance: &'a CompiledInstance, awaited: &mut Awaited<'a>) {
+        self.await_instance(service, instance, self.readiness(service), Cause::JustStarted, awaited);
+    }
+
+    /// Somebody else started it: the agent after an exit, or the engine after its own restart.
+    fn await_untouched(&mut self, service: usize, instance: &'a CompiledInstance, awaited: &mut Awaited<'a>) {
+        let condition = self.readiness(service);
+        let comes_up = |seen: &InstanceSeen| is_alive(seen.status.state) && !satisfies(&seen.status, condition);
+        if self.seen.get(&instance.spec.id).is_some_and(|seen| comes_up(seen)) {
+            self.await_instance(service, instance, condition, Cause::NotReady, awaited);
+        }
+    }
+
     /// Waits for an instance unless it was waited for already, until it was at least as far as that.
-    pub(super) fn await_instance(
+    fn await_instance(
         &mut self,
         service: usize,
         instance: &'a CompiledInstance,
         condition: Condition,
+        cause: Cause,
         awaited: &mut Awaited<'a>,
     ) {
         let id = &instance.spec.id;
@@ -260,7 +291,7 @@ impl<'a> Planner<'a> {
         let optional = self.stack.is_optional(&id.service);
         awaited.insert((id, condition), optional);
         let timeout_ms = timeout_ms(condition, &self.stack.services[service]);
-        self.push(Action::Await { id: id.clone(), condition, timeout_ms, optional }, Cause::JustStarted);
+        self.push(Action::Await { id: id.clone(), condition, timeout_ms, optional }, cause);
     }
 
     fn await_dependencies(

@@ -85,7 +85,7 @@ impl<'a> Planner<'a> {
                     self.drain(service, id, stop.clone());
                     self.push(Action::StopInstance { id: id.clone() }, stop.clone());
                     self.push(start, cause.clone());
-                    self.await_instance(service, instance, self.readiness(service), awaited);
+                    self.await_ready(service, instance, awaited);
                     self.serving[service].insert(id.number);
                     self.shift(service, Cause::Ready);
                 }
@@ -111,7 +111,7 @@ impl<'a> Planner<'a> {
             return;
         }
         for instance in &joining {
-            self.await_instance(service, instance, self.readiness(service), awaited);
+            self.await_ready(service, instance, awaited);
         }
         self.serving[service].extend(joining.iter().map(|instance| instance.spec.id.number));
         self.shift(service, Cause::Ready);
@@ -139,7 +139,7 @@ impl<'a> Planner<'a> {
                 }
             }
             for instance in &instances {
-                self.await_instance(service, instance, self.readiness(service), awaited);
+                self.await_ready(service, instance, awaited);
             }
             for succession in group {
                 self.serving[service].remove(&succession.old.number);

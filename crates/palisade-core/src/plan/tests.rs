@@ -469,6 +469,27 @@ fn waiting_for_health_waits_for_everything_that_has_a_check() {
     let wishes = Wishes { wait_for_health: true, ..wishes() };
     let text = plan(&stack, &empty_host(), wishes).unwrap().to_string();
     assert!(text.contains("wait until web.1 is healthy, at most 24 s (it was just started)"), "{text}");
+
+    let mut host = running(&stack);
+    assert!(plan(&stack, &host, wishes).unwrap().is_empty());
+    let instance = |host: &mut Observed, id: &str, state: RunState, health: Health| {
+        let seen = host.instances.iter_mut().find(|seen| seen.status.id.to_string() == id).unwrap();
+        (seen.status.state, seen.status.health) = (state, health);
+    };
+    // Somebody else is about to bring it back: the agent after an exit, or the engine after its own restart.
+    instance(&mut host, "web.1", RunState::Running, Health::Starting);
+    instance(&mut host, "app.1", RunState::BackingOff, Health::None);
+    assert!(planned(&stack, &host).is_empty());
+    assert_eq!(
+        plan(&stack, &host, wishes).unwrap().to_string(),
+        "shop: 2 steps
+  wait until web.1 is healthy, at most 24 s (it isn't ready yet)
+  wait until app.1 runs, at most 10 s (it isn't ready yet)
+"
+    );
+    let only = BTreeSet::from([name("web")]);
+    let of_one = plan(&stack, &host, Wishes { only: Some(&only), ..wishes }).unwrap();
+    assert_eq!(of_one.steps.len(), 1);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use nix::sys::socket::{
 use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use palisade_core::firewall::{FirewallRules, OpenPort};
 use palisade_core::stack::{PortProto, Proto};
@@ -220,30 +220,27 @@ fn replacing_the_table_opens_and_closes_nothing_meanwhile() {
     for listener in &listeners {
         listener.set_nonblocking(true).unwrap();
     }
-    let (stop, mut replaced, mut asked) = (AtomicBool::new(false), 0, 0);
+    let (enough, asked, mut replaced) = (AtomicBool::new(false), AtomicUsize::new(0), 0);
     std::thread::scope(|scope| {
         let asking = scope.spawn(|| {
             scratch.internet.run(|| {
-                let mut count = 0;
-                while !stop.load(Ordering::Relaxed) {
+                while !enough.load(Ordering::Relaxed) {
                     assert_eq!(ask_within(Proto::Tcp, "203.0.113.1:8084", 2000), Response::Open);
                     assert_eq!(ask_within(Proto::Tcp, "203.0.113.1:9999", 5), Response::Silent);
                     // Room in the backlog for the next one.
                     while listeners[0].accept().is_ok() {}
-                    count += 1;
+                    asked.fetch_add(1, Ordering::Relaxed);
                 }
-                count
             })
         });
-        let end = std::time::Instant::now() + std::time::Duration::from_secs(2);
-        while std::time::Instant::now() < end && !asking.is_finished() {
+        // How long a replacement takes is up to the kernel's grace periods: 30 ms here, and far more on a busy machine.
+        while !asking.is_finished() && (replaced < 20 || asked.load(Ordering::Relaxed) < 100) {
             scratch.host.run(|| table.apply("shop", &rules())).unwrap().unwrap();
             replaced += 1;
         }
-        stop.store(true, Ordering::Relaxed);
-        asked = asking.join().unwrap().unwrap();
+        enough.store(true, Ordering::Relaxed);
+        asking.join().unwrap().unwrap();
     });
-    assert!(replaced > 5 && asked > 20, "replaced {replaced} times, asked {asked} times");
 }
 
 #[test]

@@ -31,12 +31,16 @@ impl Adapters {
         let began = Instant::now();
         let deadline = timeout_ms.map(|ms| began + Duration::from_millis(ms));
         let failed = |what: String| Err(HostError::NotReady { id: id.clone(), what, log: self.log_end(id, 6) });
+        let mut at_first = None;
         loop {
             if signals::interrupted() {
                 return Err(HostError::Interrupted);
             }
             let status = self.status(id)?;
-            match judge(status.as_ref(), condition, began.elapsed()) {
+            let restarts = status.as_ref().map_or(0, |status| status.restarts);
+            // Who was to be started again already when the waiting began gets that chance.
+            let exited = restarts > *at_first.get_or_insert(restarts);
+            match judge(status.as_ref(), condition, began.elapsed(), exited) {
                 Verdict::Reached => return Ok(Undo::Nothing),
                 Verdict::Never(what) => return failed(what),
                 Verdict::NotYet => {}
@@ -150,8 +154,8 @@ enum Verdict {
     Never(String),
 }
 
-/// Whether an instance is as far as it should be, or can't be any more.
-fn judge(status: Option<&InstanceStatus>, condition: Condition, waited: Duration) -> Verdict {
+/// Whether an instance is as far as it should be, or can't be any more. `exited`: since the waiting began.
+fn judge(status: Option<&InstanceStatus>, condition: Condition, waited: Duration, exited: bool) -> Verdict {
     let Some(status) = status else { return Verdict::Never("is not known to the agent".into()) };
     match (status.state, condition) {
         (RunState::Exited { code: 0 }, Condition::ServiceStarted | Condition::ServiceCompletedSuccessfully) => {
@@ -161,7 +165,9 @@ fn judge(status: Option<&InstanceStatus>, condition: Condition, waited: Duration
             Some(failure) => Verdict::Never(format!("was stopped: {failure}")),
             None => Verdict::Never(format!("exited with {code}")),
         },
-        (RunState::BackingOff, Condition::ServiceStarted) => Verdict::Never("exits as soon as it is started".into()),
+        (RunState::BackingOff, Condition::ServiceStarted) if exited => {
+            Verdict::Never("exits as soon as it is started".into())
+        }
         (RunState::Running, Condition::ServiceStarted) if waited >= SETTLED => Verdict::Reached,
         (RunState::Running, Condition::ServiceHealthy) => match status.health {
             Health::Healthy => Verdict::Reached,
@@ -209,7 +215,11 @@ mod tests {
     }
 
     fn judged(state: RunState, health: Health, condition: Condition) -> String {
-        match judge(Some(&status(state, health)), condition, Duration::from_secs(1)) {
+        judged_after(state, health, condition, true)
+    }
+
+    fn judged_after(state: RunState, health: Health, condition: Condition, exited: bool) -> String {
+        match judge(Some(&status(state, health)), condition, Duration::from_secs(1), exited) {
             Verdict::Reached => "reached".into(),
             Verdict::NotYet => "not yet".into(),
             Verdict::Never(why) => why,
@@ -225,6 +235,8 @@ mod tests {
         assert_eq!(judged(exited(0), Health::None, Started), "reached", "a short job");
         assert_eq!(judged(exited(1), Health::None, Started), "exited with 1");
         assert_eq!(judged(RunState::BackingOff, Health::None, Started), "exits as soon as it is started");
+        let again = judged_after(RunState::BackingOff, Health::None, Started, false);
+        assert_eq!(again, "not yet", "its engine was away, say");
         assert_eq!(judged(RunState::BackingOff, Health::Starting, Healthy), "not yet", "it may recover");
         assert_eq!(judged(RunState::Running, Health::Starting, Healthy), "not yet");
         assert_eq!(judged(RunState::Running, Health::Healthy, Healthy), "reached");
