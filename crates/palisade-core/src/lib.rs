@@ -7,6 +7,7 @@
 pub mod action;
 pub mod address;
 pub mod apply;
+pub mod audit;
 pub mod compile;
 pub mod compose;
 pub mod diagnostic;
@@ -26,6 +27,7 @@ pub mod observed;
 pub mod place;
 pub mod plan;
 pub mod policy;
+pub mod port_set;
 mod ports;
 pub mod prove;
 pub mod stack;

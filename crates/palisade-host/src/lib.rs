@@ -17,6 +17,7 @@ pub mod probe;
 pub mod provided;
 pub mod runtime;
 pub mod sockets;
+pub mod survey;
 mod terminal;
 pub mod twin;
 pub mod volumes;

@@ -15,6 +15,8 @@ const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 /// The kernel's number for a connected socket, of UDP too.
 const ESTABLISHED: u8 = 1;
+/// The same for one that listens.
+pub(crate) const LISTENING: u8 = 10;
 const INET_DIAG_SKV6ONLY: u16 = 11;
 const INET_DIAG_MARK: u16 = 15;
 const INET_DIAG_CGROUP_ID: u16 = 21;
@@ -201,6 +203,66 @@ fn parse(proto: SocketProto, body: &[u8]) -> Option<Socket> {
         }
     }
     Some(socket)
+}
+
+/// A socket that hears whole frames (AF_PACKET).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PacketSocket {
+    /// The interface that it is bound to, or 0 for all.
+    pub interface: u32,
+    /// Inode, or 0 when no process holds it.
+    pub inode: u32,
+}
+
+/// Lists the packet sockets of the calling thread's network namespace. Needs CONFIG_PACKET_DIAG, as distributions have it.
+pub fn packet_sockets() -> Result<Vec<PacketSocket>, SocketsError> {
+    let failed = |source| SocketsError { what: "packet sockets", source };
+    // `struct packet_diag_req`: family, protocol, padding, inode, what to show (1: information), cookie.
+    let mut request = [0; 20];
+    request[0] = nix::libc::AF_PACKET as u8;
+    request[8..12].copy_from_slice(&1_u32.to_ne_bytes());
+    let mut found = Vec::new();
+    let mut netlink = Netlink::open(SockProtocol::NetlinkSockDiag).map_err(failed)?;
+    let each = |_: u16, body: &[u8]| {
+        // `struct packet_diag_msg`: family, type, number, inode, cookie; then PACKET_DIAG_INFO (0), which starts with the interface.
+        let Some(rest) = body.get(16..) else { return };
+        let info = attributes(rest).find(|(kind, value)| *kind == 0 && value.len() >= 4);
+        let interface = info.map_or(0, |(_, value)| u32_of(value));
+        found.push(PacketSocket { interface, inode: u32_of(&body[4..]) });
+    };
+    netlink.dump(Message::new(SOCK_DIAG_BY_FAMILY, 0, &request), each).map_err(failed)?;
+    Ok(found)
+}
+
+/// A unix socket that listens and has a name without a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AbstractListener {
+    /// Without the leading zero byte.
+    pub name: String,
+    /// Inode.
+    pub inode: u32,
+}
+
+/// Lists the listening abstract unix sockets of the calling thread's network namespace. Needs CONFIG_UNIX_DIAG.
+pub fn abstract_listeners() -> Result<Vec<AbstractListener>, SocketsError> {
+    let failed = |source| SocketsError { what: "unix sockets", source };
+    // `struct unix_diag_req`: family, protocol, padding, states, inode, what to show (1: names), cookie.
+    let mut request = [0; 24];
+    request[0] = nix::libc::AF_UNIX as u8;
+    request[4..8].copy_from_slice(&(1_u32 << LISTENING).to_ne_bytes());
+    request[12..16].copy_from_slice(&1_u32.to_ne_bytes());
+    let mut found = Vec::new();
+    let mut netlink = Netlink::open(SockProtocol::NetlinkSockDiag).map_err(failed)?;
+    let each = |_: u16, body: &[u8]| {
+        // `struct unix_diag_msg`: family, type, state, padding, inode, cookie; then UNIX_DIAG_NAME (0).
+        let Some(rest) = body.get(16..) else { return };
+        if let Some((_, [0, name @ ..])) = attributes(rest).find(|(kind, _)| *kind == 0) {
+            let name = String::from_utf8_lossy(name).into_owned();
+            found.push(AbstractListener { name, inode: u32_of(&body[4..]) });
+        }
+    };
+    netlink.dump(Message::new(SOCK_DIAG_BY_FAMILY, 0, &request), each).map_err(failed)?;
+    Ok(found)
 }
 
 /// Which processes hold which sockets, by inode. Reads the whole of `/proc`: ask once and look up.

@@ -3,6 +3,7 @@
 //! Only the shape of the command line; what a verb does is in `commands`.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use palisade_core::finding::Severity;
 use palisade_core::names::ProjectName;
 use palisade_host::layout::Layout;
 use std::path::PathBuf;
@@ -166,6 +167,11 @@ pub(crate) enum Verb {
         #[arg(long = "for", value_name = "SECONDS")]
         seconds: Option<u64>,
     },
+    /// Show what this host exposes, to whom, and what to do about it; with or without a stack
+    ///
+    /// Nothing is changed. What can be reached is found out with real packets in a copy of this host; the exit code is 1
+    /// when something is found that is at least as bad as --fail-on.
+    Audit(AuditArgs),
     /// Prove with real packets that a stack that is up is reachable as its file says, and not otherwise
     Prove {
         /// Text for people, JSON for programs
@@ -189,6 +195,70 @@ pub(crate) enum Verb {
         #[arg(long, default_value = "text")]
         format: Format,
     },
+}
+
+/// Options of `audit`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct AuditArgs {
+    /// Text for people, JSON for programs, SARIF for code scanning, or a to-do list in Markdown
+    #[arg(long, default_value = "text")]
+    pub(crate) format: AuditFormat,
+    /// Exit with 1 when something at least that bad is found
+    #[arg(long, value_name = "HOW BAD", default_value = "error")]
+    pub(crate) fail_on: FailOn,
+    /// Show ports that only this host can reach, too
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Look at the host alone, also where there is a Compose file
+    #[arg(long)]
+    pub(crate) host_only: bool,
+    /// File of findings that are accepted [default: palisade.accept.yaml beside the Compose file, or in /etc/palisade]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) accepted: Option<PathBuf>,
+    /// Write down that this finding is accepted, with --reason; without a subject, whatever it is about
+    #[arg(long, value_name = "ID[=SUBJECT]", requires = "reason")]
+    pub(crate) accept: Option<String>,
+    /// Why it is accepted
+    #[arg(long, value_name = "TEXT", requires = "accept")]
+    pub(crate) reason: Option<String>,
+    /// The last day on which it is
+    #[arg(long, value_name = "YYYY-MM-DD", requires = "accept")]
+    pub(crate) until: Option<String>,
+}
+
+/// How an audit is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AuditFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+    /// For code scanning, version 2.1.0.
+    Sarif,
+    /// A to-do list.
+    Markdown,
+}
+
+/// How bad a finding must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FailOn {
+    /// Errors.
+    Error,
+    /// Warnings and errors.
+    Warning,
+    /// Anything.
+    Note,
+}
+
+impl FailOn {
+    /// The least of what is meant.
+    pub(crate) fn severity(self) -> Severity {
+        match self {
+            FailOn::Error => Severity::Error,
+            FailOn::Warning => Severity::Warning,
+            FailOn::Note => Severity::Note,
+        }
+    }
 }
 
 /// Options of `exec`.

@@ -30,6 +30,8 @@ pub(crate) struct Loaded {
     pub(crate) stack: Stack,
     /// Risks that are accepted in the file.
     pub(crate) accepted: Vec<Accepted>,
+    /// The folder that relative paths start from.
+    pub(crate) folder: PathBuf,
     diagnostics: Vec<Diagnostic>,
     risks: Vec<Diagnostic>,
     sources: SourceMap,
@@ -100,8 +102,10 @@ impl Unusable {
 
 /// Reads the stack that is meant.
 pub(crate) fn load(args: &StackArgs) -> Result<Loaded, Unusable> {
-    let (loaded, warnings) = with_inputs(args, compose::load)?;
+    let read = |inputs: &LoadInputs<'_>| Ok((compose::load(inputs)?, inputs.project_dir.to_owned()));
+    let ((loaded, folder), warnings) = with_inputs(args, read)?;
     Ok(Loaded {
+        folder,
         stack: loaded.stack,
         diagnostics: warnings.into_iter().chain(loaded.diagnostics).collect(),
         risks: loaded.risks,
@@ -213,7 +217,7 @@ impl Files for Disk {
     }
 }
 
-fn style() -> Style {
+pub(crate) fn style() -> Style {
     let color = io::stderr().is_terminal() && wants_color();
     Style { color, width: 120 }
 }

@@ -367,6 +367,23 @@ fn cgroup_owners(layout: &Layout) -> HashMap<u64, SocketOwner> {
     owners
 }
 
+/// Names of all instances of the realm, `stack/service.1`, by the ids of their cgroups and of those below.
+pub(crate) fn instance_names(layout: &Layout) -> HashMap<u64, String> {
+    let named = cgroup_owners(layout).into_iter().filter_map(|(cgroup, owner)| match owner {
+        SocketOwner::Instance(id) => Some((cgroup, format!("{}/{id}", layout.project))),
+        SocketOwner::OtherStack(name) => Some((cgroup, name)),
+        SocketOwner::Process { .. } | SocketOwner::Replaced(_) | SocketOwner::Unknown => None,
+    });
+    named.collect()
+}
+
+/// Where the things of each stack of the realm are, as far as one is up.
+pub(crate) fn stacks_of(layout: &Layout) -> Vec<Layout> {
+    let run = layout.realm_run();
+    let names = folders(&run).filter_map(|name| ProjectName::parse(&name).ok());
+    names.map(|project| Layout { project, ..layout.clone() }).collect()
+}
+
 /// Ids of an instance's cgroup and of those below it.
 pub(crate) fn cgroups_of(layout: &Layout, id: &InstanceId) -> HashSet<u64> {
     let Ok(cgroup) = Cgroup::of_instance(layout, id) else { return HashSet::new() };

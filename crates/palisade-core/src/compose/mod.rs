@@ -39,12 +39,12 @@ mod service;
 mod settings;
 mod settle;
 mod shaped;
-mod suggest;
+pub(crate) mod suggest;
 mod top;
 mod units;
 mod validate;
 mod words;
-mod yaml;
+pub(crate) mod yaml;
 
 pub use file::{
     Absent, ComposeFile, FileAllow, FileDependency, FileEgress, FileGrant, FileLink, FileNetwork, FileProvided,

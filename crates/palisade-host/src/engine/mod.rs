@@ -9,6 +9,7 @@ mod body;
 mod change;
 mod container;
 mod fetch;
+mod inspect;
 mod look;
 
 use std::future::Future;
@@ -21,6 +22,7 @@ pub(crate) use attach::attach;
 pub use change::{create_volume, remove_foreign, remove_volume, start_foreign, stop_foreign};
 pub(crate) use container::{Started, end, exec, follow, start, take_away};
 pub use fetch::{FetchError, fetch};
+pub(crate) use inspect::InspectedContainer;
 pub use look::look;
 
 /// The engine answers within this time, or counts as away. Starting a container on a busy disk takes seconds.

@@ -4,7 +4,6 @@
 //! Which of them should be reachable, and who listens there, is for others to say. The copy lives in namespaces
 //! without a name, so that the kernel clears it away even when we are killed.
 
-mod ports;
 mod recorder;
 mod ruleset;
 
@@ -20,7 +19,7 @@ use crate::link::{self, InterfaceAddresses, LinkError, VethEnd};
 use crate::netns::{Netns, NetnsError};
 use crate::nft::{self, ToolError};
 use crate::packets::{self, Sender, Template};
-pub use ports::PortSet;
+pub use palisade_core::port_set::PortSet;
 pub use ruleset::{Unknown, Why};
 
 /// The outside end of the twin's wire.

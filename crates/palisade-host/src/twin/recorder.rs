@@ -6,8 +6,8 @@ use std::io;
 
 use palisade_core::stack::Proto;
 
-use super::ports::PortSet;
 use crate::netlink::{Message, Netlink, attributes, text_of};
+use palisade_core::port_set::PortSet;
 
 const TABLE: &str = "palisade_recorder";
 /// NFNL_SUBSYS_NFTABLES.

@@ -2,6 +2,7 @@
 //!
 //! A verb reads the host, asks the core what to do or say, and prints; it decides nothing that the core could.
 
+pub(crate) mod audit;
 pub(crate) mod check;
 pub(crate) mod config;
 pub(crate) mod down;
@@ -55,6 +56,7 @@ pub(crate) fn run(cli: Cli) -> Result<Answer, Failure> {
         Verb::Ps { format } => ps::run(&cli.stack, format),
         Verb::Logs { services, follow, tail } => logs::run(&cli.stack, &services, follow, tail),
         Verb::Learn { seconds } => learn::run(&cli.stack, seconds),
+        Verb::Audit(args) => audit::run(&cli.stack, &args),
         Verb::Prove { format } => prove::run(&cli.stack, format),
         Verb::Rehearse { file, format } => {
             let mut stack = cli.stack;

@@ -2,6 +2,7 @@
 
 mod agent;
 mod attacks;
+mod audit;
 mod bad_days;
 mod compared;
 mod config;

@@ -163,6 +163,11 @@ impl Hits {
     }
 }
 
+/// A password that is tried first, whatever stands beside it.
+pub(crate) fn is_weak_password(password: &str) -> bool {
+    passwords::weakness(password, &[]).is_some()
+}
+
 /// Looks at the whole file.
 pub(crate) fn examine(sight: Sight<'_>) -> Risks {
     let mut hits = Hits::default();

@@ -1,0 +1,173 @@
+//! Audits: what is reachable is told with evidence, what isn't is not, with a stack and without.
+
+use std::net::{TcpListener, UdpSocket};
+use std::process::{Command, Stdio};
+
+use palisade_host::link;
+use serde_json::Value;
+
+use crate::need_root;
+use crate::scratch::Host;
+
+/// Loads rules on the scratch host.
+fn nft(rules: &str) {
+    let mut child = Command::new("timeout").args(["20", "nft", "-f", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), rules.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success(), "{rules}");
+}
+
+fn audit(host: &Host, more: &[&str]) -> Value {
+    let ran = host.palisade(&[&["audit", "--host-only", "--format", "json"], more].concat());
+    assert!(matches!(ran.code, Some(0 | 1)), "{ran:?}");
+    serde_json::from_str(&ran.out).unwrap_or_else(|error| panic!("{error}: {ran:?}"))
+}
+
+/// `id subject` of what was found about the network; other findings are about the machine that the tests run on.
+fn found(report: &Value) -> Vec<String> {
+    let of_the_network = ["firewall-open", "exposed", "port-", "door-", "ipv6-", "only-firewall", "loopback-address"];
+    let all = report["findings"].as_array().unwrap().iter();
+    let text = all.map(|it| format!("{} {}", it["id"].as_str().unwrap(), it["subject"].as_str().unwrap()));
+    text.filter(|text| of_the_network.iter().any(|part| text.contains(part))).collect()
+}
+
+#[test]
+fn what_strangers_reach_is_told_and_what_they_do_not_is_not() {
+    need_root!("audit::what_strangers_reach_is_told_and_what_they_do_not_is_not");
+    let host = Host::of("nothing");
+    link::add_address("eth0", "2001:db8::1".parse().unwrap(), 64).unwrap();
+    let _tcp = ["0.0.0.0:5432", "127.0.0.1:6379", "[::]:11434", "203.0.113.1:49913", "0.0.0.0:8080"]
+        .map(|at| TcpListener::bind(at).unwrap());
+    let _dns = UdpSocket::bind("0.0.0.0:53").unwrap();
+
+    // Without any firewall, everything that isn't bound to loopback is reached.
+    let open = audit(&host, &[]);
+    assert_eq!(
+        found(&open),
+        [
+            "firewall-open IPv4 by eth0",
+            "firewall-open IPv6 by eth0",
+            "internal-exposed 11434/tcp",
+            "internal-exposed 5432/tcp",
+            "dns-exposed 53/udp",
+            "port-unknown 49913/tcp",
+            "port-unknown 8080/tcp",
+        ]
+    );
+
+    // With one that only thought of IPv4.
+    nft("table ip t {
+           chain input {
+             type filter hook input priority 0; policy drop;
+             tcp dport { 8080, 9090 } accept
+           }
+         }");
+    let half = audit(&host, &[]);
+    assert_eq!(
+        found(&half),
+        [
+            "firewall-open IPv6 by eth0",
+            "internal-exposed 11434/tcp",
+            "port-unknown 8080/tcp",
+            "door-without-listener 9090/tcp over IPv4 by eth0",
+            "ipv6-wider eth0",
+            "only-firewall 5432/tcp",
+        ]
+    );
+}
+
+#[test]
+fn a_stack_is_held_to_what_it_declares() {
+    need_root!("audit::a_stack_is_held_to_what_it_declares");
+    let host = Host::new();
+    let file = |firewall: &str| {
+        format!(
+            r#"
+name: shop
+services:
+  web:
+    ports: ["8080:80", "127.0.0.1:9000:9000"]
+    expose: ["5432"]
+    x-palisade:
+      process:
+        command:
+          - python3
+          - -uc
+          - |
+            import socket, time
+            all = [socket.create_server(("0.0.0.0", port)) for port in (80, 5432, 9000)]
+            time.sleep(1000)
+    stop_grace_period: 0s
+x-palisade:
+  firewall: {{{firewall}}}
+"#
+        )
+    };
+    let audited = |more: &[&str]| {
+        let ran = host.palisade(&[&["audit", "--format", "json"], more].concat());
+        let report: Value = serde_json::from_str(&ran.out).unwrap_or_else(|error| panic!("{error}: {ran:?}"));
+        (ran.code, report)
+    };
+    host.write(&file("allow: [22]"));
+    host.up();
+    let (_, report) = audited(&[]);
+    assert_eq!(found(&report), [""; 0]);
+    let rows: Vec<_> = report["ports"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| {
+            let reached = row["reached_from"].as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
+            format!("{}/{} {}: {reached}", row["port"], row["proto"].as_str().unwrap(), row["who"].as_str().unwrap())
+        })
+        .collect();
+    assert_eq!(
+        rows,
+        [
+            "80/tcp service shop/web.1: ",
+            "5432/tcp service shop/web.1: ",
+            "8080/tcp service shop/web: the internet",
+            "9000/tcp service shop/web: ",
+            "9000/tcp service shop/web.1: ",
+        ]
+    );
+
+    // The firewall isn't Palisade's business, and somebody else's lets in what nobody declared.
+    host.write(&file("backend: none"));
+    host.up();
+    nft("table inet t {
+           chain input {
+             type filter hook input priority 0; policy drop;
+             tcp dport { 8080, 7777, 6000 } accept
+           }
+         }");
+    let _undeclared = TcpListener::bind("0.0.0.0:7777").unwrap();
+    let (code, report) = audited(&[]);
+    assert_eq!(code, Some(1));
+    let wrong = ["port-undeclared 7777/tcp", "door-without-listener 6000/tcp over IPv4 by eth0"];
+    assert_eq!(found(&report), wrong);
+
+    // Looked at and lived with, until a day that has not come.
+    let accept = |what: &str, until: &str| {
+        host.palisade(&["audit", "--accept", what, "--reason", "a test: \"its\" own", "--until", until]).expect(0);
+    };
+    accept("port-undeclared=7777/tcp", "9999-12-31");
+    accept("door-without-listener", "2026-01-01");
+    let (_, report) = audited(&["--fail-on", "note"]);
+    assert_eq!(found(&report), wrong[1..]);
+    let told = report.to_string();
+    assert!(told.contains("acceptance-expired") && told.contains("was accepted until 2026-01-01"), "{told}");
+    assert_eq!(report["accepted"][0]["reason"], "a test: \"its\" own");
+    let text = host.palisade(&["audit"]).out;
+    assert!(text.contains("port-undeclared 7777/tcp: a test: \"its\" own, until 9999-12-31"), "{text}");
+
+    let wrong = host.palisade(&["audit", "--accept", "port-undeclared=1/tcp", "--reason", " "]).expect(2);
+    assert!(wrong.err.contains("needs `--reason`"), "{wrong:?}");
+    std::fs::write(host.folder.join("palisade.accept.yaml"), "accept:\n  - {id: port-undeclard, reason: x}\n").unwrap();
+    let wrong = host.palisade(&["audit"]).expect(2);
+    assert!(
+        wrong.err.contains("palisade.accept.yaml:2:10") && wrong.err.contains("did you mean `port-undeclared`?"),
+        "{wrong:?}"
+    );
+    nft("delete table inet t");
+    host.down();
+}
