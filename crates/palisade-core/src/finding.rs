@@ -30,6 +30,9 @@ pub struct Finding {
     pub subject: String,
     /// What is wrong, in one sentence.
     pub message: String,
+    /// Why it matters, where that isn't plain from what is wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<&'static str>,
     /// What was seen.
     pub evidence: Vec<String>,
     /// What to do, if there is something to do.
@@ -53,6 +56,7 @@ impl Finding {
             severity,
             subject: subject.to_string(),
             message: message.into(),
+            why: None,
             evidence: Vec::new(),
             remedy: None,
             place: None,
@@ -85,6 +89,9 @@ impl fmt::Display for Finding {
         write!(f, "{severity}[{}]: {}: {}", self.id, self.subject, self.message)?;
         if let Some(place) = &self.place {
             write!(f, "\n  --> {place}")?;
+        }
+        if let Some(why) = self.why {
+            write!(f, "\n  why: {why}")?;
         }
         for evidence in &self.evidence {
             write!(f, "\n  seen: {evidence}")?;

@@ -10,6 +10,7 @@ use palisade_core::compose::canonical::{self, Value, View};
 use palisade_core::compose::risk::Accepted;
 use palisade_core::compose::{self, FILE_BYTES_MAX, Files, InputFile, LoadInputs, ReadError, Rejected};
 use palisade_core::diagnostic::{Diagnostic, Severity, SourceMap, Style, render_all};
+use palisade_core::finding::Finding;
 use palisade_core::names::ProjectName;
 use palisade_core::stack::Stack;
 use serde_json::json;
@@ -63,6 +64,17 @@ impl Loaded {
     /// How many there are that nobody accepted.
     pub(crate) fn count(&self, severity: Severity) -> usize {
         self.diagnostics.iter().chain(&self.risks).filter(|diagnostic| diagnostic.severity == severity).count()
+    }
+    /// Risks that nobody accepted, as findings: about the file, at their lines.
+    pub(crate) fn risk_findings(&self) -> Vec<Finding> {
+        let each = self.risks.iter().map(|risk| {
+            let place = risk.primary.as_ref().map(|label| self.sources.place(label.span));
+            let subject = place.as_ref().map_or_else(|| self.stack.project.to_string(), |place| place.file.to_string());
+            let hints = risk.hints.iter().map(String::as_str).chain(["or accept it: x-palisade.allow"]);
+            let finding = Finding::warning(risk.id, subject, risk.message.as_str());
+            Finding { why: risk.why, place, ..finding.remedy(hints.collect::<Vec<_>>().join("; ")) }
+        });
+        each.collect()
     }
     /// Everything that is said about the files, for programs.
     pub(crate) fn diagnostics_json(&self) -> serde_json::Value {

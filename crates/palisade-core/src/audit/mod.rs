@@ -71,7 +71,7 @@ pub fn audit(facts: &Facts, declared: Option<&Declared>) -> Audit {
 
 /// The worst first; otherwise in the order of the table, and of subjects.
 pub fn sort(findings: &mut [Finding]) {
-    let order = |finding: &Finding| rules::RULES.iter().position(|rule| rule.id == finding.id);
+    let order = |finding: &Finding| rules::RULES.iter().position(|rule| rule.id == finding.id).unwrap_or(usize::MAX);
     findings.sort_by(|a, b| {
         let severity = |finding: &Finding| std::cmp::Reverse(finding.severity);
         (severity(a), order(a), &a.subject).cmp(&(severity(b), order(b), &b.subject))

@@ -41,7 +41,7 @@ pub enum Needs {
 impl Rule {
     /// A finding of this rule, as bad as it gets.
     pub(super) fn hit(&'static self, subject: impl fmt::Display, message: impl Into<String>) -> Finding {
-        Finding { severity: self.severity, ..Finding::error(self.id, subject, message) }
+        Finding { severity: self.severity, why: Some(self.why), ..Finding::error(self.id, subject, message) }
     }
 }
 

@@ -11,7 +11,9 @@ mod settings;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
-use palisade_core::audit::facts::{AbstractSocket, Doors, Facts, Listener, Owner, RawSocket, World, WorldKind};
+use palisade_core::audit::facts::{
+    AbstractSocket, Doors, Facts, FirewallService, Listener, Owner, RawSocket, World, WorldKind,
+};
 use palisade_core::stack::Proto;
 
 use crate::link::{self, InterfaceAddresses};
@@ -26,6 +28,8 @@ const TARGETS_MAX: usize = 8;
 pub struct Request<'a> {
     /// Our own table of the firewall: its rules need no remarks.
     pub own_table: &'a str,
+    /// That table is in force.
+    pub own_firewall: bool,
     /// The engine's address, from DOCKER_HOST.
     pub docker_host: Option<&'a str>,
     /// Names of Palisade's instances, `stack/service.1`, by the ids of their cgroups.
@@ -101,6 +105,10 @@ pub fn survey(request: Request<'_>) -> Result<Facts, SurveyError> {
     facts.sshd = settings::sshd(&mut facts.unknown);
     facts.reboot = settings::reboot();
     facts.firewalls = firewalls::read();
+    if request.own_firewall {
+        let own = FirewallService { name: "palisade".into(), active: true, at_boot: None, differences: Vec::new() };
+        facts.firewalls.push(own);
+    }
     facts.postgres = postgres::read(&facts.listeners, &mut owners, &mut facts.unknown);
     facts.unknown.sort();
     facts.unknown.dedup();

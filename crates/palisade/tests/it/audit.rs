@@ -1,6 +1,7 @@
 //! Audits: what is reachable is told with evidence, what isn't is not, with a stack and without.
 
 use std::net::{TcpListener, UdpSocket};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use palisade_host::link;
@@ -8,6 +9,7 @@ use serde_json::Value;
 
 use crate::need_root;
 use crate::scratch::Host;
+use crate::support::skipped;
 
 /// Loads rules on the scratch host.
 fn nft(rules: &str) {
@@ -73,6 +75,36 @@ fn what_strangers_reach_is_told_and_what_they_do_not_is_not() {
             "only-firewall 5432/tcp",
         ]
     );
+}
+
+const SCHEMA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/sarif-2.1.0.json");
+
+#[test]
+fn sarif_is_valid_by_its_schema() {
+    need_root!("audit::sarif_is_valid_by_its_schema");
+    if !Path::new(SCHEMA).exists() {
+        return skipped(
+            "audit::sarif_is_valid_by_its_schema",
+            "target/sarif-2.1.0.json isn't there; scripts/install-deps fetches it with npm",
+        );
+    }
+    let host = Host::new();
+    host.write("name: shop\nservices:\n  web: {image: \"nginx:latest\"}\n");
+    let _tcp = TcpListener::bind("0.0.0.0:5432").unwrap();
+    host.palisade(&["audit", "--accept", "firewall-open", "--reason", "a scratch host"]).expect(0);
+    let ran = host.palisade(&["audit", "--format", "sarif"]).expect(1);
+    let report: Value = serde_json::from_str(&ran.out).unwrap();
+    let results = report["runs"][0]["results"].as_array().unwrap();
+    let of =
+        |id: &str| results.iter().find(|result| result["ruleId"] == id).unwrap_or_else(|| panic!("{id}: {report}"));
+    assert_eq!(of("firewall-open")["suppressions"][0]["justification"], "a scratch host");
+    assert_eq!(of("latest-tag")["locations"][0]["physicalLocation"]["artifactLocation"]["uri"], "compose.yaml");
+    let written = host.folder.join("audit.sarif");
+    std::fs::write(&written, &ran.out).unwrap();
+    let validator =
+        "import json, sys, jsonschema; jsonschema.validate(*(json.load(open(path)) for path in sys.argv[1:]))";
+    let checked = Command::new("/usr/bin/python3").args(["-c", validator]).arg(&written).arg(SCHEMA).output().unwrap();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
 }
 
 #[test]

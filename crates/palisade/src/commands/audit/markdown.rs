@@ -3,7 +3,7 @@
 use palisade_core::audit::rules::RULES;
 use palisade_core::finding::{Finding, Severity};
 
-use super::{Report, why};
+use super::Report;
 
 pub(super) fn lay_out(report: &Report) -> String {
     let stack = report.stack.as_ref().map(|stack| format!(", stack {}", plain(stack.as_str()))).unwrap_or_default();
@@ -68,7 +68,8 @@ fn to_do(finding: &Finding) -> String {
         finding.id,
         plain(&finding.subject)
     );
-    text += &format!("  - why: {}\n", plain(why(finding)));
+    finding.why.iter().for_each(|why| text += &format!("  - why: {}\n", plain(why)));
+    finding.place.iter().for_each(|place| text += &format!("  - at: {}\n", plain(&place.to_string())));
     finding.evidence.iter().for_each(|seen| text += &format!("  - seen: {}\n", plain(seen)));
     finding.remedy.iter().for_each(|remedy| text += &format!("  - do: {}\n", remedy.replace('\n', " ")));
     text

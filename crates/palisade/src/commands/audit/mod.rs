@@ -17,9 +17,12 @@ use palisade_core::audit::rules::{self, Needs, Rule};
 use palisade_core::audit::{Audit, Declared, at_least, audit};
 use palisade_core::diagnostic::render_all;
 use palisade_core::finding::{Finding, Severity};
+use palisade_core::firewall::FirewallRules;
 use palisade_core::names::ProjectName;
+use palisade_core::policy::Mode;
 use palisade_core::prove::open_doors;
 use palisade_core::stack::{Proto, Stack};
+use palisade_core::verify::verify;
 use palisade_host::firewall::Firewall;
 use palisade_host::layout::Layout;
 use palisade_host::sockets;
@@ -74,8 +77,7 @@ pub(crate) fn run(args: &StackArgs, options: &AuditArgs) -> Result<Answer, Failu
     let began = Instant::now();
     let loaded = loaded(args, options)?;
     let place = acceptance_file(options, loaded.as_ref());
-    let stack = loaded.map(|loaded| loaded.stack);
-    let project = stack.as_ref().map(|stack| stack.project.clone());
+    let project = loaded.as_ref().map(|loaded| loaded.stack.project.clone());
     if let Some(id) = &options.accept {
         return accept(&place, id, options);
     }
@@ -83,9 +85,16 @@ pub(crate) fn run(args: &StackArgs, options: &AuditArgs) -> Result<Answer, Failu
     // Whose name stands for the realm doesn't matter when there is no stack.
     let nobody = ProjectName::parse("audit").map_err(|error| Failure::new("can't name an audit", error))?;
     let layout = args.layout(project.clone().unwrap_or(nobody));
-    let facts = look(&layout)?;
-    let declared = declared(&layout, stack.as_ref())?;
+    let firewall = Firewall::new(&layout.realm);
+    let current = firewall.current().map_err(|error| Failure::new("can't read Palisade's firewall table", error))?;
+    let facts = look(&layout, &firewall, current.is_some())?;
+    let stacks = current.into_iter().flat_map(|current| current.stacks);
+    let declared = declared(loaded.as_ref().map(|loaded| &loaded.stack), stacks)?;
     let mut audit = audit(&facts, declared.as_ref());
+    if let Some(loaded) = &loaded {
+        audit.findings.extend(promises(&layout, loaded)?);
+        palisade_core::audit::sort(&mut audit.findings);
+    }
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let accepted = accepted::apply(&acceptances, &mut audit.findings, Date::of_unix_s(seconds));
     let report = Report { stack: project, facts, audit, accepted, took: began.elapsed() };
@@ -117,13 +126,13 @@ fn loaded(args: &StackArgs, options: &AuditArgs) -> Result<Option<Loaded>, Failu
     }
 }
 
-fn look(layout: &Layout) -> Result<Facts, Failure> {
-    let firewall = Firewall::new(&layout.realm);
+fn look(layout: &Layout, firewall: &Firewall, own_firewall: bool) -> Result<Facts, Failure> {
     let instances = observe::instance_names(layout);
     let external = proof::external_interfaces()?;
     let docker_host = std::env::var("DOCKER_HOST").ok();
     let request = Request {
         own_table: firewall.table(),
+        own_firewall,
         docker_host: docker_host.as_deref(),
         instances: &instances,
         led: led(layout),
@@ -153,21 +162,32 @@ fn led(layout: &Layout) -> Vec<Listener> {
 }
 
 /// What this stack and all others of the host say; `None` when there is neither.
-fn declared(layout: &Layout, stack: Option<&Stack>) -> Result<Option<Declared>, Failure> {
+fn declared(
+    stack: Option<&Stack>,
+    stacks: impl Iterator<Item = (String, FirewallRules)>,
+) -> Result<Option<Declared>, Failure> {
     let ssh = std::env::var("SSH_CONNECTION").ok();
     let ssh_ports =
         sockets::ssh_ports(ssh.as_deref()).map_err(|error| Failure::new("can't find sshd's ports", error))?;
-    let current = Firewall::new(&layout.realm)
-        .current()
-        .map_err(|error| Failure::new("can't read Palisade's firewall table", error))?;
-    let others = current.into_iter().flat_map(|current| current.stacks);
     let own = stack.map(|stack| (stack.project.as_str(), Declared::by(stack, &ssh_ports)));
     let (name, mut declared) = own.unzip();
-    for (other, rules) in others.filter(|(other, _)| Some(other.as_str()) != name) {
+    for (other, rules) in stacks.filter(|(other, _)| Some(other.as_str()) != name) {
         let doors = open_doors(Some(&rules)).unwrap_or_default();
         declared = Some(declared.unwrap_or_default().and(&other, doors));
     }
     Ok(declared)
+}
+
+/// What the stack promises and isn't so, and what its file risks.
+fn promises(layout: &Layout, loaded: &Loaded) -> Result<Vec<Finding>, Failure> {
+    let mut findings = loaded.risk_findings();
+    let host = observe::observe_for(layout, &loaded.stack);
+    // A stack that isn't up breaks no promise.
+    if host.agent.is_some() || !host.instances.is_empty() {
+        let (stack, compiled) = super::compiled(layout, &loaded.stack, &host, Mode::Enforce)?;
+        findings.extend(verify(&stack, &compiled, &host));
+    }
+    Ok(findings)
 }
 
 /// Beside the Compose file, or one for the whole host.
@@ -238,20 +258,7 @@ fn accept(path: &Path, what: &str, options: &AuditArgs) -> Result<Answer, Failur
     Ok(Answer::Yes)
 }
 
-/// Why a finding matters.
-fn why(finding: &Finding) -> &'static str {
-    rules::rule(finding.id).map_or("", |rule| rule.why)
-}
-
 fn to_json(report: &Report) -> serde_json::Value {
-    let finding = |finding: &Finding| {
-        let mut value = serde_json::to_value(finding).unwrap_or_default();
-        value["why"] = why(finding).into();
-        value
-    };
-    let accepted = report.accepted.iter().map(
-        |accepted| json!({ "finding": finding(&accepted.finding), "reason": accepted.reason, "until": accepted.until }),
-    );
     json!({
         "version": 1,
         "host": report.facts.host,
@@ -261,8 +268,8 @@ fn to_json(report: &Report) -> serde_json::Value {
         "packets": report.packets(),
         "worlds": report.facts.worlds,
         "ports": report.audit.ports,
-        "findings": report.audit.findings.iter().map(finding).collect::<Vec<_>>(),
-        "accepted": accepted.collect::<Vec<_>>(),
+        "findings": report.audit.findings,
+        "accepted": report.accepted,
         "unknown": report.facts.unknown,
         "counts": {
             "errors": report.count(Severity::Error),

@@ -4,7 +4,7 @@ use palisade_core::audit::rules::RULES;
 use palisade_core::finding::{Finding, Severity};
 use serde_json::{Value, json};
 
-use super::{Report, why};
+use super::Report;
 
 pub(super) fn lay_out(report: &Report) -> Value {
     let rules = RULES.iter().map(|rule| {
@@ -49,22 +49,36 @@ fn level(severity: Severity) -> &'static str {
 }
 
 fn result(report: &Report, finding: &Finding) -> Value {
-    let mut message = format!("{}. {}", finding.message, why(finding));
+    let mut message = format!("{}.", finding.message);
+    if let Some(why) = finding.why {
+        message.push_str(&format!(" {}.", why.trim_end_matches('.')));
+    }
     if let Some(remedy) = &finding.remedy {
         message.push_str(&format!(" To do: {remedy}"));
     }
-    json!({
+    let mut location = json!({ "logicalLocations": [{
+        "name": finding.subject,
+        "fullyQualifiedName": format!("{}/{}", report.facts.host, finding.subject),
+        "kind": "resource",
+    }] });
+    if let Some(place) = &finding.place {
+        location["physicalLocation"] = json!({
+            "artifactLocation": { "uri": &*place.file },
+            "region": { "startLine": place.line, "startColumn": place.column },
+        });
+    }
+    let mut result = json!({
         "ruleId": finding.id,
-        "ruleIndex": RULES.iter().position(|rule| rule.id == finding.id),
         "level": level(finding.severity),
         "message": { "text": message },
-        "locations": [{ "logicalLocations": [{
-            "name": finding.subject,
-            "fullyQualifiedName": format!("{}/{}", report.facts.host, finding.subject),
-            "kind": "resource",
-        }] }],
+        "locations": [location],
         // The same finding of tomorrow is the same alert.
         "partialFingerprints": { "palisade/v1": format!("{}:{}:{}", report.facts.host, finding.id, finding.subject) },
         "properties": { "evidence": finding.evidence },
-    })
+    });
+    // What the stack's own checks find has no entry among the rules.
+    if let Some(index) = RULES.iter().position(|rule| rule.id == finding.id) {
+        result["ruleIndex"] = index.into();
+    }
+    result
 }

@@ -4,7 +4,7 @@ use palisade_core::audit::Row;
 use palisade_core::finding::Severity;
 use palisade_core::prove::Family;
 
-use super::{Report, why};
+use super::Report;
 use crate::load::counted;
 
 /// The table of ports, then what is wrong. `all`: also ports that only this host reaches.
@@ -28,17 +28,7 @@ pub(super) fn lay_out(report: &Report, all: bool) -> String {
     } else if !local.is_empty() {
         text += &format!("\n{} for this host only (--all shows them)\n", counted(local.len(), "more port"));
     }
-    for finding in &report.audit.findings {
-        let (head, rest) = {
-            let whole = finding.to_string();
-            let (head, rest) = whole.split_once('\n').unwrap_or((&whole, ""));
-            (head.to_owned(), rest.to_owned())
-        };
-        text += &format!("\n{head}\n  why: {}\n", why(finding));
-        if !rest.is_empty() {
-            text += &format!("{rest}\n");
-        }
-    }
+    report.audit.findings.iter().for_each(|finding| text += &format!("\n{finding}\n"));
     if !report.accepted.is_empty() {
         text += "\nAccepted:\n";
         for accepted in &report.accepted {
