@@ -215,6 +215,12 @@ pub(crate) struct AuditArgs {
     /// File of findings that are accepted [default: palisade.accept.yaml beside the Compose file, or in /etc/palisade]
     #[arg(long, value_name = "FILE")]
     pub(crate) accepted: Option<PathBuf>,
+    /// Mend what can be mended without harm (settings of the kernel): shown, asked, done, and looked at again
+    #[arg(long, conflicts_with = "accept")]
+    pub(crate) fix: bool,
+    /// Don't ask before mending
+    #[arg(long, requires = "fix")]
+    pub(crate) yes: bool,
     /// Write down that this finding is accepted, with --reason; without a subject, whatever it is about
     #[arg(long, value_name = "ID[=SUBJECT]", requires = "reason")]
     pub(crate) accept: Option<String>,

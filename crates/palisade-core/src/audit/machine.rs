@@ -25,14 +25,11 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-/// The value of `net.ipv4.conf.IF.KEY` in force: for most keys the larger one of `all` and the interface's own.
-/// Source: Documentation/networking/ip-sysctl.rst.
+/// The value of `net.ipv4.conf.IF.KEY` in force: for these keys the larger one of `all` and the interface's own, if
+/// the host doesn't forward. Source: Documentation/networking/ip-sysctl.rst.
 fn of_interface(facts: &Facts, interface: &str, key: &str) -> Option<u32> {
     let read = |of: &str| facts.settings.get(&format!("net.ipv4.conf.{of}.{key}"))?.parse::<u32>().ok();
-    match (read("all"), read(interface)) {
-        (all, own) if key == "route_localnet" || key == "rp_filter" => all.max(own),
-        (all, own) => own.or(all),
-    }
+    read("all").max(read(interface))
 }
 
 fn sysctl(key: &str, value: u32) -> String {

@@ -4,7 +4,6 @@ use palisade_core::apply::apply;
 use palisade_core::lint::lint;
 use palisade_core::plan::plan_down;
 use palisade_host::layout::Layout;
-use std::io::{self, BufRead, IsTerminal, Write};
 
 use crate::cli::StackArgs;
 use crate::exit::{Answer, Failure};
@@ -60,12 +59,6 @@ pub(crate) fn take_down(
     Ok(Answer::Yes)
 }
 
-/// Asks on a terminal. Elsewhere nobody is there to answer.
 fn confirmed(doomed: &[String]) -> bool {
-    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
-        return false;
-    }
-    eprint!("{}. This can't be undone. Type yes: ", doomed.join(", "));
-    let mut answer = String::new();
-    io::stderr().flush().is_ok() && io::stdin().lock().read_line(&mut answer).is_ok() && answer.trim() == "yes"
+    super::says_yes(&format!("{}. This can't be undone. Type yes: ", doomed.join(", ")))
 }

@@ -32,6 +32,7 @@ use palisade_host::cgroup::{self, Mounts};
 use palisade_host::layout::Layout;
 use palisade_host::volumes;
 use std::collections::BTreeSet;
+use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 
 use crate::cli::{Cli, Verb};
@@ -104,6 +105,16 @@ pub(crate) fn compiled(
     };
     let compiled = compile_standing(&stack, host, surroundings).map_err(|findings| refused(&findings))?;
     Ok((stack, compiled))
+}
+
+/// Asks on a terminal. Elsewhere nobody is there to answer.
+pub(crate) fn says_yes(question: &str) -> bool {
+    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        return false;
+    }
+    eprint!("{question}");
+    let mut answer = String::new();
+    io::stderr().flush().is_ok() && io::stdin().lock().read_line(&mut answer).is_ok() && answer.trim() == "yes"
 }
 
 /// Rows of cells as a table; the last column isn't filled up.

@@ -1,7 +1,5 @@
 //! `rollback`: brings an earlier generation back whole: stack, environment, policy and the images that ran then.
 
-use std::io::{self, BufRead, IsTerminal, Write};
-
 use palisade_core::action::Fetch;
 use palisade_core::generation::{Changes, Generation, Origin};
 use palisade_core::image::{self, FetchWishes, PullPolicy, image_name};
@@ -105,12 +103,6 @@ fn show(layout: &Layout, known: &[u64], generation: &Generation, goal: &Goal<'_>
     Ok(())
 }
 
-/// Asks on a terminal. Elsewhere nobody is there to answer.
 fn confirmed(number: u64) -> bool {
-    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
-        return false;
-    }
-    eprint!("Go back to generation {number}? Type yes: ");
-    let mut answer = String::new();
-    io::stderr().flush().is_ok() && io::stdin().lock().read_line(&mut answer).is_ok() && answer.trim() == "yes"
+    super::says_yes(&format!("Go back to generation {number}? Type yes: "))
 }

@@ -8,7 +8,7 @@ use palisade_host::link;
 use serde_json::Value;
 
 use crate::need_root;
-use crate::scratch::Host;
+use crate::scratch::{Host, patiently};
 use crate::support::skipped;
 
 /// Loads rules on the scratch host.
@@ -202,4 +202,104 @@ x-palisade:
     );
     nft("delete table inet t");
     host.down();
+}
+
+#[test]
+fn what_can_be_mended_is_shown_asked_done_and_taken_back() {
+    need_root!("audit::what_can_be_mended_is_shown_asked_done_and_taken_back");
+    if std::fs::read_to_string("/proc/sys/kernel/unprivileged_bpf_disabled").is_ok_and(|value| value.trim() == "0") {
+        let why = "kernel.unprivileged_bpf_disabled is off, and mending would change this machine";
+        return skipped("audit::what_can_be_mended_is_shown_asked_done_and_taken_back", why);
+    }
+    let host = Host::of("nothing");
+    let path = |key: &str| format!("/proc/sys/net/ipv4/conf/eth0/{key}");
+    let value = |key: &str| std::fs::read_to_string(path(key)).unwrap().trim().to_owned();
+    std::fs::write(path("route_localnet"), "1").unwrap();
+    // The folder of settings is the machine's: it gets one of its own, in a mount namespace.
+    let settings = |prepare: &str, arguments: &[&str]| {
+        let script =
+            format!("mount -t tmpfs none /etc/sysctl.d; {prepare}; \"$@\"; code=$?; cat /etc/sysctl.d/*; exit $code");
+        let wrapper = ["unshare", "--mount", "sh", "-c", &script, "sh"];
+        let command = host.wrapped(&wrapper, Path::new(crate::support::PALISADE), arguments);
+        crate::scratch::Running::start(command).end(crate::scratch::PATIENCE)
+    };
+    let fix = ["audit", "--host-only", "--fix", "--format", "json"];
+    let refused = settings(":", &fix).expect(2);
+    assert!(refused.err.contains("set net/ipv4/conf/eth0/route_localnet to 0 (kernel-route-localnet)"), "{refused:?}");
+    assert!(refused.err.contains("not confirmed, so nothing was changed"), "{refused:?}");
+    assert_eq!(value("route_localnet"), "1");
+
+    // A file that can't be written: everything goes back.
+    let failed = settings("mkdir /etc/sysctl.d/90-palisade.conf", &[&fix[..], &["--yes"]].concat()).expect(1);
+    assert!(failed.err.contains("what was changed before is undone"), "{failed:?}");
+    assert_eq!(value("route_localnet"), "1");
+
+    let done = settings("echo vm/swappiness = 10 > /etc/sysctl.d/90-palisade.conf", &[&fix[..], &["--yes"]].concat());
+    assert_eq!(value("route_localnet"), "0");
+    let (report, file) = done.out.split_once('\n').unwrap();
+    let report: Value = serde_json::from_str(report).unwrap_or_else(|error| panic!("{error}: {done:?}"));
+    let kernel: Vec<_> = report["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|it| it["id"].as_str().unwrap().starts_with("kernel-r"))
+        .collect();
+    assert!(kernel.is_empty(), "{kernel:?}");
+    assert!(file.contains("vm/swappiness = 10") && file.contains("net/ipv4/conf/eth0/route_localnet = 0\n"), "{file}");
+}
+
+/// The newest PostgreSQL of the distribution.
+fn postgres_programs() -> Option<std::path::PathBuf> {
+    let all = std::fs::read_dir("/usr/lib/postgresql").ok()?.flatten().map(|entry| entry.path().join("bin"));
+    all.filter(|bin| bin.join("initdb").exists()).max()
+}
+
+#[test]
+fn a_real_database_that_trusts_everybody_is_found() {
+    need_root!("audit::a_real_database_that_trusts_everybody_is_found");
+    let Some(bin) = postgres_programs() else {
+        return skipped(
+            "audit::a_real_database_that_trusts_everybody_is_found",
+            "no PostgreSQL in /usr/lib/postgresql",
+        );
+    };
+    let host = Host::of("nothing");
+    let data = host.folder.join("data");
+    let as_postgres = |arguments: &[&str]| {
+        let mut command = Command::new("runuser");
+        command
+            .args(["-u", "postgres", "--"])
+            .args(arguments)
+            .current_dir("/")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        command
+    };
+    std::fs::set_permissions(&host.folder, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let at = data.to_string_lossy().into_owned();
+    let initdb = bin.join("initdb").to_string_lossy().into_owned();
+    assert!(as_postgres(&[&initdb, "-D", &at, "-A", "peer", "-N"]).status().unwrap().success());
+    std::fs::write(
+        data.join("pg_hba.conf"),
+        "local all all peer\nhost all all 127.0.0.1/32 scram-sha-256\nhost all all 0.0.0.0/0 trust\n",
+    )
+    .unwrap();
+    let program = bin.join("postgres").to_string_lossy().into_owned();
+    let sockets = format!("unix_socket_directories={}", host.folder.display());
+    let mut server =
+        as_postgres(&[&program, "-D", &at, "-c", "listen_addresses=*", "-c", &sockets, "-c", "port=54321"]);
+    let mut server = server.env("POSTGRES_PASSWORD", "postgres").spawn().unwrap();
+    patiently("PostgreSQL to listen", || std::net::TcpStream::connect("127.0.0.1:54321").ok());
+    let report = audit(&host, &[]);
+    // runuser passes the signal on: the server ends fast and whole.
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(server.id() as i32), nix::sys::signal::Signal::SIGTERM).unwrap();
+    server.wait().unwrap();
+    let all = report["findings"].as_array().unwrap();
+    let of = |id: &str| all.iter().find(|it| it["id"] == id).unwrap_or_else(|| panic!("{id}: {report:#}"));
+    assert_eq!(of("internal-exposed")["subject"], "54321/tcp", "known by its program, whatever its port");
+    let trust = of("postgres-trust");
+    assert_eq!(trust["evidence"][0], format!("{at}/pg_hba.conf:3: host all all 0.0.0.0/0 trust"));
+    assert_eq!(of("postgres-no-tls")["severity"], "warning");
+    assert_eq!(of("postgres-weak-password")["severity"], "error");
+    assert!(!report.to_string().contains("POSTGRES_PASSWORD=postgres"), "the password itself stays where it is");
 }

@@ -2,20 +2,19 @@
 //!
 //! What is wrong is decided in `palisade_core::audit`; how it is laid out, in the modules here.
 
+mod accept;
+mod fix;
 mod markdown;
 mod sarif;
 mod text;
 
-use std::fs;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use palisade_core::audit::accepted::{self, Acceptance, Accepted, Date};
 use palisade_core::audit::facts::{Facts, Listener, Owner};
-use palisade_core::audit::rules::{self, Needs, Rule};
+use palisade_core::audit::rules::{Needs, Rule};
 use palisade_core::audit::{Audit, Declared, at_least, audit};
-use palisade_core::diagnostic::render_all;
 use palisade_core::finding::{Finding, Severity};
 use palisade_core::firewall::FirewallRules;
 use palisade_core::names::ProjectName;
@@ -74,30 +73,19 @@ pub(crate) fn run(args: &StackArgs, options: &AuditArgs) -> Result<Answer, Failu
             "run `sudo palisade audit`",
         ));
     }
-    let began = Instant::now();
     let loaded = loaded(args, options)?;
-    let place = acceptance_file(options, loaded.as_ref());
-    let project = loaded.as_ref().map(|loaded| loaded.stack.project.clone());
+    let place = accept::file(options, loaded.as_ref());
     if let Some(id) = &options.accept {
-        return accept(&place, id, options);
+        return accept::add(&place, id, options);
     }
-    let acceptances = acceptances(&place)?;
+    let acceptances = accept::read(&place)?;
     // Whose name stands for the realm doesn't matter when there is no stack.
     let nobody = ProjectName::parse("audit").map_err(|error| Failure::new("can't name an audit", error))?;
-    let layout = args.layout(project.clone().unwrap_or(nobody));
-    let firewall = Firewall::new(&layout.realm);
-    let current = firewall.current().map_err(|error| Failure::new("can't read Palisade's firewall table", error))?;
-    let facts = look(&layout, &firewall, current.is_some())?;
-    let stacks = current.into_iter().flat_map(|current| current.stacks);
-    let declared = declared(loaded.as_ref().map(|loaded| &loaded.stack), stacks)?;
-    let mut audit = audit(&facts, declared.as_ref());
-    if let Some(loaded) = &loaded {
-        audit.findings.extend(promises(&layout, loaded)?);
-        palisade_core::audit::sort(&mut audit.findings);
+    let layout = args.layout(loaded.as_ref().map_or(nobody, |loaded| loaded.stack.project.clone()));
+    let mut report = report(&layout, loaded.as_ref(), &acceptances)?;
+    if options.fix && fix::run(&report.audit.findings, options.yes)? {
+        report = self::report(&layout, loaded.as_ref(), &acceptances)?;
     }
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let accepted = accepted::apply(&acceptances, &mut audit.findings, Date::of_unix_s(seconds));
-    let report = Report { stack: project, facts, audit, accepted, took: began.elapsed() };
     let shown = match options.format {
         AuditFormat::Text => text::lay_out(&report, options.all),
         AuditFormat::Json => format!("{}\n", to_json(&report)),
@@ -108,6 +96,25 @@ pub(crate) fn run(args: &StackArgs, options: &AuditArgs) -> Result<Answer, Failu
     let _ = io::stdout().write_all(shown.as_bytes());
     let bad = at_least(&report.audit.findings, options.fail_on.severity());
     Ok(if bad > 0 { Answer::No } else { Answer::Yes })
+}
+
+/// Looks at the host and judges it.
+fn report(layout: &Layout, loaded: Option<&Loaded>, acceptances: &[Acceptance]) -> Result<Report, Failure> {
+    let began = Instant::now();
+    let firewall = Firewall::new(&layout.realm);
+    let current = firewall.current().map_err(|error| Failure::new("can't read Palisade's firewall table", error))?;
+    let facts = look(layout, &firewall, current.is_some())?;
+    let stacks = current.into_iter().flat_map(|current| current.stacks);
+    let declared = declared(loaded.map(|loaded| &loaded.stack), stacks)?;
+    let mut audit = audit(&facts, declared.as_ref());
+    if let Some(loaded) = loaded {
+        audit.findings.extend(promises(layout, loaded)?);
+        palisade_core::audit::sort(&mut audit.findings);
+    }
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let accepted = accepted::apply(acceptances, &mut audit.findings, Date::of_unix_s(seconds));
+    let stack = loaded.map(|loaded| loaded.stack.project.clone());
+    Ok(Report { stack, facts, audit, accepted, took: began.elapsed() })
 }
 
 /// The stack that is meant; none where there is no file, unless one was asked for.
@@ -188,74 +195,6 @@ fn promises(layout: &Layout, loaded: &Loaded) -> Result<Vec<Finding>, Failure> {
         findings.extend(verify(&stack, &compiled, &host));
     }
     Ok(findings)
-}
-
-/// Beside the Compose file, or one for the whole host.
-fn acceptance_file(options: &AuditArgs, loaded: Option<&Loaded>) -> PathBuf {
-    const NAME: &str = "palisade.accept.yaml";
-    if let Some(path) = &options.accepted {
-        return path.clone();
-    }
-    loaded.map_or(Path::new("/etc/palisade"), |loaded| &loaded.folder).join(NAME)
-}
-
-fn acceptances(path: &Path) -> Result<Vec<Acceptance>, Failure> {
-    let text = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Failure::new(format!("can't read {}", path.display()), error)),
-    };
-    accepted::read(&path.display().to_string(), &text).map_err(|unreadable| {
-        let text = render_all(&unreadable.diagnostics, &unreadable.sources, load::style());
-        Failure::Input(format!("{text}error: {} can't be used; nothing was audited", path.display()))
-    })
-}
-
-/// Writes one more entry into the file.
-fn accept(path: &Path, what: &str, options: &AuditArgs) -> Result<Answer, Failure> {
-    let input = |message: String| Failure::Input(format!("error: {message}"));
-    let (id, subject) = what.split_once('=').map_or((what, None), |(id, subject)| (id, Some(subject)));
-    if rules::rule(id).is_none() {
-        let ids: Vec<_> = rules::RULES.iter().map(|rule| rule.id).collect();
-        return Err(input(format!(
-            "nothing that an audit finds is called `{id}`\n  hint: there are {}",
-            ids.join(", ")
-        )));
-    }
-    let reason = options.reason.as_deref().unwrap_or_default().trim();
-    if reason.is_empty() {
-        return Err(input("`--accept` needs `--reason`: whoever reads it next wants to know why".to_owned()));
-    }
-    let until = options.until.as_deref().map(|text| {
-        text.parse::<Date>().map_err(|()| input(format!("`{text}` is no day; write `--until 2027-03-01`")))
-    });
-    let until = until.transpose()?;
-    // What is there must be sound before something is added to it.
-    acceptances(path)?;
-    let failed = |error: io::Error| Failure::new(format!("can't write {}", path.display()), error);
-    let mut text = fs::read_to_string(path).unwrap_or_default();
-    if !text.lines().any(|line| line.trim_end() == "accept:") {
-        if text.lines().any(|line| line.starts_with("accept:")) {
-            return Err(Failure::plain(format!(
-                "{} is written in another form than `--accept` can add to",
-                path.display()
-            ))
-            .hint("put each acceptance on a line of its own below `accept:`"));
-        }
-        text.push_str("# Findings of `palisade audit` that are lived with. Review this file like code.\naccept:\n");
-    }
-    if !text.ends_with('\n') {
-        text.push('\n');
-    }
-    text.push_str(&accepted::line(id, subject, reason, until));
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        fs::create_dir_all(folder).map_err(failed)?;
-    }
-    let beside = path.with_extension("yaml.new");
-    fs::write(&beside, text).and_then(|()| fs::rename(&beside, path)).map_err(failed)?;
-    acceptances(path)?;
-    println!("{what} is accepted in {}", path.display());
-    Ok(Answer::Yes)
 }
 
 fn to_json(report: &Report) -> serde_json::Value {
