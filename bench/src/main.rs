@@ -3,6 +3,7 @@
 //!
 //! Nothing is decided here about what is good: the figures go into a table, the aims stand in the README.
 
+mod audit;
 mod bpf;
 mod data_path;
 mod docker;
@@ -25,7 +26,7 @@ use scratch::Scratch;
 
 /// What is to be measured, and how long.
 struct Options {
-    /// `data-path`, `loading`, `pgbench`, `policy`, `updates`; none: all.
+    /// `audit`, `data-path`, `loading`, `pgbench`, `policy`, `updates`; none: all.
     parts: Vec<String>,
     /// How often each measurement is repeated, all worlds in turn.
     rounds: usize,
@@ -43,7 +44,7 @@ struct Options {
     write: Option<PathBuf>,
 }
 
-const USAGE: &str = "usage: palisade-bench [data-path|loading|pgbench|policy|updates]… [--rounds N] [--scale X] [--cpus SERVER,CLIENT] \
+const USAGE: &str = "usage: palisade-bench [audit|data-path|loading|pgbench|policy|updates]… [--rounds N] [--scale X] [--cpus SERVER,CLIENT] \
                      [--no-docker] [--only WORK] [--without PROGRAM]… [--write FILE]";
 /// Set for the copy of this program that runs in namespaces of its own.
 const INSIDE: &str = "PALISADE_BENCH_REALM";
@@ -63,7 +64,7 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options> {
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} needs a value\n{USAGE}"));
         match argument.as_str() {
-            "data-path" | "loading" | "pgbench" | "policy" | "updates" => options.parts.push(argument),
+            "audit" | "data-path" | "loading" | "pgbench" | "policy" | "updates" => options.parts.push(argument),
             "--rounds" => options.rounds = value()?.parse()?,
             "--scale" => options.scale = value()?.parse()?,
             "--only" => options.only = Some(value()?),
@@ -79,7 +80,7 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options> {
         }
     }
     if options.parts.is_empty() {
-        options.parts = ["loading", "updates", "policy", "data-path", "pgbench"].map(String::from).to_vec();
+        options.parts = ["loading", "audit", "updates", "policy", "data-path", "pgbench"].map(String::from).to_vec();
     }
     Ok(options)
 }
@@ -88,6 +89,7 @@ fn run(options: &Options, realm: &str) -> Result<()> {
     let scratch = Scratch::new(realm)?;
     for part in &options.parts {
         let table = match part.as_str() {
+            "audit" => audit::measure(options, &scratch)?,
             "loading" => loading::measure(options, &scratch)?,
             "updates" => updates::measure(options, &scratch)?,
             "policy" => policy::measure(options, &scratch)?,
