@@ -129,14 +129,16 @@ fn sockets(count: u16) -> Result<(Vec<TcpListener>, Vec<UdpSocket>)> {
 
 /// An ordinary firewall.
 fn few() -> String {
-    "table inet filter { chain input {
+    "table inet filter {
+     chain input {
        type filter hook input priority 0; policy drop;
        ct state established,related accept
        iif lo accept
        meta l4proto { icmp, ipv6-icmp } accept
        tcp dport { 22, 80, 443 } accept
        udp dport 443 accept
-     } }"
+     }
+     }"
     .to_owned()
 }
 
@@ -145,7 +147,7 @@ fn blocked() -> String {
     let rules: String =
         (0..RULES).map(|n| format!("ip saddr 198.51.{}.{} drop\n", 100 + n / 250, 1 + n % 250)).collect();
     format!(
-        "{}\ntable inet blocked {{ chain input {{\ntype filter hook input priority -10; policy accept;\n{rules} }} }}",
+        "{}\ntable inet blocked {{\nchain input {{\ntype filter hook input priority -10; policy accept;\n{rules}}}\n}}\n",
         few()
     )
 }

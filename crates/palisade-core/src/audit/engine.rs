@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::facts::{ContainerFacts, EngineFacts, EngineOption, Facts, printable};
 use super::rules::{
-    CONTAINER_CAPABILITY, CONTAINER_ENGINE_SOCKET, CONTAINER_HOST_FILES, CONTAINER_HOST_NAMESPACE,
+    CONTAINER_CAPABILITY, CONTAINER_ENGINE_SOCKET, CONTAINER_HOST_FILES, CONTAINER_HOST_NAMESPACE, CONTAINER_LOGS,
     CONTAINER_PRIVILEGED, CONTAINER_ROOT, ENGINE_PINNED_DNS, ENGINE_WITHOUT_RULES,
 };
 use crate::finding::{Finding, Severity};
@@ -96,6 +96,11 @@ fn of_container(it: &ContainerFacts) -> Vec<Finding> {
             }
             findings.push(hit.remedy("mount the one folder that it needs, read-only if it only reads"));
         }
+    }
+    if it.logs_grow {
+        let message = format!("what {name} prints is kept whole, without a limit");
+        let hint = "`logging: {options: {max-size: 10m, max-file: \"3\"}}` in its file, or `log-opts` in /etc/docker/daemon.json for new containers";
+        findings.push(CONTAINER_LOGS.hit(&name, message).seen("driver json-file without max-size").remedy(hint));
     }
     // What Palisade runs is held by the guard, and its file is checked before it starts.
     if it.ours {

@@ -9,8 +9,8 @@ use super::Declared;
 use super::facts::{ContainerFacts, Doors, Facts, Listener, Owner, World, WorldKind};
 use super::known::{Known, Purpose, known};
 use super::rules::{
-    DNS_EXPOSED, DOOR_WITHOUT_LISTENER, ENGINE_API_EXPOSED, FIREWALL_OPEN, INTERNAL_EXPOSED, IPV6_WIDER, ONLY_FIREWALL,
-    PORT_FORWARDED, PORT_UNDECLARED, PORT_UNKNOWN, PUBLISHED_PAST_UFW, Rule,
+    DNS_EXPOSED, DOOR_WITHOUT_LISTENER, ENGINE_API_EXPOSED, ENGINE_API_LOCAL, FIREWALL_OPEN, INTERNAL_EXPOSED,
+    IPV6_WIDER, ONLY_FIREWALL, PORT_FORWARDED, PORT_UNDECLARED, PORT_UNKNOWN, PUBLISHED_PAST_UFW, Rule,
 };
 use crate::address::is_reserved;
 use crate::finding::{Finding, Severity};
@@ -283,6 +283,15 @@ fn past_ufw(row: &Row) -> Finding {
 /// Nobody reaches it: because it is bound to loopback, or only because of the firewall.
 fn judge_kept(row: &Row, facts: &Facts) -> Option<Finding> {
     let known = row.known().filter(|known| matches!(known.purpose, Purpose::Internal | Purpose::EngineApi))?;
+    let is_engine = row.owner.program() == "dockerd" || row.owner.program() == "podman";
+    if is_engine && row.port.proto == Proto::Tcp && !facts.engine.as_ref().is_some_and(|engine| engine.verifies_tls) {
+        let message = format!("{} listens on TCP and asks for no certificate ({})", known.what, row.who);
+        let mut finding = ENGINE_API_LOCAL.hit(row.port, message);
+        finding.evidence.clone_from(&row.evidence);
+        return Some(
+            finding.remedy("take `-H tcp://…` and `hosts` away from dockerd; its unix socket is enough on this host"),
+        );
+    }
     if !row.wide || facts.worlds.is_empty() || row.owner.instance.is_some() {
         return None;
     }

@@ -262,6 +262,8 @@ pub struct ContainerFacts {
     pub host_namespaces: BTreeSet<String>,
     /// Paths of the host that it sees, with whether it may write.
     pub mounts: BTreeMap<String, bool>,
+    /// Its log is kept in a file that is never cut.
+    pub logs_grow: bool,
     /// Ports that the engine publishes for it: the host's address and port.
     pub published: Vec<(Proto, SocketAddr)>,
 }

@@ -167,7 +167,7 @@ fn containers_are_judged_by_what_they_may_do_to_the_host() {
         ],
         containers: vec![
             container("fine"),
-            ContainerFacts { privileged: true, ..container("power") },
+            ContainerFacts { privileged: true, logs_grow: true, ..container("power") },
             ContainerFacts { cap_add: set(&["NET_ADMIN", "CHOWN"]), ..container("admin") },
             ContainerFacts { network_mode: "host".into(), ..container("hosted") },
             ContainerFacts { network_mode: "host".into(), cap_drop: set(&["ALL"]), ours: true, ..container("guarded") },
@@ -191,10 +191,20 @@ fn containers_are_judged_by_what_they_may_do_to_the_host() {
             "Warning container-capability hosted",
             "Warning container-host-namespace hosted",
             "Warning container-host-namespace root\\u{1b}[2J",
+            "Warning container-logs power",
             "Note engine-pinned-dns dns",
             "Note container-root root\\u{1b}[2J",
         ]
     );
+}
+
+#[test]
+fn an_engine_that_anybody_of_the_host_may_command_is_told() {
+    let facts = host(&[("127.0.0.1:2375", "dockerd"), ("0.0.0.0:2376", "dockerd")], internet(&[2376], &[]));
+    let listening = told(&audit(&facts, None));
+    assert_eq!(listening, ["Error engine-api-exposed 2376/tcp", "Warning engine-api-local 2375/tcp"]);
+    let verifies_tls = Facts { engine: Some(EngineFacts { verifies_tls: true, ..EngineFacts::default() }), ..facts };
+    assert_eq!(told(&audit(&verifies_tls, None)), [""; 0]);
 }
 
 #[test]

@@ -24,6 +24,8 @@ pub(crate) struct InspectedContainer {
     pub(crate) userns_mode: String,
     /// Paths of the host and whether it may write there; volumes of the engine are not among them.
     pub(crate) mounts: Vec<(String, bool)>,
+    /// Its log goes to a file of the engine that has no largest size.
+    pub(crate) logs_grow: bool,
     /// Protocol, address and port of the host.
     pub(crate) published: Vec<(String, String, u16)>,
 }
@@ -75,6 +77,9 @@ fn read(it: ContainerInspectResponse) -> InspectedContainer {
         uts_mode: host.uts_mode.unwrap_or_default(),
         userns_mode: host.userns_mode.unwrap_or_default(),
         mounts: binds.map(|mount| (mount.source.unwrap_or_default(), mount.rw != Some(false))).collect(),
+        logs_grow: host.log_config.is_some_and(|log| {
+            log.typ.as_deref() == Some("json-file") && !log.config.is_some_and(|config| config.contains_key("max-size"))
+        }),
         published: ports.flat_map(|(port, bindings)| published(&port, bindings.unwrap_or_default())).collect(),
     }
 }

@@ -93,6 +93,7 @@ fn facts(it: InspectedContainer) -> ContainerFacts {
         network_mode: it.network_mode,
         host_namespaces: shared.collect(),
         mounts: it.mounts.into_iter().collect::<BTreeMap<_, _>>(),
+        logs_grow: it.logs_grow,
         published: it.published.into_iter().filter_map(|(proto, ip, port)| published(&proto, &ip, port)).collect(),
     }
 }

@@ -303,3 +303,35 @@ fn a_real_database_that_trusts_everybody_is_found() {
     assert_eq!(of("postgres-weak-password")["severity"], "error");
     assert!(!report.to_string().contains("POSTGRES_PASSWORD=postgres"), "the password itself stays where it is");
 }
+
+#[test]
+fn ten_thousand_sockets_and_names_that_lie_are_told_plainly() {
+    need_root!("audit::ten_thousand_sockets_and_names_that_lie_are_told_plainly");
+    let host = Host::of("nothing");
+    // A process chooses its name: this one would clear the screen and write a line of its own.
+    let program = "import ctypes, resource, socket, sys, time
+resource.setrlimit(resource.RLIMIT_NOFILE, (20000, 20000))
+ctypes.CDLL(None).prctl(15, b'\\x1b[2J\\nok', 0, 0, 0)
+held = [socket.create_server(('0.0.0.0', port)) for port in range(52000, 62000)]
+print('ready', flush=True)
+time.sleep(1000)";
+    let mut child = Command::new("python3").args(["-c", program]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    nft("table inet t {
+           chain input {
+             type filter hook input priority 0; policy drop;
+             tcp dport 52000-52002 accept
+           }
+         }");
+    let (text, markdown) =
+        (host.palisade(&["audit", "--host-only"]), host.palisade(&["audit", "--host-only", "--format", "markdown"]));
+    let report = audit(&host, &[]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(report["ports"].as_array().unwrap().len(), 10_000);
+    assert_eq!(found(&report), ["port-unknown 52000/tcp", "port-unknown 52001/tcp", "port-unknown 52002/tcp"]);
+    assert!(!text.out.contains('\u{1b}') && text.out.contains(r"\u{1b}[2J\u{a}ok"), "{}", text.out);
+    assert!(!markdown.out.contains('\u{1b}') && markdown.out.contains(r"\u{1b}\[2J"), "{}", markdown.out);
+}
