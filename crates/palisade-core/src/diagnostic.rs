@@ -210,7 +210,7 @@ impl SourceMap {
     /// Adds a file under the name that the user gave it; `None` when there are 65,536 already.
     pub fn add(&mut self, name: &str, text: &str) -> Option<FileId> {
         let id = FileId(u16::try_from(self.files.len()).ok()?);
-        let newlines = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at as u32 + 1);
+        let newlines = text.match_indices('\n').map(|(at, _)| at as u32 + 1);
         let line_starts = std::iter::once(0).chain(newlines).collect();
         self.files.push(SourceFile { name: name.into(), text: text.to_owned(), line_starts });
         Some(id)

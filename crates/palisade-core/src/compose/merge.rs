@@ -52,7 +52,7 @@ pub(crate) fn same(one: &Node, other: &Node) -> bool {
 }
 
 /// Mappings with fewer entries than this are searched, bigger ones hashed.
-const FEW: usize = 9;
+const FEW: usize = 32;
 
 struct Merger<'s> {
     sink: &'s mut Sink,
@@ -478,40 +478,31 @@ struct Finisher<'s> {
 
 impl Finisher<'_> {
     fn node(&mut self, node: &Arc<Node>) -> Arc<Node> {
+        if !node.has_tags() {
+            return Arc::clone(node);
+        }
         let shared = Arc::strong_count(node) > 1;
         if let Some(done) = self.done.get(&Arc::as_ptr(node)).filter(|_| shared) {
             return Arc::clone(done);
         }
         let finished = match &node.data {
-            Data::Null | Data::Scalar(_) => None,
-            Data::Map(entries) => self.entries(entries),
-            Data::List(items) => self.items(items),
+            Data::Null | Data::Scalar(_) => node.data.clone(),
+            Data::Map(entries) => Data::Map(self.entries(entries)),
+            Data::List(items) => Data::List(self.items(items)),
         };
-        let finished = match finished {
-            None if node.tag == MergeTag::None => Arc::clone(node),
-            data => Arc::new(Node::made(node.span, data.unwrap_or_else(|| node.data.clone()))),
-        };
+        let finished = Arc::new(Node::made(node.span, finished));
         if shared {
             self.done.insert(Arc::as_ptr(node), Arc::clone(&finished));
         }
         finished
     }
 
-    /// `None`: nothing changed.
-    fn entries(&mut self, entries: &[Entry]) -> Option<Data> {
-        let finished: Vec<_> =
-            entries.iter().map(|entry| (entry.value.tag != MergeTag::Reset).then(|| self.node(&entry.value))).collect();
-        let unchanged =
-            |(old, new): (&Entry, &Option<Arc<Node>>)| new.as_ref().is_some_and(|new| Arc::ptr_eq(&old.value, new));
-        if entries.iter().zip(&finished).all(unchanged) {
-            return None;
-        }
-        let kept =
-            entries.iter().zip(finished).filter_map(|(entry, value)| Some(Entry { value: value?, ..entry.clone() }));
-        Some(Data::Map(kept.collect()))
+    fn entries(&mut self, entries: &[Entry]) -> Vec<Entry> {
+        let kept = entries.iter().filter(|entry| entry.value.tag != MergeTag::Reset);
+        kept.map(|entry| Entry { value: self.node(&entry.value), ..entry.clone() }).collect()
     }
 
-    fn items(&mut self, items: &[Arc<Node>]) -> Option<Data> {
+    fn items(&mut self, items: &[Arc<Node>]) -> Vec<Arc<Node>> {
         let mut finished = Vec::with_capacity(items.len());
         for item in items {
             if item.tag == MergeTag::Reset {
@@ -527,9 +518,7 @@ impl Finisher<'_> {
                 finished.push(self.node(item));
             }
         }
-        let unchanged =
-            items.len() == finished.len() && items.iter().zip(&finished).all(|(old, new)| Arc::ptr_eq(old, new));
-        (!unchanged).then_some(Data::List(finished))
+        finished
     }
 }
 

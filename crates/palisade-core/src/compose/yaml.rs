@@ -24,8 +24,37 @@ pub(crate) struct Node {
     pub(crate) span: Span,
     pub(crate) data: Data,
     pub(crate) tag: MergeTag,
-    /// How many nodes it is when aliases are written out, itself included.
-    weight: u64,
+    sum: Sum,
+}
+
+/// What a node and everything below it come to.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sum {
+    /// How many there are when aliases are written out.
+    nodes: u32,
+    /// One of them has a [`MergeTag`].
+    tagged: bool,
+    /// A `$` stands in one of them.
+    dollar: bool,
+}
+
+impl Sum {
+    fn of(data: &Data, tag: MergeTag) -> Self {
+        let one = Self { nodes: 1, tagged: tag != MergeTag::None, dollar: false };
+        match data {
+            Data::Null => one,
+            Data::Scalar(scalar) => Self { dollar: scalar.text.contains('$'), ..one },
+            Data::List(items) => items.iter().fold(one, |sum, item| sum.and(item.sum)),
+            Data::Map(entries) => entries.iter().fold(one, |sum, entry| sum.and(entry.value.sum)),
+        }
+    }
+    fn and(self, other: Self) -> Self {
+        Self {
+            nodes: self.nodes.saturating_add(other.nodes),
+            tagged: self.tagged || other.tagged,
+            dollar: self.dollar || other.dollar,
+        }
+    }
 }
 
 /// What the value does to the one of an earlier file. Compose Specification, 13-merge.
@@ -69,20 +98,26 @@ pub(crate) struct Entry {
 impl Node {
     /// A node made of others, without a place of its own in the file.
     pub(crate) fn made(span: Span, data: Data) -> Self {
-        let weight = 1 + match &data {
-            Data::Null | Data::Scalar(_) => 0,
-            Data::List(items) => items.iter().map(|item| item.weight).fold(0, u64::saturating_add),
-            Data::Map(entries) => entries.iter().map(|entry| entry.value.weight).fold(0, u64::saturating_add),
-        };
-        Self { span, data, tag: MergeTag::None, weight }
+        Self::tagged(span, data, MergeTag::None)
+    }
+    fn tagged(span: Span, data: Data, tag: MergeTag) -> Self {
+        Self { sum: Sum::of(&data, tag), span, data, tag }
     }
     /// The same place and tag with other data.
     pub(crate) fn with(&self, data: Data) -> Arc<Self> {
-        Arc::new(Self { tag: self.tag, ..Self::made(self.span, data) })
+        Arc::new(Self::tagged(self.span, data, self.tag))
     }
     /// How many values it is, itself included, when what is shared is written out.
     pub(crate) fn weight(&self) -> u64 {
-        self.weight
+        self.sum.nodes.into()
+    }
+    /// A [`MergeTag`] stands here or below.
+    pub(crate) fn has_tags(&self) -> bool {
+        self.sum.tagged
+    }
+    /// A `$` stood here or below when the node was made.
+    pub(crate) fn has_variables(&self) -> bool {
+        self.sum.dollar
     }
     /// This mapping without that key.
     pub(crate) fn without(self: &Arc<Self>, key: &str) -> Arc<Self> {
@@ -128,7 +163,7 @@ struct Open {
     start: usize,
     anchor: usize,
     tag: MergeTag,
-    weight: u64,
+    sum: Sum,
     parts: Parts,
 }
 
@@ -261,7 +296,7 @@ impl Builder<'_> {
                             .hint("an alias repeats something that is complete: write its content out instead"),
                     );
                 };
-                self.aliased = self.aliased.saturating_add(target.weight);
+                self.aliased = self.aliased.saturating_add(target.weight());
                 if self.aliased > ALIASED_NODES_MAX {
                     return Some(
                         Diagnostic::error(
@@ -303,7 +338,7 @@ impl Builder<'_> {
                     *key = Some((text, span, merge));
                     return None;
                 }
-                self.finish(Node { span, data, tag: merge_tag, weight: 1 }, anchor)
+                self.finish(Node::tagged(span, data, merge_tag), anchor)
             }
             Event::SequenceStart(anchor, tag) => self.open(anchor, tag.as_deref(), span, Parts::List(Vec::new())),
             Event::MappingStart(anchor, tag) => {
@@ -317,7 +352,7 @@ impl Builder<'_> {
                     Parts::Map { entries, merges, .. } => Data::Map(self.merge(entries, merges)),
                 };
                 let span = self.collection_span(open.start, span, &data);
-                self.finish(Node { span, data, tag: open.tag, weight: open.weight }, open.anchor)
+                self.finish(Node { span, data, tag: open.tag, sum: open.sum }, open.anchor)
             }
             Event::DocumentStart(_) => {
                 let highest = self.anchors.drain().map(|(anchor, _)| anchor).max();
@@ -343,7 +378,8 @@ impl Builder<'_> {
         if self.open.len() >= DEPTH_MAX {
             return Some(too_deep(span));
         }
-        self.open.push(Open { start: span.start as usize, anchor, tag, weight: 1, parts });
+        let sum = Sum { nodes: 1, tagged: tag != MergeTag::None, dollar: false };
+        self.open.push(Open { start: span.start as usize, anchor, tag, sum, parts });
         None
     }
 
@@ -378,8 +414,8 @@ impl Builder<'_> {
             self.documents.push(node);
             return None;
         };
-        open.weight = open.weight.saturating_add(node.weight);
-        if open.weight > NODES_MAX {
+        open.sum = open.sum.and(node.sum);
+        if u64::from(open.sum.nodes) > NODES_MAX {
             return Some(
                 Diagnostic::error("too-large", format!("this file holds more than {NODES_MAX} values"))
                     .at(span, "")
@@ -452,7 +488,7 @@ impl Builder<'_> {
 }
 
 /// Mappings with fewer entries than this are searched, bigger ones hashed.
-const FEW: usize = 9;
+const FEW: usize = 32;
 
 /// Mistakes: keys that stand there already.
 fn given_twice(entries: &[Entry]) -> Vec<Diagnostic> {
