@@ -86,7 +86,11 @@ impl Filler<'_> {
                         .hint(format!("if a dollar sign is meant, write `$${variable}`")),
                     );
                 }
-                Data::Scalar(Scalar { text: expanded.text, written: Some(text.as_str().into()), plain: scalar.plain })
+                Data::Scalar(Scalar {
+                    text: expanded.text.into(),
+                    written: Some(text.as_str().into()),
+                    plain: scalar.plain,
+                })
             }
             Err(problem) => {
                 let at = self.sources.part(text, span, problem.start, problem.end);

@@ -82,7 +82,7 @@ impl Reader<'_> {
                 if line.value.trim().is_empty() {
                     return self.invalid(&line, "the command is empty", COMMAND_HINT);
                 }
-                vec!["/bin/sh".to_owned(), "-c".to_owned(), line.value]
+                vec!["/bin/sh".to_owned(), "-c".to_owned(), line.value.into()]
             }
             _ => {
                 let words = self.texts(command, "`command`")?;
@@ -94,7 +94,7 @@ impl Reader<'_> {
                     );
                     return None;
                 }
-                words.into_iter().map(|word| word.value).collect()
+                words.into_iter().map(|word| word.value.into()).collect()
             }
         };
         // Like every relative path of a Compose file, the program's starts from the project directory.
@@ -214,7 +214,7 @@ impl Reader<'_> {
                     if entry.value.is_null() {
                         self.set(&mut service.environment, &entry.key, None, entry.key_span);
                     } else if let Some(text) = self.text(&entry.value, "a variable of the environment") {
-                        self.set(&mut service.environment, &entry.key, Some(text.value), entry.key_span);
+                        self.set(&mut service.environment, &entry.key, Some(text.value.into()), entry.key_span);
                     }
                 }
             }

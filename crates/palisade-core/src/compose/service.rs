@@ -162,7 +162,7 @@ impl Reader<'_> {
         match &entry.value.data {
             Data::Map(entries) => {
                 for entry in entries {
-                    let name = Spanned::new(entry.key.clone(), entry.key_span);
+                    let name = Spanned::new(entry.key.to_string(), entry.key_span);
                     let aliases = if entry.value.is_null() { Vec::new() } else { self.aliases(&entry.value) };
                     uses.push(NetworkUse { name, aliases });
                 }
@@ -233,7 +233,7 @@ impl Reader<'_> {
         if let Data::List(_) = node.data {
             for text in self.texts(node, "`depends_on`").unwrap_or_default() {
                 let dependency = FileDependency {
-                    service: text.value,
+                    service: text.value.into(),
                     condition: Condition::ServiceStarted,
                     restart: false,
                     required: true,
@@ -244,7 +244,7 @@ impl Reader<'_> {
         }
         for entry in self.map(node, "`depends_on`").unwrap_or_default() {
             let mut dependency = FileDependency {
-                service: entry.key.clone(),
+                service: entry.key.to_string(),
                 condition: Condition::ServiceStarted,
                 restart: false,
                 required: true,
@@ -366,9 +366,9 @@ impl Reader<'_> {
     /// `None`: a mistake, reported; `Some(None)`: `["NONE"]`.
     fn health_test(&mut self, node: &Node) -> Option<Option<HealthTest>> {
         if let Data::Scalar(_) = node.data {
-            return Some(Some(HealthTest::Shell(self.text(node, "`test`")?.value)));
+            return Some(Some(HealthTest::Shell(self.text(node, "`test`")?.value.into())));
         }
-        let words: Vec<String> = self.texts(node, "`test`")?.into_iter().map(|text| text.value).collect();
+        let words: Vec<String> = self.texts(node, "`test`")?.into_iter().map(|text| text.value.into()).collect();
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         match words[..] {
             ["NONE"] => Some(None),

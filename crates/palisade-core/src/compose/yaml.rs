@@ -4,6 +4,7 @@
 //! times costs no memory; how big it would be when written out is counted, and too much of it is refused.
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Tag};
+use smol_str::SmolStr;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -81,16 +82,16 @@ pub(crate) enum Data {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Scalar {
     /// Variables are filled in once the file is part of an assembly.
-    pub(crate) text: String,
+    pub(crate) text: SmolStr,
     /// As it stands in the file, when variables were filled in: all that a message may show.
-    pub(crate) written: Option<Box<str>>,
+    pub(crate) written: Option<Arc<str>>,
     /// Without quotes: `true` and `5` may be more than text.
     pub(crate) plain: bool,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
-    pub(crate) key: String,
+    pub(crate) key: SmolStr,
     pub(crate) key_span: Span,
     pub(crate) value: Arc<Node>,
 }
@@ -169,7 +170,7 @@ struct Open {
 
 enum Parts {
     List(Vec<Arc<Node>>),
-    Map { entries: Vec<Entry>, key: Option<(String, Span, bool)>, merges: Vec<(Span, Arc<Node>)> },
+    Map { entries: Vec<Entry>, key: Option<(SmolStr, Span, bool)>, merges: Vec<(Span, Arc<Node>)> },
 }
 
 struct Builder<'t> {
@@ -321,7 +322,7 @@ impl Builder<'_> {
                 let data = if plain && matches!(&*value, "" | "~" | "null" | "Null" | "NULL") {
                     Data::Null
                 } else {
-                    Data::Scalar(Scalar { text: value.into_owned(), written: None, plain })
+                    Data::Scalar(Scalar { text: SmolStr::new(value), written: None, plain })
                 };
                 if let Some(Open { parts: Parts::Map { key: key @ None, .. }, .. }) = self.open.last_mut() {
                     let text = match data {
@@ -333,7 +334,7 @@ impl Builder<'_> {
                                     .hint("write `key: value`"),
                             );
                         }
-                        _ => "null".to_owned(),
+                        _ => SmolStr::new_static("null"),
                     };
                     *key = Some((text, span, merge));
                     return None;
@@ -447,7 +448,7 @@ impl Builder<'_> {
         if merges.is_empty() {
             return entries;
         }
-        let mut known: HashSet<String> = entries.iter().map(|entry| entry.key.clone()).collect();
+        let mut known: HashSet<SmolStr> = entries.iter().map(|entry| entry.key.clone()).collect();
         for (span, merged) in merges {
             let maps: Vec<&Arc<Node>> = match &merged.data {
                 Data::List(items) => items.iter().collect(),
@@ -538,7 +539,7 @@ mod tests {
     fn write(node: &Node) -> String {
         match &node.data {
             Data::Null => "~".into(),
-            Data::Scalar(scalar) => scalar.text.clone(),
+            Data::Scalar(scalar) => scalar.text.to_string(),
             Data::List(items) => format!("[{}]", items.iter().map(|i| write(i)).collect::<Vec<_>>().join(" ")),
             Data::Map(entries) => {
                 let parts: Vec<_> = entries.iter().map(|e| format!("{}:{}", e.key, write(&e.value))).collect();
