@@ -59,8 +59,14 @@ struct View<'f> {
 struct Mounts<'f> {
     file: &'f ComposeFile,
     sources: &'f SourceMap,
-    /// Services that `volumes_from` names: their mounts, once they are settled.
-    lenders: HashMap<&'f str, (usize, Option<Vec<Placed<Mount>>>)>,
+    lenders: HashMap<&'f str, Lender>,
+}
+
+/// A service that `volumes_from` names.
+struct Lender {
+    index: usize,
+    /// Once they are settled.
+    mounts: Option<Vec<Placed<Mount>>>,
 }
 
 impl<'f> Mounts<'f> {
@@ -72,7 +78,9 @@ impl<'f> Mounts<'f> {
             .map(|from| from.value.service.as_str())
             .collect();
         let services = file.services.iter().enumerate().map(|(index, service)| (service.name.value.as_str(), index));
-        let lenders = services.filter(|(name, _)| named.contains(name)).map(|(name, index)| (name, (index, None)));
+        let lenders = services
+            .filter(|(name, _)| named.contains(name))
+            .map(|(name, index)| (name, Lender { index, mounts: None }));
         let mut mounts = Self { file, sources, lenders: lenders.collect() };
         (0..file.services.len()).map(|index| mounts.of(index)).collect()
     }
@@ -81,12 +89,12 @@ impl<'f> Mounts<'f> {
     fn of(&mut self, index: usize) -> Vec<Placed<Mount>> {
         let service = &self.file.services[index];
         let name = service.name.value.as_str();
-        if let Some((_, Some(done))) = self.lenders.get(name) {
+        if let Some(done) = self.lenders.get(name).and_then(|lender| lender.mounts.as_ref()) {
             return done.clone();
         }
         let mut mounts: Vec<Placed<Mount>> = service.mounts.iter().map(|mount| self.own(mount)).collect();
         for from in &service.volumes_from {
-            let Some(&(other, _)) = self.lenders.get(from.value.service.as_str()) else { continue };
+            let Some(&Lender { index: other, .. }) = self.lenders.get(from.value.service.as_str()) else { continue };
             for mut mount in self.of(other) {
                 mount.value.read_only |= from.value.read_only;
                 // What is in memory is nobody else's, and what the service says itself goes first.
@@ -96,8 +104,8 @@ impl<'f> Mounts<'f> {
                 }
             }
         }
-        if let Some((_, done)) = self.lenders.get_mut(name) {
-            *done = Some(mounts.clone());
+        if let Some(lender) = self.lenders.get_mut(name) {
+            lender.mounts = Some(mounts.clone());
         }
         mounts
     }
@@ -185,7 +193,7 @@ fn settle_service(service: FileService, view: &View<'_>, mounts: Vec<Placed<Moun
     let aliases = aliases.map(|alias| &alias.value).filter(|alias| *alias != own_name).cloned().collect();
     let runs_image = service.image.is_some() || service.build.is_some();
     let container_name = service.container_name.map(|name| name.value);
-    let container = runs_image.then(|| Container { name: container_name, ..service.container });
+    let container = runs_image.then_some(Container { name: container_name, ..service.container });
     // 0 is how Docker writes "unlimited".
     let limit = |values: &[Spanned<u64>]| agreed(values).ok().flatten().filter(|limit| *limit > 0);
     Service {

@@ -2,6 +2,7 @@
 //!
 //! What the keys mean is none of its business. Aliases share their target, so a file that doubles itself a hundred
 //! times costs no memory; how big it would be when written out is counted, and too much of it is refused.
+//! Keys and values are nearly all short, and [`SmolStr`] keeps short text in place: most of a tree is one allocation a node.
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Tag};
 use smol_str::SmolStr;
