@@ -9,6 +9,7 @@ use super::file::{ComposeFile, FileEgress, FileGrant, FileService, looked_for};
 use super::keys;
 use super::ports::{port, port_proto};
 use super::read::{Fields, Reader};
+use super::shaped::PAIRS;
 use super::yaml::{Data, Node};
 use super::{LoadInputs, ReadError};
 use crate::diagnostic::{Diagnostic, Span, Spanned};
@@ -219,7 +220,7 @@ impl Reader<'_> {
                 }
             }
             _ => {
-                for text in self.texts(node, "`environment`").unwrap_or_default() {
+                for text in self.texts_or(node, "`environment`", PAIRS).unwrap_or_default() {
                     match text.value.split_once('=') {
                         Some((name, value)) => {
                             self.set(&mut service.environment, name, Some(value.to_owned()), text.span);

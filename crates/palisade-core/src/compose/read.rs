@@ -197,6 +197,7 @@ impl<'a> Reader<'a> {
     pub(crate) fn one_or_list<'n>(&mut self, node: &'n Arc<Node>, what: &str) -> Option<&'n [Arc<Node>]> {
         match &node.data {
             Data::Scalar(_) => Some(std::slice::from_ref(node)),
+            Data::Map(_) => self.mistyped(node, what, "a single value or a list"),
             _ => self.list(node, what),
         }
     }
@@ -223,6 +224,14 @@ impl<'a> Reader<'a> {
         let items = self.list(node, what)?;
         let texts: Vec<_> = items.iter().filter_map(|item| self.text(item, "an item of this list")).collect();
         (texts.len() == items.len()).then_some(texts)
+    }
+
+    /// A list of texts where something else could stand as well; `wanted` names both, for messages.
+    pub(crate) fn texts_or(&mut self, node: &Node, what: &str, wanted: &str) -> Option<Vec<Text>> {
+        match node.data {
+            Data::List(_) | Data::Null => self.texts(node, what),
+            _ => self.mistyped(node, what, wanted),
+        }
     }
 
     /// The file that something was written in: what its relative paths and variables mean.

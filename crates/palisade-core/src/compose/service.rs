@@ -168,7 +168,9 @@ impl Reader<'_> {
                 }
             }
             _ => {
-                for text in self.texts(&entry.value, "`networks`").unwrap_or_default() {
+                for text in
+                    self.texts_or(&entry.value, "`networks`", "a list of names or a mapping").unwrap_or_default()
+                {
                     uses.push(NetworkUse { name: text.spanned(), aliases: Vec::new() });
                 }
             }
@@ -414,7 +416,7 @@ impl Reader<'_> {
             }
             return hosts;
         }
-        for text in self.texts(node, "`extra_hosts`").unwrap_or_default() {
+        for text in self.texts_or(node, "`extra_hosts`", "a mapping or a list of `name=address`").unwrap_or_default() {
             match text.value.split_once(['=', ':']) {
                 Some((name, address)) => hosts.extend(self.extra_host(&text, name, address, gateway)),
                 None => {

@@ -13,6 +13,9 @@ use super::words;
 use super::yaml::{Data, Node};
 use crate::diagnostic::{Diagnostic, Span, quoted};
 
+/// What can stand where names have values, for messages.
+pub(crate) const PAIRS: &str = "a mapping or a list of `KEY=value`";
+
 impl Reader<'_> {
     /// The value in its long form. `None`: there was a mistake, and it was reported.
     pub(crate) fn shaped(&mut self, node: &Arc<Node>, shape: Shape, what: &str) -> Option<Value> {
@@ -152,7 +155,7 @@ impl Reader<'_> {
             }
             return Some(pairs);
         }
-        for text in self.texts(node, what)? {
+        for text in self.texts_or(node, what, PAIRS)? {
             pairs.push(match text.value.split_once('=') {
                 Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
                 None => (text.value.into(), None),
@@ -228,7 +231,12 @@ impl Reader<'_> {
     /// A command: a list of words, or one text that is split.
     pub(crate) fn command(&mut self, node: &Node, what: &str) -> Option<Vec<String>> {
         if !matches!(node.data, Data::Scalar(_)) {
-            return Some(self.texts(node, what)?.into_iter().map(|text| text.value.into()).collect());
+            return Some(
+                self.texts_or(node, what, "a list of words, or one text")?
+                    .into_iter()
+                    .map(|text| text.value.into())
+                    .collect(),
+            );
         }
         let text = self.text(node, what)?;
         let Some(split) = words::split(&text.value) else {

@@ -254,6 +254,14 @@ impl Builder<'_> {
         if error.info().contains("recursion") {
             return too_deep(Span { file: self.file, start: start as u32, end: start as u32 });
         }
+        if error.info().contains("unknown anchor") {
+            let name = rest.split(|c: char| c.is_whitespace() || ",[]{}".contains(c)).next().unwrap_or_default();
+            let span = Span { file: self.file, start: start as u32, end: (start + name.len()) as u32 };
+            let anchor = quoted(&name.replacen('*', "&", 1));
+            return Diagnostic::error("alias", format!("there is no anchor {anchor} above this alias"))
+                .at(span, "")
+                .hint("an alias repeats what an anchor above it names; a value that begins with `*` must be quoted");
+        }
         // The parser notices a tab late or early; the tab itself is what must be looked at.
         let line_start = self.text[..start].rfind('\n').map_or(0, |at| at + 1);
         let mut at = line_start;
