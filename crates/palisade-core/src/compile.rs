@@ -117,9 +117,16 @@ pub fn objections(stack: &Stack, surroundings: Surroundings<'_>) -> Vec<Finding>
     compiler.volume_names();
     for index in 0..stack.services.len() {
         compiler.policy(index);
-        compiler.template(index);
+        compiler.needs(index);
     }
     compiler.findings
+}
+
+/// What is looked up for the instances of one service.
+struct Needs {
+    program: Program,
+    links: Vec<(String, IpAddr)>,
+    files: Vec<InstanceFile>,
 }
 
 struct Compiler<'a> {
@@ -367,7 +374,8 @@ impl<'a> Compiler<'a> {
         })
     }
 
-    fn hosts(&mut self, client: usize) -> Hosts {
+    /// Lines of its hosts file, `links` among them.
+    fn hosts(&mut self, client: usize, links: Vec<(String, IpAddr)>) -> Hosts {
         let service = &self.stack.services[client];
         let shared = match &service.connect {
             Some(grants) => {
@@ -393,12 +401,18 @@ impl<'a> Compiler<'a> {
             return shared;
         }
         let extra = service.extra_hosts.iter().cloned();
+        let links = links.into_iter().filter(|link| !shared.contains(link));
+        shared.iter().cloned().chain(links).chain(extra).collect::<Vec<_>>().into()
+    }
+
+    /// The names that `links` give to peers, each once.
+    fn links(&mut self, client: usize) -> Vec<(String, IpAddr)> {
+        let service = &self.stack.services[client];
         let mut links = Vec::new();
         for link in &service.links {
             let Some(&server) = self.by_name.get(&link.value.service) else { continue };
-            let ip = IpAddr::V4(self.addresses[server].ip());
             // A link gives a name to somebody who may be reached, and no right to reach him.
-            if !shared.iter().any(|(_, known)| *known == ip) {
+            if !self.sees(client, server) {
                 let why = if self.masks[client] & self.masks[server] == 0 {
                     "they share no network"
                 } else {
@@ -409,12 +423,21 @@ impl<'a> Compiler<'a> {
                 self.findings.push(finding.remedy("take the link away, or let it reach that service"));
                 continue;
             }
-            let entry = (link.value.alias.clone(), ip);
-            if !shared.contains(&entry) && !links.contains(&entry) {
+            let entry = (link.value.alias.clone(), IpAddr::V4(self.addresses[server].ip()));
+            if !links.contains(&entry) {
                 links.push(entry);
             }
         }
-        shared.iter().cloned().chain(links).chain(extra).collect::<Vec<_>>().into()
+        links
+    }
+
+    /// Whether the server's name is in the client's hosts file.
+    fn sees(&self, client: usize, server: usize) -> bool {
+        server == client
+            || match &self.stack.services[client].connect {
+                Some(grants) => self.granted(client, grants).any(|(granted, _)| granted == server),
+                None => self.masks[client] & self.masks[server] != 0,
+            }
     }
 
     /// With the digest of what the host's file holds, or a finding about it.
@@ -546,8 +569,8 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    /// What all instances of a service have in common: everything but number, address and mounts.
-    fn template(&mut self, index: usize) -> Option<InstanceSpec> {
+    /// What its instances need and the file doesn't say in so many words; or findings about why that can't be had.
+    fn needs(&mut self, index: usize) -> Option<Needs> {
         let service = &self.stack.services[index];
         if self.surroundings.numbers.of(service).is_empty() {
             return None;
@@ -563,9 +586,17 @@ impl<'a> Compiler<'a> {
             );
             self.findings.push(Finding::error("published-replicas", &service.name, message).at(&publish.place));
         }
-        let hosts = self.hosts(index);
-        let files: Vec<_> = service.files.iter().map(|file| self.file(service, &file.value, &file.place)).collect();
+        let links = self.links(index);
+        let files = service.files.iter().map(|file| self.file(service, &file.value, &file.place)).collect();
         self.check_limits(service);
+        Some(Needs { program, links, files })
+    }
+
+    /// What all instances of a service have in common: everything but number, address and mounts.
+    fn template(&mut self, index: usize) -> Option<InstanceSpec> {
+        let Needs { program, links, files } = self.needs(index)?;
+        let hosts = self.hosts(index, links);
+        let service = &self.stack.services[index];
         Some(InstanceSpec {
             project: self.stack.project.clone(),
             id: InstanceId { service: service.name.clone(), number: 1 },

@@ -210,8 +210,12 @@ impl SourceMap {
     /// Adds a file under the name that the user gave it; `None` when there are 65,536 already.
     pub fn add(&mut self, name: &str, text: &str) -> Option<FileId> {
         let id = FileId(u16::try_from(self.files.len()).ok()?);
-        let newlines = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at as u32 + 1);
-        let line_starts = std::iter::once(0).chain(newlines).collect();
+        let mut line_starts = vec![0];
+        for (at, byte) in text.bytes().enumerate() {
+            if byte == b'\n' {
+                line_starts.push(at as u32 + 1);
+            }
+        }
         self.files.push(SourceFile { name: name.into(), text: text.to_owned(), line_starts });
         Some(id)
     }
@@ -225,7 +229,9 @@ impl SourceMap {
     }
     /// The span of a part of a value: exact when the value stands in the file as it is.
     pub(crate) fn part(&self, value: &str, span: Span, start: usize, end: usize) -> Span {
-        match self.text(span).find(value) {
+        let shown = self.text(span);
+        let at = if shown.starts_with(value) { Some(0) } else { shown.find(value) };
+        match at {
             Some(at) if !value.is_empty() => span.part(at + start, at + end),
             _ => span,
         }

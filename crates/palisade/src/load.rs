@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use palisade_core::compose::canonical::{self, Value, View};
 use palisade_core::compose::risk::Accepted;
-use palisade_core::compose::{self, FILE_BYTES_MAX, Files, InputFile, LoadInputs, ReadError, Rejected};
+use palisade_core::compose::{self, FILE_BYTES_MAX, Files, InputFile, Leftovers, LoadInputs, ReadError, Rejected};
 use palisade_core::diagnostic::{Diagnostic, Severity, SourceMap, Style, render_all};
 use palisade_core::finding::Finding;
 use palisade_core::names::ProjectName;
@@ -36,6 +36,7 @@ pub(crate) struct Loaded {
     diagnostics: Vec<Diagnostic>,
     risks: Vec<Diagnostic>,
     sources: SourceMap,
+    _leftovers: Leftovers,
 }
 
 /// There is no stack to work with.
@@ -123,6 +124,7 @@ pub(crate) fn load(args: &StackArgs) -> Result<Loaded, Unusable> {
         risks: loaded.risks,
         accepted: loaded.accepted,
         sources: loaded.sources,
+        _leftovers: loaded.leftovers,
     })
 }
 

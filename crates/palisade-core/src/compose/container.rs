@@ -36,12 +36,12 @@ impl Reader<'_> {
             }
             "command" => container.command = self.command(node, &what),
             "entrypoint" => container.entrypoint = self.command(node, &what),
-            "platform" => container.platform = self.text(node, &what).map(|text| text.value),
+            "platform" => container.platform = self.text(node, &what).map(|text| text.value.into()),
             "pull_policy" => {
                 container.pull_policy =
                     self.parsed(node, "a pull policy", PULL_HINT, |text| is_pull_policy(text).then(|| text.to_owned()));
             }
-            "pull_refresh_after" => container.pull_refresh_after = self.text(node, &what).map(|text| text.value),
+            "pull_refresh_after" => container.pull_refresh_after = self.text(node, &what).map(|text| text.value.into()),
             "init" => container.init = self.bool(node, &what),
             "tty" => container.tty = self.bool(node, &what).unwrap_or_default(),
             "stdin_open" => container.stdin_open = self.bool(node, &what).unwrap_or_default(),
@@ -53,12 +53,12 @@ impl Reader<'_> {
                 }
             }
             "annotations" => container.annotations = self.text_pairs(node, &what),
-            "runtime" => container.runtime = self.text(node, &what).map(|text| text.value),
+            "runtime" => container.runtime = self.text(node, &what).map(|text| text.value.into()),
             "sysctls" => container.sysctls = self.text_pairs(node, &what),
             "storage_opt" => container.storage_opt = self.text_pairs(node, &what),
             "security_opt" => {
                 let texts = self.texts(node, &what).unwrap_or_default();
-                container.security_opt = texts.into_iter().map(|text| text.value).collect();
+                container.security_opt = texts.into_iter().map(|text| text.value.into()).collect();
             }
             "devices" => {
                 let devices = self.by_table(entry).and_then(|devices| devices.as_array().cloned());
@@ -66,7 +66,7 @@ impl Reader<'_> {
             }
             "device_cgroup_rules" => {
                 let texts = self.texts(node, &what).unwrap_or_default();
-                container.device_cgroup_rules = texts.into_iter().map(|text| text.value).collect();
+                container.device_cgroup_rules = texts.into_iter().map(|text| text.value.into()).collect();
             }
             "gpus" => {
                 let requests = self.by_table(entry).and_then(|requests| requests.as_array().cloned());

@@ -172,7 +172,7 @@ impl Assembler<'_> {
 
     fn wanted(&mut self, node: &Arc<Node>) -> Option<Wanted> {
         if let Data::Scalar(scalar) = &node.data {
-            return Some(Wanted { service: scalar.text.clone(), service_span: node.span, file: None });
+            return Some(Wanted { service: scalar.text.to_string(), service_span: node.span, file: None });
         }
         if !matches!(node.data, Data::Map(_)) {
             return self.mistyped(node, "`extends`", "the name of a service, or `{file: …, service: …}`");
@@ -196,11 +196,11 @@ impl Assembler<'_> {
                     self.sink.push(remote(&quoted(written), file.span));
                     return None;
                 }
-                let path = join(&self.origin(file.span).directory, &path.text);
+                let path = join(&self.origin(file.span).directory, path.text.as_str());
                 Some((quoted(written), file.span, path))
             }
         };
-        Some(Wanted { service: name.text.clone(), service_span: service.value.span, file })
+        Some(Wanted { service: name.text.to_string(), service_span: service.value.span, file })
     }
 
     /// The services of another file, read once for all that extend them with the same variables.
@@ -233,7 +233,7 @@ impl Assembler<'_> {
 
 impl Extended {
     fn add(&mut self, name: Option<String>, services: &[Entry]) -> usize {
-        let services = services.iter().map(|entry| (entry.key.clone(), Arc::clone(&entry.value))).collect();
+        let services = services.iter().map(|entry| (entry.key.to_string(), Arc::clone(&entry.value))).collect();
         self.bases.push(Base { name, services, done: HashMap::new() });
         self.bases.len() - 1
     }

@@ -303,7 +303,7 @@ pub(crate) fn resolve(directory: &std::path::Path, home: Option<&str>, path: &st
         }
         _ => directory.join(path),
     };
-    let mut clean = PathBuf::new();
+    let mut clean = PathBuf::with_capacity(full.as_os_str().len());
     for component in full.components() {
         match component {
             Component::CurDir => {}

@@ -30,12 +30,14 @@ struct Filler<'a> {
 
 impl Filler<'_> {
     fn node(&mut self, node: &mut Arc<Node>) {
+        if !node.has_variables() {
+            return;
+        }
         match Arc::get_mut(node) {
             Some(own) => {
                 let span = own.span;
                 match &mut own.data {
                     Data::Null => {}
-                    Data::Scalar(scalar) if !scalar.text.contains('$') => {}
                     // A value for a value, so that the weights of all around it stay what they are.
                     Data::Scalar(scalar) => own.data = self.scalar(scalar, span),
                     Data::List(items) => items.iter_mut().for_each(|item| self.node(item)),
@@ -47,29 +49,19 @@ impl Filler<'_> {
     }
 
     fn shared(&mut self, node: &Arc<Node>) -> Arc<Node> {
+        if !node.has_variables() {
+            return Arc::clone(node);
+        }
         if let Some((_, done)) = self.done.get(&Arc::as_ptr(node)) {
             return Arc::clone(done);
         }
         let filled = match &node.data {
             Data::Null => Arc::clone(node),
-            Data::Scalar(scalar) if !scalar.text.contains('$') => Arc::clone(node),
             Data::Scalar(scalar) => node.with(self.scalar(scalar, node.span)),
-            Data::List(items) => {
-                let filled: Vec<_> = items.iter().map(|item| self.shared(item)).collect();
-                if filled.iter().zip(items).all(|(new, old)| Arc::ptr_eq(new, old)) {
-                    Arc::clone(node)
-                } else {
-                    node.with(Data::List(filled))
-                }
-            }
+            Data::List(items) => node.with(Data::List(items.iter().map(|item| self.shared(item)).collect())),
             Data::Map(entries) => {
-                let filled: Vec<_> = entries.iter().map(|entry| self.shared(&entry.value)).collect();
-                if filled.iter().zip(entries).all(|(new, old)| Arc::ptr_eq(new, &old.value)) {
-                    Arc::clone(node)
-                } else {
-                    let filled = entries.iter().zip(filled);
-                    node.with(Data::Map(filled.map(|(entry, value)| Entry { value, ..entry.clone() }).collect()))
-                }
+                let filled = entries.iter().map(|entry| Entry { value: self.shared(&entry.value), ..entry.clone() });
+                node.with(Data::Map(filled.collect()))
             }
         };
         self.done.insert(Arc::as_ptr(node), (Arc::clone(node), Arc::clone(&filled)));
@@ -94,7 +86,11 @@ impl Filler<'_> {
                         .hint(format!("if a dollar sign is meant, write `$${variable}`")),
                     );
                 }
-                Data::Scalar(Scalar { text: expanded.text, written: Some(text.as_str().into()), plain: scalar.plain })
+                Data::Scalar(Scalar {
+                    text: expanded.text.into(),
+                    written: Some(text.as_str().into()),
+                    plain: scalar.plain,
+                })
             }
             Err(problem) => {
                 let at = self.sources.part(text, span, problem.start, problem.end);

@@ -151,7 +151,7 @@ impl Assembler<'_> {
                 self.sink.push(remote(&shown, item.span));
                 return None;
             }
-            let path = join(&self.origin(item.span).directory, &scalar.text);
+            let path = join(&self.origin(item.span).directory, scalar.text.as_str());
             paths.push(Written { path, shown, span: item.span });
         }
         Some(paths)

@@ -6,6 +6,7 @@
 //! Where the specification is silent, Compose's own behaviour is followed: an item takes the place of the one before it
 //! that is the same thing, and nothing written (`key:`) leaves what was there.
 
+use smol_str::{SmolStr, format_smolstr};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -52,7 +53,7 @@ pub(crate) fn same(one: &Node, other: &Node) -> bool {
 }
 
 /// Mappings with fewer entries than this are searched, bigger ones hashed.
-const FEW: usize = 9;
+const FEW: usize = 32;
 
 struct Merger<'s> {
     sink: &'s mut Sink,
@@ -173,7 +174,7 @@ impl Merger<'_> {
         };
         let identity = |item: &Node| {
             let text = text_of(item)?;
-            Some(split_host(&text).map(|(name, address)| format!("{name}={address}")).unwrap_or(text))
+            Some(split_host(&text).map(|(name, address)| format_smolstr!("{name}={address}")).unwrap_or(text))
         };
         later.with(Data::List(distinct(old.iter().chain(&new), identity, |old, _| Arc::clone(old))))
     }
@@ -247,7 +248,7 @@ fn differ(earlier: &Node, later: &Node, key: &str) -> bool {
     matches!((text(earlier), text(later)), (Some(one), Some(other)) if one != other)
 }
 
-fn text_of(node: &Node) -> Option<String> {
+fn text_of(node: &Node) -> Option<SmolStr> {
     match &node.data {
         Data::Scalar(scalar) => Some(scalar.text.clone()),
         _ => None,
@@ -265,7 +266,7 @@ fn items_of(node: &Arc<Node>, one_too: bool) -> Option<&[Arc<Node>]> {
 /// Items that are the same thing become one, at the place of the first; what has no identity stays.
 fn distinct<'n>(
     items: impl Iterator<Item = &'n Arc<Node>>,
-    identity: impl Fn(&Node) -> Option<String>,
+    identity: impl Fn(&Node) -> Option<SmolStr>,
     mut together: impl FnMut(&Arc<Node>, &Arc<Node>) -> Arc<Node>,
 ) -> Vec<Arc<Node>> {
     let mut kept: Vec<Arc<Node>> = Vec::new();
@@ -291,11 +292,11 @@ pub(crate) fn listed_names(node: &Arc<Node>, section: &'static Section) -> Arc<N
             // A name in the list of `depends_on` says how far the other must be, so it replaces an earlier word on it.
             let value = if std::ptr::eq(section, &raw const keys::DEPENDENCY) {
                 let part = |key: &str, text: &str| Entry {
-                    key: key.to_owned(),
+                    key: key.into(),
                     key_span: item.span,
                     value: Arc::new(Node::made(
                         item.span,
-                        Data::Scalar(Scalar { text: text.to_owned(), written: None, plain: true }),
+                        Data::Scalar(Scalar { text: text.into(), written: None, plain: true }),
                     )),
                 };
                 Data::Map(vec![part("condition", "service_started"), part("required", "true")])
@@ -314,7 +315,7 @@ pub(crate) fn build_context(node: &Arc<Node>) -> Arc<Node> {
     if !matches!(node.data, Data::Scalar(_)) {
         return Arc::clone(node);
     }
-    let context = Entry { key: "context".to_owned(), key_span: node.span, value: Arc::clone(node) };
+    let context = Entry { key: SmolStr::new_static("context"), key_span: node.span, value: Arc::clone(node) };
     node.with(Data::Map(vec![context]))
 }
 
@@ -331,7 +332,7 @@ pub(crate) fn pairs_of(node: &Node) -> Option<Vec<Entry>> {
 
 /// The last entry of each key, at the place of the first.
 fn last_of_each(all: impl Iterator<Item = Entry>) -> Vec<Entry> {
-    let mut places: HashMap<String, usize> = HashMap::new();
+    let mut places: HashMap<SmolStr, usize> = HashMap::new();
     let mut kept: Vec<Entry> = Vec::with_capacity(all.size_hint().0);
     for entry in all {
         let known = match kept.len() {
@@ -381,8 +382,8 @@ fn pair_of(item: &Arc<Node>) -> Option<Entry> {
         Some((known, value)) if known == key => value.into(),
         _ => written.into(),
     });
-    let value = Scalar { text: text.to_owned(), written, plain: false };
-    Some(Entry { key: key.to_owned(), key_span: item.span, value: item.with(Data::Scalar(value)) })
+    let value = Scalar { text: text.into(), written, plain: false };
+    Some(Entry { key: key.into(), key_span: item.span, value: item.with(Data::Scalar(value)) })
 }
 
 /// `extra_hosts` of any form as a list of `name=address`.
@@ -397,10 +398,10 @@ pub(crate) fn hosts_of(node: &Node) -> Option<Vec<Arc<Node>>> {
         let addresses = items_of(&entry.value, true).unwrap_or_default();
         for address in addresses {
             let Data::Scalar(scalar) = &address.data else { return None };
-            let with_name = |text: &str| format!("{}={text}", entry.key);
+            let with_name = |text: &str| format_smolstr!("{}={text}", entry.key);
             list.push(address.with(Data::Scalar(Scalar {
                 text: with_name(&scalar.text),
-                written: scalar.written.as_deref().map(|written| with_name(written).into()),
+                written: scalar.written.as_deref().map(|written| with_name(written).as_str().into()),
                 plain: false,
             })));
         }
@@ -416,7 +417,7 @@ pub(crate) fn split_host(text: &str) -> Option<(&str, &str)> {
 }
 
 /// What makes two items of a list the same thing; `None` when nothing does.
-pub(crate) fn identity(item: &Node, section: &'static Section) -> Option<String> {
+pub(crate) fn identity(item: &Node, section: &'static Section) -> Option<SmolStr> {
     let part = |key: &str| match item.get(key).map(|entry| &entry.value.data) {
         Some(Data::Scalar(scalar)) => Some(scalar.text.as_str()),
         _ => None,
@@ -433,15 +434,15 @@ pub(crate) fn identity(item: &Node, section: &'static Section) -> Option<String>
             };
             let bare = |ip: &str| ip.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
             let (ip, protocol) = (bare(ip.unwrap_or("0.0.0.0")), protocol.unwrap_or("tcp").to_ascii_lowercase());
-            Some(format!("{ip}|{}|{target}/{protocol}", published.unwrap_or_default()))
+            Some(format_smolstr!("{ip}|{}|{target}/{protocol}", published.unwrap_or_default()))
         }
         Identity::Target => Some(clean(short.map(mapped_target).or_else(|| part("target").or(part("source")))?)),
         Identity::TargetBelow(folder) => {
             let target = short.or(part("target")).or(part("source"))?;
-            Some(if target.starts_with('/') { clean(target) } else { format!("{folder}/{target}") })
+            Some(if target.starts_with('/') { clean(target) } else { format_smolstr!("{folder}/{target}") })
         }
-        Identity::Path => short.or(part("path")).map(str::to_owned),
-        Identity::Subnet => part("subnet").map(str::to_owned),
+        Identity::Path => short.or(part("path")).map(SmolStr::from),
+        Identity::Subnet => part("subnet").map(SmolStr::from),
         Identity::Place | Identity::Driver => None,
     }
 }
@@ -465,9 +466,14 @@ fn mapped_target(text: &str) -> &str {
 }
 
 /// A path without needless slashes and dots.
-pub(crate) fn clean(path: &str) -> String {
-    let parts: Vec<_> = path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
-    format!("{}{}", if path.starts_with('/') { "/" } else { "" }, parts.join("/"))
+pub(crate) fn clean(path: &str) -> SmolStr {
+    let (root, rest) = path.strip_prefix('/').map_or(("", path), |rest| ("/", rest));
+    let needless = |part: &&str| matches!(*part, "" | ".");
+    if !rest.split('/').any(|part| needless(&part)) {
+        return path.into();
+    }
+    let parts: Vec<_> = rest.split('/').filter(|part| !needless(part)).collect();
+    format_smolstr!("{root}{}", parts.join("/"))
 }
 
 struct Finisher<'s> {
@@ -478,40 +484,31 @@ struct Finisher<'s> {
 
 impl Finisher<'_> {
     fn node(&mut self, node: &Arc<Node>) -> Arc<Node> {
+        if !node.has_tags() {
+            return Arc::clone(node);
+        }
         let shared = Arc::strong_count(node) > 1;
         if let Some(done) = self.done.get(&Arc::as_ptr(node)).filter(|_| shared) {
             return Arc::clone(done);
         }
         let finished = match &node.data {
-            Data::Null | Data::Scalar(_) => None,
-            Data::Map(entries) => self.entries(entries),
-            Data::List(items) => self.items(items),
+            Data::Null | Data::Scalar(_) => node.data.clone(),
+            Data::Map(entries) => Data::Map(self.entries(entries)),
+            Data::List(items) => Data::List(self.items(items)),
         };
-        let finished = match finished {
-            None if node.tag == MergeTag::None => Arc::clone(node),
-            data => Arc::new(Node::made(node.span, data.unwrap_or_else(|| node.data.clone()))),
-        };
+        let finished = Arc::new(Node::made(node.span, finished));
         if shared {
             self.done.insert(Arc::as_ptr(node), Arc::clone(&finished));
         }
         finished
     }
 
-    /// `None`: nothing changed.
-    fn entries(&mut self, entries: &[Entry]) -> Option<Data> {
-        let finished: Vec<_> =
-            entries.iter().map(|entry| (entry.value.tag != MergeTag::Reset).then(|| self.node(&entry.value))).collect();
-        let unchanged =
-            |(old, new): (&Entry, &Option<Arc<Node>>)| new.as_ref().is_some_and(|new| Arc::ptr_eq(&old.value, new));
-        if entries.iter().zip(&finished).all(unchanged) {
-            return None;
-        }
-        let kept =
-            entries.iter().zip(finished).filter_map(|(entry, value)| Some(Entry { value: value?, ..entry.clone() }));
-        Some(Data::Map(kept.collect()))
+    fn entries(&mut self, entries: &[Entry]) -> Vec<Entry> {
+        let kept = entries.iter().filter(|entry| entry.value.tag != MergeTag::Reset);
+        kept.map(|entry| Entry { value: self.node(&entry.value), ..entry.clone() }).collect()
     }
 
-    fn items(&mut self, items: &[Arc<Node>]) -> Option<Data> {
+    fn items(&mut self, items: &[Arc<Node>]) -> Vec<Arc<Node>> {
         let mut finished = Vec::with_capacity(items.len());
         for item in items {
             if item.tag == MergeTag::Reset {
@@ -527,9 +524,7 @@ impl Finisher<'_> {
                 finished.push(self.node(item));
             }
         }
-        let unchanged =
-            items.len() == finished.len() && items.iter().zip(&finished).all(|(old, new)| Arc::ptr_eq(old, new));
-        (!unchanged).then_some(Data::List(finished))
+        finished
     }
 }
 

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::diagnostic::{Diagnostic, Severity, Sink, SourceMap, quoted};
 use crate::names::ProjectName;
@@ -124,6 +125,14 @@ pub struct Loaded {
     pub accepted: Vec<risk::Accepted>,
     /// What the diagnostics point into.
     pub sources: SourceMap,
+    /// What is left of reading.
+    pub leftovers: Leftovers,
+}
+
+/// What nobody needs any more. To take it apart takes time, which a command that ends soon need not spend.
+#[derive(Clone, Debug)]
+pub struct Leftovers {
+    _tree: Arc<yaml::Node>,
 }
 
 /// A file with mistakes.
@@ -178,7 +187,7 @@ pub fn load(inputs: &LoadInputs<'_>) -> Result<Loaded, Box<Rejected>> {
     let mut masked = Vec::new();
     let assembled = assemble::Assembler::new(inputs, &mut sources, &mut sink, &mut masked).assemble();
     let mut risks = risk::Risks::default();
-    let file = assembled.and_then(|assembled| {
+    let read = assembled.and_then(|assembled| {
         let mut reader = read::Reader::new(&assembled.origins, std::mem::take(&mut sink));
         let file = reader.file(&assembled.root, inputs, assembled.project);
         reader.form_only(&assembled.inactive, inputs);
@@ -188,23 +197,24 @@ pub fn load(inputs: &LoadInputs<'_>) -> Result<Loaded, Box<Rejected>> {
             let (root, origins) = (&assembled.root, &assembled.origins);
             risks = risk::examine(risk::Sight { file, root, origins, sources: &sources, others: inputs.others });
         }
-        file
+        Some((file?, Leftovers { _tree: assembled.root }))
     });
     masked.append(&mut risks.masked);
     for note in risks.notes {
         sink.push(note);
     }
-    let mut stack = file.filter(|_| !sink.has_errors()).map(|file| settle::settle(file, &sources));
+    let mut settled =
+        read.filter(|_| !sink.has_errors()).map(|(file, leftovers)| (settle::settle(file, &sources), leftovers));
     for (service, unguarded) in risks.unguarded {
-        if let Some(service) = stack.as_mut().and_then(|stack| stack.services.get_mut(service)) {
+        if let Some(service) = settled.as_mut().and_then(|(stack, _)| stack.services.get_mut(service)) {
             service.unguarded = unguarded;
         }
     }
     sources.mask(&masked);
     let diagnostics = masks::without_secrets(once(sink.finish(), &sources), inputs);
     let (risks, accepted) = (masks::without_secrets(risks.diagnostics, inputs), risks.accepted);
-    match stack {
-        Some(stack) => Ok(Loaded { stack, diagnostics, risks, accepted, sources }),
+    match settled {
+        Some((stack, leftovers)) => Ok(Loaded { stack, diagnostics, risks, accepted, sources, leftovers }),
         None => {
             let names: Vec<_> = inputs.files.iter().map(|file| file.name).collect();
             Err(Box::new(Rejected { file_name: names.join(", "), diagnostics, risks, accepted, sources }))
@@ -246,7 +256,7 @@ impl read::Reader<'_> {
             for entry in self.map(node, &quoted(name)).unwrap_or_default() {
                 let provided = self.provided(entry, secret, inputs);
                 let all = if secret { &mut file.secrets } else { &mut file.configs };
-                all.insert(entry.key.clone(), provided);
+                all.insert(entry.key.to_string(), provided);
             }
         }
         if let Some(node) = fields.value("x-palisade") {

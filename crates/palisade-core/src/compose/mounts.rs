@@ -151,7 +151,7 @@ impl Reader<'_> {
                     let message = format!("{} is not a volume's name", source.quoted());
                     return self.invalid(&source, message, "for a path of the host, write `type: bind`");
                 }
-                MountSource::Volume(source.value)
+                MountSource::Volume(source.value.into())
             }
             _ => {
                 let message = format!("{} is not a type of mount that Palisade has", kind.quoted());

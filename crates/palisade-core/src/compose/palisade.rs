@@ -9,6 +9,7 @@ use super::file::{ComposeFile, FileEgress, FileGrant, FileService, looked_for};
 use super::keys;
 use super::ports::{port, port_proto};
 use super::read::{Fields, Reader};
+use super::shaped::PAIRS;
 use super::yaml::{Data, Node};
 use super::{LoadInputs, ReadError};
 use crate::diagnostic::{Diagnostic, Span, Spanned};
@@ -82,7 +83,7 @@ impl Reader<'_> {
                 if line.value.trim().is_empty() {
                     return self.invalid(&line, "the command is empty", COMMAND_HINT);
                 }
-                vec!["/bin/sh".to_owned(), "-c".to_owned(), line.value]
+                vec!["/bin/sh".to_owned(), "-c".to_owned(), line.value.into()]
             }
             _ => {
                 let words = self.texts(command, "`command`")?;
@@ -94,7 +95,7 @@ impl Reader<'_> {
                     );
                     return None;
                 }
-                words.into_iter().map(|word| word.value).collect()
+                words.into_iter().map(|word| word.value.into()).collect()
             }
         };
         // Like every relative path of a Compose file, the program's starts from the project directory.
@@ -214,12 +215,12 @@ impl Reader<'_> {
                     if entry.value.is_null() {
                         self.set(&mut service.environment, &entry.key, None, entry.key_span);
                     } else if let Some(text) = self.text(&entry.value, "a variable of the environment") {
-                        self.set(&mut service.environment, &entry.key, Some(text.value), entry.key_span);
+                        self.set(&mut service.environment, &entry.key, Some(text.value.into()), entry.key_span);
                     }
                 }
             }
             _ => {
-                for text in self.texts(node, "`environment`").unwrap_or_default() {
+                for text in self.texts_or(node, "`environment`", PAIRS).unwrap_or_default() {
                     match text.value.split_once('=') {
                         Some((name, value)) => {
                             self.set(&mut service.environment, name, Some(value.to_owned()), text.span);

@@ -37,6 +37,9 @@ fn range(text: &str) -> Result<Range, Wrong> {
     let Some((first, last)) = text.split_once('-') else {
         return port(text).map(|port| (port, port));
     };
+    if first.is_empty() || last.is_empty() {
+        return Err(format!("{} is not a port", quoted(text)));
+    }
     let (first, last) = (port(first)?, port(last)?);
     if first > last {
         return Err(format!("the range {text} runs backwards"));

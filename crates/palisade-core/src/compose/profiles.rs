@@ -68,7 +68,7 @@ fn profiles_of(entry: &Entry, sink: &mut Sink) -> Vec<String> {
     let mut names = Vec::new();
     for item in items {
         match &item.data {
-            Data::Scalar(scalar) => names.push(scalar.text.clone()),
+            Data::Scalar(scalar) => names.push(scalar.text.to_string()),
             _ => mistyped(item, "a name"),
         }
     }

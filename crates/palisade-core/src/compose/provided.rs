@@ -89,9 +89,9 @@ impl Reader<'_> {
             }
             "environment" => match self.origin(text.span).variables.get(&text.value) {
                 Some(value) => Ok(FileSource::Inline(Hidden(value))),
-                None => Err(Absent::Variable(text.value, text.span)),
+                None => Err(Absent::Variable(text.value.into(), text.span)),
             },
-            _ => Ok(FileSource::Inline(Hidden(text.value))),
+            _ => Ok(FileSource::Inline(Hidden(text.value.into()))),
         }
     }
 
@@ -140,13 +140,13 @@ impl Reader<'_> {
     fn reference(&mut self, source: &Text, target: Option<&Text>, secret: bool) -> Option<FileReference> {
         let below = Path::new(if secret { SECRETS } else { "/" });
         let text = target.filter(|target| !target.value.is_empty()).unwrap_or(source);
-        let path = below.join(&text.value);
+        let path = below.join(text.value.as_str());
         if path.components().any(|part| part == Component::ParentDir) || path == below || text.value.contains('\0') {
             let message = format!("{} is not a place for a file", text.quoted());
             return self.invalid(text, message, "write an absolute path, or a name");
         }
         let target: PathBuf = path.components().collect();
-        Some(FileReference { name: source.value.clone(), secret, target, uid: None, gid: None, mode: MODE })
+        Some(FileReference { name: source.value.to_string(), secret, target, uid: None, gid: None, mode: MODE })
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! A function that returns `None` has reported why. What the values mean together is checked in `validate`.
 
+use smol_str::SmolStr;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -21,10 +22,10 @@ pub(crate) struct Reader<'a> {
 /// A single value, variables filled in.
 #[derive(Clone, Debug)]
 pub(crate) struct Text {
-    pub(crate) value: String,
+    pub(crate) value: SmolStr,
     pub(crate) span: Span,
     /// The value as written, when variables were filled in.
-    written: Option<String>,
+    written: Option<Arc<str>>,
 }
 
 impl Text {
@@ -33,14 +34,14 @@ impl Text {
         quoted(self.written.as_deref().unwrap_or(&self.value))
     }
     pub(crate) fn spanned(self) -> Spanned<String> {
-        Spanned::new(self.value, self.span)
+        Spanned::new(self.value.into(), self.span)
     }
 }
 
 /// The keys of one mapping that the table says are honoured.
 pub(crate) struct Fields<'n> {
     section: &'static Section,
-    entries: Vec<Option<&'n Entry>>,
+    entries: Vec<&'n Entry>,
     pub(crate) image: Vec<&'n Entry>,
 }
 
@@ -56,18 +57,18 @@ impl<'n> Fields<'n> {
             "`{name}` of {} is read, so the table must say that it is honoured",
             self.section.path
         );
-        let mut same = self.entries.iter_mut().filter(|entry| entry.is_some_and(|entry| entry.key == name));
-        let first = same.next().and_then(Option::take);
+        let at = self.entries.iter().position(|entry| entry.key == name)?;
+        let first = self.entries.remove(at);
         // A key that is given twice was reported when the file was parsed.
-        same.for_each(|entry| *entry = None);
-        first
+        self.entries.retain(|entry| entry.key != name);
+        Some(first)
     }
     pub(crate) fn value(&mut self, name: &str) -> Option<&'n Arc<Node>> {
         self.take(name).map(|entry| &entry.value)
     }
     /// A key that the table promises and nobody reads would be ignored in silence.
     pub(crate) fn finish(self) {
-        let unread = self.entries.iter().flatten().next().map(|entry| &entry.key);
+        let unread = self.entries.first().map(|entry| &entry.key);
         debug_assert_eq!(unread, None, "the table says that this key of {} is honoured", self.section.path);
     }
 }
@@ -108,7 +109,7 @@ impl<'a> Reader<'a> {
         let mut fields = Fields { section, entries: Vec::with_capacity(entries.len()), image: Vec::new() };
         for entry in entries {
             match section.key(&entry.key).map(|key| (key.name, key.class)) {
-                Some((_, Class::Honoured(_))) => fields.entries.push(Some(entry)),
+                Some((_, Class::Honoured(_))) => fields.entries.push(entry),
                 Some((_, Class::Image(_))) => fields.image.push(entry),
                 Some((name, Class::NoEffect(why))) => {
                     self.note_idle(name, why, entry.key_span);
@@ -196,6 +197,7 @@ impl<'a> Reader<'a> {
     pub(crate) fn one_or_list<'n>(&mut self, node: &'n Arc<Node>, what: &str) -> Option<&'n [Arc<Node>]> {
         match &node.data {
             Data::Scalar(_) => Some(std::slice::from_ref(node)),
+            Data::Map(_) => self.mistyped(node, what, "a single value or a list"),
             _ => self.list(node, what),
         }
     }
@@ -211,11 +213,9 @@ impl<'a> Reader<'a> {
     /// A single value, variables filled in.
     pub(crate) fn text(&mut self, node: &Node, what: &str) -> Option<Text> {
         match &node.data {
-            Data::Scalar(scalar) => Some(Text {
-                value: scalar.text.clone(),
-                span: node.span,
-                written: scalar.written.as_deref().map(str::to_owned),
-            }),
+            Data::Scalar(scalar) => {
+                Some(Text { value: scalar.text.clone(), span: node.span, written: scalar.written.clone() })
+            }
             _ => self.mistyped(node, what, "a single value"),
         }
     }
@@ -224,6 +224,14 @@ impl<'a> Reader<'a> {
         let items = self.list(node, what)?;
         let texts: Vec<_> = items.iter().filter_map(|item| self.text(item, "an item of this list")).collect();
         (texts.len() == items.len()).then_some(texts)
+    }
+
+    /// A list of texts where something else could stand as well; `wanted` names both, for messages.
+    pub(crate) fn texts_or(&mut self, node: &Node, what: &str, wanted: &str) -> Option<Vec<Text>> {
+        match node.data {
+            Data::List(_) | Data::Null => self.texts(node, what),
+            _ => self.mistyped(node, what, wanted),
+        }
     }
 
     /// The file that something was written in: what its relative paths and variables mean.

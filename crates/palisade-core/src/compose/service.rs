@@ -162,13 +162,15 @@ impl Reader<'_> {
         match &entry.value.data {
             Data::Map(entries) => {
                 for entry in entries {
-                    let name = Spanned::new(entry.key.clone(), entry.key_span);
+                    let name = Spanned::new(entry.key.to_string(), entry.key_span);
                     let aliases = if entry.value.is_null() { Vec::new() } else { self.aliases(&entry.value) };
                     uses.push(NetworkUse { name, aliases });
                 }
             }
             _ => {
-                for text in self.texts(&entry.value, "`networks`").unwrap_or_default() {
+                for text in
+                    self.texts_or(&entry.value, "`networks`", "a list of names or a mapping").unwrap_or_default()
+                {
                     uses.push(NetworkUse { name: text.spanned(), aliases: Vec::new() });
                 }
             }
@@ -233,7 +235,7 @@ impl Reader<'_> {
         if let Data::List(_) = node.data {
             for text in self.texts(node, "`depends_on`").unwrap_or_default() {
                 let dependency = FileDependency {
-                    service: text.value,
+                    service: text.value.into(),
                     condition: Condition::ServiceStarted,
                     restart: false,
                     required: true,
@@ -244,7 +246,7 @@ impl Reader<'_> {
         }
         for entry in self.map(node, "`depends_on`").unwrap_or_default() {
             let mut dependency = FileDependency {
-                service: entry.key.clone(),
+                service: entry.key.to_string(),
                 condition: Condition::ServiceStarted,
                 restart: false,
                 required: true,
@@ -366,9 +368,9 @@ impl Reader<'_> {
     /// `None`: a mistake, reported; `Some(None)`: `["NONE"]`.
     fn health_test(&mut self, node: &Node) -> Option<Option<HealthTest>> {
         if let Data::Scalar(_) = node.data {
-            return Some(Some(HealthTest::Shell(self.text(node, "`test`")?.value)));
+            return Some(Some(HealthTest::Shell(self.text(node, "`test`")?.value.into())));
         }
-        let words: Vec<String> = self.texts(node, "`test`")?.into_iter().map(|text| text.value).collect();
+        let words: Vec<String> = self.texts(node, "`test`")?.into_iter().map(|text| text.value.into()).collect();
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         match words[..] {
             ["NONE"] => Some(None),
@@ -414,7 +416,7 @@ impl Reader<'_> {
             }
             return hosts;
         }
-        for text in self.texts(node, "`extra_hosts`").unwrap_or_default() {
+        for text in self.texts_or(node, "`extra_hosts`", "a mapping or a list of `name=address`").unwrap_or_default() {
             match text.value.split_once(['=', ':']) {
                 Some((name, address)) => hosts.extend(self.extra_host(&text, name, address, gateway)),
                 None => {

@@ -99,8 +99,8 @@ impl Reader<'_> {
             if text.value.is_empty() || text.value.contains(odd) {
                 let message = format!("{} is not a group", text.quoted());
                 self.invalid::<()>(&text, message, "write a group's name or number");
-            } else if !groups.contains(&text.value) {
-                groups.push(text.value);
+            } else if groups.iter().all(|known| text.value != *known) {
+                groups.push(text.value.into());
             }
         }
         groups

@@ -2,9 +2,9 @@
 //!
 //! Nothing can fail here; what could, was found by `validate`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use super::file::{ComposeFile, FileEgress, NetworkMode};
+use super::file::{ComposeFile, FileEgress, FileService, NetworkMode};
 use super::validate::{agreed, networks_of, only_internal, settled_ports};
 use crate::diagnostic::{SourceMap, Spanned};
 use crate::names::ServiceName;
@@ -15,13 +15,13 @@ use crate::stack::{
 };
 
 /// The stack that a valid file means.
-pub(crate) fn settle(file: ComposeFile, sources: &SourceMap) -> Stack {
-    let by_name: HashMap<&str, usize> =
-        file.services.iter().enumerate().map(|(index, service)| (service.name.value.as_str(), index)).collect();
-    let view = View { file: &file, by_name, sources };
-    let mut mounts = Mounts { view: &view, done: HashMap::new() };
+pub(crate) fn settle(mut file: ComposeFile, sources: &SourceMap) -> Stack {
+    let mounts = Mounts::of_all(&file, sources);
+    let services = std::mem::take(&mut file.services);
+    let names = services.iter().map(|service| service.name.value.clone()).collect();
+    let view = View { file: &file, names, sources };
     let services: Vec<Service> =
-        (0..file.services.len()).map(|index| settle_service(index, &view, mounts.of(index))).collect();
+        services.into_iter().zip(mounts).map(|(service, mounts)| settle_service(service, &view, mounts)).collect();
     let mut volumes = BTreeMap::new();
     for service in &services {
         for mount in service.mounts.iter().map(|mount| &mount.value) {
@@ -48,29 +48,53 @@ pub(crate) fn settle(file: ComposeFile, sources: &SourceMap) -> Stack {
     }
 }
 
-/// The file with what is looked up again and again.
+/// The file without its services, and their names.
 struct View<'f> {
     file: &'f ComposeFile,
-    by_name: HashMap<&'f str, usize>,
+    names: HashSet<ServiceName>,
     sources: &'f SourceMap,
 }
 
 /// The mounts of services, with those of others that `volumes_from` brings.
 struct Mounts<'f> {
-    view: &'f View<'f>,
-    done: HashMap<usize, Vec<Placed<Mount>>>,
+    file: &'f ComposeFile,
+    sources: &'f SourceMap,
+    lenders: HashMap<&'f str, Lender>,
 }
 
-impl Mounts<'_> {
+/// A service that `volumes_from` names.
+struct Lender {
+    index: usize,
+    /// Once they are settled.
+    mounts: Option<Vec<Placed<Mount>>>,
+}
+
+impl<'f> Mounts<'f> {
+    fn of_all(file: &'f ComposeFile, sources: &'f SourceMap) -> Vec<Vec<Placed<Mount>>> {
+        let named: HashSet<&str> = file
+            .services
+            .iter()
+            .flat_map(|service| &service.volumes_from)
+            .map(|from| from.value.service.as_str())
+            .collect();
+        let services = file.services.iter().enumerate().map(|(index, service)| (service.name.value.as_str(), index));
+        let lenders = services
+            .filter(|(name, _)| named.contains(name))
+            .map(|(name, index)| (name, Lender { index, mounts: None }));
+        let mut mounts = Self { file, sources, lenders: lenders.collect() };
+        (0..file.services.len()).map(|index| mounts.of(index)).collect()
+    }
+
     /// `validate` has found no circle: what `volumes_from` names is a dependency, too.
     fn of(&mut self, index: usize) -> Vec<Placed<Mount>> {
-        if let Some(done) = self.done.get(&index) {
+        let service = &self.file.services[index];
+        let name = service.name.value.as_str();
+        if let Some(done) = self.lenders.get(name).and_then(|lender| lender.mounts.as_ref()) {
             return done.clone();
         }
-        let service = &self.view.file.services[index];
         let mut mounts: Vec<Placed<Mount>> = service.mounts.iter().map(|mount| self.own(mount)).collect();
         for from in &service.volumes_from {
-            let Some(&other) = self.view.by_name.get(from.value.service.as_str()) else { continue };
+            let Some(&Lender { index: other, .. }) = self.lenders.get(from.value.service.as_str()) else { continue };
             for mut mount in self.of(other) {
                 mount.value.read_only |= from.value.read_only;
                 // What is in memory is nobody else's, and what the service says itself goes first.
@@ -80,7 +104,9 @@ impl Mounts<'_> {
                 }
             }
         }
-        self.done.insert(index, mounts.clone());
+        if let Some(lender) = self.lenders.get_mut(name) {
+            lender.mounts = Some(mounts.clone());
+        }
         mounts
     }
 
@@ -88,12 +114,12 @@ impl Mounts<'_> {
     fn own(&self, mount: &Spanned<Mount>) -> Placed<Mount> {
         let mut meant = mount.value.clone();
         if let MountSource::Volume(name) = &meant.source
-            && let Some((source, read_only)) = self.view.file.volumes.get(name).and_then(|v| v.source.clone())
+            && let Some((source, read_only)) = self.file.volumes.get(name).and_then(|v| v.source.clone())
         {
             meant.source = source;
             meant.read_only |= read_only;
         }
-        placed(mount, meant, self.view.sources)
+        placed(mount, meant, self.sources)
     }
 }
 
@@ -101,11 +127,10 @@ fn placed<T, U>(at: &Spanned<T>, value: U, sources: &SourceMap) -> Placed<U> {
     Placed { value, place: sources.place(at.span) }
 }
 
-fn settle_service(index: usize, view: &View<'_>, mounts: Vec<Placed<Mount>>) -> Service {
+fn settle_service(service: FileService, view: &View<'_>, mounts: Vec<Placed<Mount>>) -> Service {
     let (file, sources) = (view.file, view.sources);
-    let service = &file.services[index];
-    let networks = networks_of(service);
-    let publish: Vec<_> = settled_ports(service).into_iter().map(|port| placed(&port, port.value, sources)).collect();
+    let networks = networks_of(&service);
+    let publish: Vec<_> = settled_ports(&service).into_iter().map(|port| placed(&port, port.value, sources)).collect();
     let mut expose: Vec<Placed<_>> = Vec::new();
     let internal = only_internal(&networks, file).is_some();
     let mut seen = BTreeSet::new();
@@ -123,9 +148,10 @@ fn settle_service(index: usize, view: &View<'_>, mounts: Vec<Placed<Mount>>) -> 
             Egress::Only(rules.iter().map(|rule| placed(rule, rule.value, sources)).collect())
         }
         // Without any network (`network_mode: none`) there is no way out either.
-        None if networks.is_empty() || only_internal(&networks, file).is_some() => Egress::None,
+        None if networks.is_empty() || internal => Egress::None,
         None => Egress::All,
     };
+    let networks = networks.into_iter().map(str::to_owned).collect();
     let connect = service.connect.as_ref().map(|grants| {
         grants
             .iter()
@@ -135,10 +161,9 @@ fn settle_service(index: usize, view: &View<'_>, mounts: Vec<Placed<Mount>>) -> 
             .collect()
     });
     // Of what isn't required, `validate` let pass that it isn't there.
-    let there = service.depends_on.iter().filter(|other| view.by_name.contains_key(other.value.service.as_str()));
-    let depends_on = there.filter_map(|dependency| {
+    let depends_on = service.depends_on.iter().filter_map(|dependency| {
         let meant = Dependency {
-            service: known(&dependency.value.service)?,
+            service: known(&dependency.value.service).filter(|name| view.names.contains(name))?,
             condition: dependency.value.condition,
             restart: dependency.value.restart,
             required: dependency.value.required,
@@ -165,23 +190,20 @@ fn settle_service(index: usize, view: &View<'_>, mounts: Vec<Placed<Mount>>) -> 
     });
     let aliases = service.networks.iter().flatten().flat_map(|network| &network.aliases).chain(&service.container_name);
     let own_name = service.name.value.as_str();
+    let aliases = aliases.map(|alias| &alias.value).filter(|alias| *alias != own_name).cloned().collect();
+    let runs_image = service.image.is_some() || service.build.is_some();
+    let container_name = service.container_name.map(|name| name.value);
+    let container = runs_image.then_some(Container { name: container_name, ..service.container });
     // 0 is how Docker writes "unlimited".
     let limit = |values: &[Spanned<u64>]| agreed(values).ok().flatten().filter(|limit| *limit > 0);
     Service {
-        name: service.name.value.clone(),
+        name: service.name.value,
         place: sources.place(service.name.span),
         replicas: service.replicas.first().and_then(|replicas| u8::try_from(replicas.value).ok()).unwrap_or(1),
-        run: Run {
-            container: (service.image.is_some() || service.build.is_some()).then(|| Container {
-                name: service.container_name.as_ref().map(|name| name.value.clone()),
-                ..service.container.clone()
-            }),
-            process: service.process.clone(),
-            runtime: service.runtime,
-        },
-        environment: service.environment.clone().into(),
-        aliases: aliases.map(|alias| alias.value.clone()).filter(|alias| alias != own_name).collect(),
-        networks: networks.into_iter().map(str::to_owned).collect(),
+        run: Run { container, process: service.process, runtime: service.runtime },
+        environment: service.environment.into(),
+        aliases,
+        networks,
         host_mode: service.network_mode.as_ref().is_some_and(|mode| mode.value == NetworkMode::Host),
         expose,
         // What is only in internal networks has no way in from outside, as under an engine; `validate` says so.
@@ -191,7 +213,7 @@ fn settle_service(index: usize, view: &View<'_>, mounts: Vec<Placed<Mount>>) -> 
         egress,
         host_ports: service.host_ports.iter().map(|port| placed(port, port.value, sources)).collect(),
         depends_on: depends_on.collect(),
-        healthcheck: service.healthcheck.clone(),
+        healthcheck: service.healthcheck,
         healthcheck_disabled: service.healthcheck_disabled,
         healthcheck_times: service.healthcheck_times,
         restart: service.restart,
@@ -202,20 +224,20 @@ fn settle_service(index: usize, view: &View<'_>, mounts: Vec<Placed<Mount>>) -> 
             memory_reservation_bytes: limit(&service.memory_reservation_bytes),
             memory_swap_bytes: service.memory_swap_bytes.as_ref().map(|bytes| bytes.value),
             cpu_shares: service.cpu_shares,
-            cpuset: service.cpuset.clone(),
+            cpuset: service.cpuset,
         },
-        stop_signal: service.stop_signal.clone(),
+        stop_signal: service.stop_signal,
         stop_grace_ms: service.stop_grace_ms,
         mounts,
-        extra_hosts: service.extra_hosts.clone(),
+        extra_hosts: service.extra_hosts,
         log: service.log,
-        cap_add: service.cap_add.iter().map(|name| name.value.clone()).collect(),
-        cap_drop: service.cap_drop.iter().cloned().collect(),
+        cap_add: service.cap_add.into_iter().map(|name| name.value).collect(),
+        cap_drop: service.cap_drop.into_iter().collect(),
         read_only: service.read_only,
         unguarded: Vec::new(),
         links: links.collect(),
         files: files.collect(),
-        settings: service.settings.clone(),
+        settings: service.settings,
         update: service.update,
         rollback: service.rollback,
     }

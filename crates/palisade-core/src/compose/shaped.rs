@@ -13,6 +13,9 @@ use super::words;
 use super::yaml::{Data, Node};
 use crate::diagnostic::{Diagnostic, Span, quoted};
 
+/// What can stand where names have values, for messages.
+pub(crate) const PAIRS: &str = "a mapping or a list of `KEY=value`";
+
 impl Reader<'_> {
     /// The value in its long form. `None`: there was a mistake, and it was reported.
     pub(crate) fn shaped(&mut self, node: &Arc<Node>, shape: Shape, what: &str) -> Option<Value> {
@@ -31,8 +34,8 @@ impl Reader<'_> {
             }
             Shape::Command => Some(self.command(node, what)?.into()),
             Shape::Test => match node.data {
-                Data::Scalar(_) => Some(self.text(node, what)?.value.into()),
-                _ => Some(self.texts(node, what)?.into_iter().map(|text| text.value).collect()),
+                Data::Scalar(_) => Some(self.text(node, what)?.value.as_str().into()),
+                _ => Some(self.texts(node, what)?.into_iter().map(|text| String::from(text.value)).collect()),
             },
             Shape::Pairs(pairs) => self.shaped_pairs(node, pairs, what),
             Shape::Section(section) => self.shaped_section(node, section),
@@ -42,7 +45,7 @@ impl Reader<'_> {
             Shape::NamedOrList(section) => match &node.data {
                 Data::List(_) => {
                     let names = self.texts(node, what)?;
-                    Some(Value::Object(names.into_iter().map(|name| (name.value, Value::Null)).collect()))
+                    Some(Value::Object(names.into_iter().map(|name| (name.value.into(), Value::Null)).collect()))
                 }
                 _ => self.shaped_named(node, Short::None, section, what),
             },
@@ -87,7 +90,7 @@ impl Reader<'_> {
             Kind::Duration => {
                 let text = self.text(node, what)?;
                 match units::duration_ms(&text.value) {
-                    Some(_) => Some(text.value.into()),
+                    Some(_) => Some(text.value.as_str().into()),
                     None => self.unfit(&text, what, "a duration", "write a number with a unit, like `30s` or `1m30s`"),
                 }
             }
@@ -107,7 +110,7 @@ impl Reader<'_> {
                 let text = self.text(node, what)?;
                 Some(self.context(&text.value, text.span).into())
             }
-            Kind::Text => Some(self.text(node, what)?.value.into()),
+            Kind::Text => Some(self.text(node, what)?.value.as_str().into()),
         }
     }
 
@@ -141,21 +144,21 @@ impl Reader<'_> {
         if let Data::Map(entries) = &node.data {
             for entry in entries {
                 match &entry.value.data {
-                    Data::Null => pairs.push((entry.key.clone(), None)),
+                    Data::Null => pairs.push((entry.key.to_string(), None)),
                     Data::List(_) => {
                         for text in self.texts(&entry.value, what)? {
-                            pairs.push((entry.key.clone(), Some(text.value)));
+                            pairs.push((entry.key.to_string(), Some(text.value.into())));
                         }
                     }
-                    _ => pairs.push((entry.key.clone(), Some(self.text(&entry.value, what)?.value))),
+                    _ => pairs.push((entry.key.to_string(), Some(self.text(&entry.value, what)?.value.into()))),
                 }
             }
             return Some(pairs);
         }
-        for text in self.texts(node, what)? {
+        for text in self.texts_or(node, what, PAIRS)? {
             pairs.push(match text.value.split_once('=') {
                 Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
-                None => (text.value, None),
+                None => (text.value.into(), None),
             });
         }
         Some(pairs)
@@ -166,7 +169,7 @@ impl Reader<'_> {
         let entries = self.map(node, what)?;
         for entry in entries {
             let value = self.shaped_short(&entry.value, short, section, what);
-            values.insert(entry.key.clone(), value?);
+            values.insert(entry.key.to_string(), value?);
         }
         Some(Value::Object(values))
     }
@@ -182,10 +185,10 @@ impl Reader<'_> {
                 let context = self.shaped_single(node, Kind::Context, what)?;
                 one("context", context)
             }
-            Short::FileReference => one("source", text.value.into()),
-            Short::EnvFile | Short::Include => one("path", text.value.into()),
-            Short::Extends => one("service", text.value.into()),
-            Short::Gpus => one("count", text.value.into()),
+            Short::FileReference => one("source", text.value.as_str().into()),
+            Short::EnvFile | Short::Include => one("path", text.value.as_str().into()),
+            Short::Extends => one("service", text.value.as_str().into()),
+            Short::Gpus => one("count", text.value.as_str().into()),
             Short::Device => {
                 let mut parts = text.value.splitn(3, ':');
                 let source = parts.next().unwrap_or_default().to_owned();
@@ -195,7 +198,7 @@ impl Reader<'_> {
             }
             Short::External => self.bool(node, what).map(Value::Bool),
             Short::Ulimit => self.shaped_single(node, Kind::Int, what),
-            Short::Port | Short::Volume | Short::None => Some(text.value.into()),
+            Short::Port | Short::Volume | Short::None => Some(text.value.as_str().into()),
         }
     }
 
@@ -228,7 +231,12 @@ impl Reader<'_> {
     /// A command: a list of words, or one text that is split.
     pub(crate) fn command(&mut self, node: &Node, what: &str) -> Option<Vec<String>> {
         if !matches!(node.data, Data::Scalar(_)) {
-            return Some(self.texts(node, what)?.into_iter().map(|text| text.value).collect());
+            return Some(
+                self.texts_or(node, what, "a list of words, or one text")?
+                    .into_iter()
+                    .map(|text| text.value.into())
+                    .collect(),
+            );
         }
         let text = self.text(node, what)?;
         let Some(split) = words::split(&text.value) else {
@@ -281,8 +289,8 @@ fn is_remote(context: &str) -> bool {
 fn raw(node: &Node) -> Value {
     match &node.data {
         Data::Null => Value::Null,
-        Data::Scalar(scalar) => scalar.text.clone().into(),
+        Data::Scalar(scalar) => scalar.text.as_str().into(),
         Data::List(items) => items.iter().map(|item| raw(item)).collect(),
-        Data::Map(entries) => entries.iter().map(|entry| (entry.key.clone(), raw(&entry.value))).collect(),
+        Data::Map(entries) => entries.iter().map(|entry| (entry.key.to_string(), raw(&entry.value))).collect(),
     }
 }

@@ -37,7 +37,7 @@ impl Reader<'_> {
                 }
                 fields.finish();
             }
-            file.networks.insert(entry.key.clone(), network);
+            file.networks.insert(entry.key.to_string(), network);
         }
     }
 
@@ -67,7 +67,7 @@ impl Reader<'_> {
             if !entry.value.is_null() {
                 self.volume(&entry.value, &mut volume);
             }
-            file.volumes.insert(entry.key.clone(), volume);
+            file.volumes.insert(entry.key.to_string(), volume);
         }
     }
 

@@ -2,8 +2,10 @@
 //!
 //! What the keys mean is none of its business. Aliases share their target, so a file that doubles itself a hundred
 //! times costs no memory; how big it would be when written out is counted, and too much of it is refused.
+//! Keys and values are nearly all short, and [`SmolStr`] keeps short text in place: most of a tree is one allocation a node.
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Tag};
+use smol_str::SmolStr;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -24,8 +26,37 @@ pub(crate) struct Node {
     pub(crate) span: Span,
     pub(crate) data: Data,
     pub(crate) tag: MergeTag,
-    /// How many nodes it is when aliases are written out, itself included.
-    weight: u64,
+    sum: Sum,
+}
+
+/// What a node and everything below it come to.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sum {
+    /// How many there are when aliases are written out.
+    nodes: u32,
+    /// One of them has a [`MergeTag`].
+    tagged: bool,
+    /// A `$` stands in one of them.
+    dollar: bool,
+}
+
+impl Sum {
+    fn of(data: &Data, tag: MergeTag) -> Self {
+        let one = Self { nodes: 1, tagged: tag != MergeTag::None, dollar: false };
+        match data {
+            Data::Null => one,
+            Data::Scalar(scalar) => Self { dollar: scalar.text.contains('$'), ..one },
+            Data::List(items) => items.iter().fold(one, |sum, item| sum.and(item.sum)),
+            Data::Map(entries) => entries.iter().fold(one, |sum, entry| sum.and(entry.value.sum)),
+        }
+    }
+    fn and(self, other: Self) -> Self {
+        Self {
+            nodes: self.nodes.saturating_add(other.nodes),
+            tagged: self.tagged || other.tagged,
+            dollar: self.dollar || other.dollar,
+        }
+    }
 }
 
 /// What the value does to the one of an earlier file. Compose Specification, 13-merge.
@@ -52,16 +83,16 @@ pub(crate) enum Data {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Scalar {
     /// Variables are filled in once the file is part of an assembly.
-    pub(crate) text: String,
+    pub(crate) text: SmolStr,
     /// As it stands in the file, when variables were filled in: all that a message may show.
-    pub(crate) written: Option<Box<str>>,
+    pub(crate) written: Option<Arc<str>>,
     /// Without quotes: `true` and `5` may be more than text.
     pub(crate) plain: bool,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
-    pub(crate) key: String,
+    pub(crate) key: SmolStr,
     pub(crate) key_span: Span,
     pub(crate) value: Arc<Node>,
 }
@@ -69,20 +100,26 @@ pub(crate) struct Entry {
 impl Node {
     /// A node made of others, without a place of its own in the file.
     pub(crate) fn made(span: Span, data: Data) -> Self {
-        let weight = 1 + match &data {
-            Data::Null | Data::Scalar(_) => 0,
-            Data::List(items) => items.iter().map(|item| item.weight).fold(0, u64::saturating_add),
-            Data::Map(entries) => entries.iter().map(|entry| entry.value.weight).fold(0, u64::saturating_add),
-        };
-        Self { span, data, tag: MergeTag::None, weight }
+        Self::tagged(span, data, MergeTag::None)
+    }
+    fn tagged(span: Span, data: Data, tag: MergeTag) -> Self {
+        Self { sum: Sum::of(&data, tag), span, data, tag }
     }
     /// The same place and tag with other data.
     pub(crate) fn with(&self, data: Data) -> Arc<Self> {
-        Arc::new(Self { tag: self.tag, ..Self::made(self.span, data) })
+        Arc::new(Self::tagged(self.span, data, self.tag))
     }
     /// How many values it is, itself included, when what is shared is written out.
     pub(crate) fn weight(&self) -> u64 {
-        self.weight
+        self.sum.nodes.into()
+    }
+    /// A [`MergeTag`] stands here or below.
+    pub(crate) fn has_tags(&self) -> bool {
+        self.sum.tagged
+    }
+    /// A `$` stood here or below when the node was made.
+    pub(crate) fn has_variables(&self) -> bool {
+        self.sum.dollar
     }
     /// This mapping without that key.
     pub(crate) fn without(self: &Arc<Self>, key: &str) -> Arc<Self> {
@@ -128,13 +165,13 @@ struct Open {
     start: usize,
     anchor: usize,
     tag: MergeTag,
-    weight: u64,
+    sum: Sum,
     parts: Parts,
 }
 
 enum Parts {
     List(Vec<Arc<Node>>),
-    Map { entries: Vec<Entry>, key: Option<(String, Span, bool)>, merges: Vec<(Span, Arc<Node>)> },
+    Map { entries: Vec<Entry>, key: Option<(SmolStr, Span, bool)>, merges: Vec<(Span, Arc<Node>)> },
 }
 
 struct Builder<'t> {
@@ -217,6 +254,14 @@ impl Builder<'_> {
         if error.info().contains("recursion") {
             return too_deep(Span { file: self.file, start: start as u32, end: start as u32 });
         }
+        if error.info().contains("unknown anchor") {
+            let name = rest.split(|c: char| c.is_whitespace() || ",[]{}".contains(c)).next().unwrap_or_default();
+            let span = Span { file: self.file, start: start as u32, end: (start + name.len()) as u32 };
+            let anchor = quoted(&name.replacen('*', "&", 1));
+            return Diagnostic::error("alias", format!("there is no anchor {anchor} above this alias"))
+                .at(span, "")
+                .hint("an alias repeats what an anchor above it names; a value that begins with `*` must be quoted");
+        }
         // The parser notices a tab late or early; the tab itself is what must be looked at.
         let line_start = self.text[..start].rfind('\n').map_or(0, |at| at + 1);
         let mut at = line_start;
@@ -261,7 +306,7 @@ impl Builder<'_> {
                             .hint("an alias repeats something that is complete: write its content out instead"),
                     );
                 };
-                self.aliased = self.aliased.saturating_add(target.weight);
+                self.aliased = self.aliased.saturating_add(target.weight());
                 if self.aliased > ALIASED_NODES_MAX {
                     return Some(
                         Diagnostic::error(
@@ -286,7 +331,7 @@ impl Builder<'_> {
                 let data = if plain && matches!(&*value, "" | "~" | "null" | "Null" | "NULL") {
                     Data::Null
                 } else {
-                    Data::Scalar(Scalar { text: value.into_owned(), written: None, plain })
+                    Data::Scalar(Scalar { text: SmolStr::new(value), written: None, plain })
                 };
                 if let Some(Open { parts: Parts::Map { key: key @ None, .. }, .. }) = self.open.last_mut() {
                     let text = match data {
@@ -298,12 +343,12 @@ impl Builder<'_> {
                                     .hint("write `key: value`"),
                             );
                         }
-                        _ => "null".to_owned(),
+                        _ => SmolStr::new_static("null"),
                     };
                     *key = Some((text, span, merge));
                     return None;
                 }
-                self.finish(Node { span, data, tag: merge_tag, weight: 1 }, anchor)
+                self.finish(Node::tagged(span, data, merge_tag), anchor)
             }
             Event::SequenceStart(anchor, tag) => self.open(anchor, tag.as_deref(), span, Parts::List(Vec::new())),
             Event::MappingStart(anchor, tag) => {
@@ -317,7 +362,7 @@ impl Builder<'_> {
                     Parts::Map { entries, merges, .. } => Data::Map(self.merge(entries, merges)),
                 };
                 let span = self.collection_span(open.start, span, &data);
-                self.finish(Node { span, data, tag: open.tag, weight: open.weight }, open.anchor)
+                self.finish(Node { span, data, tag: open.tag, sum: open.sum }, open.anchor)
             }
             Event::DocumentStart(_) => {
                 let highest = self.anchors.drain().map(|(anchor, _)| anchor).max();
@@ -343,7 +388,8 @@ impl Builder<'_> {
         if self.open.len() >= DEPTH_MAX {
             return Some(too_deep(span));
         }
-        self.open.push(Open { start: span.start as usize, anchor, tag, weight: 1, parts });
+        let sum = Sum { nodes: 1, tagged: tag != MergeTag::None, dollar: false };
+        self.open.push(Open { start: span.start as usize, anchor, tag, sum, parts });
         None
     }
 
@@ -378,8 +424,8 @@ impl Builder<'_> {
             self.documents.push(node);
             return None;
         };
-        open.weight = open.weight.saturating_add(node.weight);
-        if open.weight > NODES_MAX {
+        open.sum = open.sum.and(node.sum);
+        if u64::from(open.sum.nodes) > NODES_MAX {
             return Some(
                 Diagnostic::error("too-large", format!("this file holds more than {NODES_MAX} values"))
                     .at(span, "")
@@ -411,7 +457,7 @@ impl Builder<'_> {
         if merges.is_empty() {
             return entries;
         }
-        let mut known: HashSet<String> = entries.iter().map(|entry| entry.key.clone()).collect();
+        let mut known: HashSet<SmolStr> = entries.iter().map(|entry| entry.key.clone()).collect();
         for (span, merged) in merges {
             let maps: Vec<&Arc<Node>> = match &merged.data {
                 Data::List(items) => items.iter().collect(),
@@ -452,7 +498,7 @@ impl Builder<'_> {
 }
 
 /// Mappings with fewer entries than this are searched, bigger ones hashed.
-const FEW: usize = 9;
+const FEW: usize = 32;
 
 /// Mistakes: keys that stand there already.
 fn given_twice(entries: &[Entry]) -> Vec<Diagnostic> {
@@ -502,7 +548,7 @@ mod tests {
     fn write(node: &Node) -> String {
         match &node.data {
             Data::Null => "~".into(),
-            Data::Scalar(scalar) => scalar.text.clone(),
+            Data::Scalar(scalar) => scalar.text.to_string(),
             Data::List(items) => format!("[{}]", items.iter().map(|i| write(i)).collect::<Vec<_>>().join(" ")),
             Data::Map(entries) => {
                 let parts: Vec<_> = entries.iter().map(|e| format!("{}:{}", e.key, write(&e.value))).collect();

@@ -23,7 +23,7 @@ impl Builder<'_> {
         for entry in entries {
             let Some(key) = section.key(&entry.key).filter(|_| !entry.key.starts_with("x-")) else {
                 if entry.key.starts_with("x-") {
-                    map.push((entry.key.clone(), generic(&entry.value)));
+                    map.push((entry.key.to_string(), generic(&entry.value)));
                 } else {
                     let message = format!("{} is not a key of {}", quoted(&entry.key), section.what);
                     self.wrong.borrow_mut().push(Diagnostic::error("unknown-key", message).at(entry.key_span, ""));
@@ -79,7 +79,7 @@ impl Builder<'_> {
                 *source = self.path(source, span);
             }
             if let Some(Value::Text(target)) = get(map, "target") {
-                *target = merge::clean(target);
+                *target = merge::clean(target).into();
             }
         } else if is(&keys::MOUNT_BIND) {
             default(map, "create_host_path", || Value::Bool(true));

@@ -10,17 +10,17 @@ pub(super) fn generic(node: &Node) -> Value {
         Data::Scalar(scalar) => plain(scalar),
         Data::List(items) => Value::List(items.iter().map(|item| generic(item)).collect()),
         Data::Map(entries) => {
-            Value::Map(entries.iter().map(|entry| (entry.key.clone(), generic(&entry.value))).collect())
+            Value::Map(entries.iter().map(|entry| (entry.key.to_string(), generic(&entry.value))).collect())
         }
     }
 }
 
 fn plain(scalar: &Scalar) -> Value {
-    let text = &scalar.text;
+    let text = scalar.text.as_str();
     let digits = text.trim_start_matches(['+', '-']);
     // `0440` is a number to some and a text to others: as text it stays what it is.
     let number = digits == "0" || digits.starts_with("0.") || digits.starts_with(|c| matches!(c, '1'..='9'));
-    match text.as_str() {
+    match text {
         _ if !scalar.plain => Value::text(text),
         "true" | "True" | "TRUE" => Value::Bool(true),
         "false" | "False" | "FALSE" => Value::Bool(false),

@@ -19,7 +19,7 @@ impl Builder<'_> {
             Shape::OneOrList(kind, repeats) => self.list(node, kind, repeats, true, key),
             Shape::Command => self.command(node, key),
             Shape::Test => match &node.data {
-                Data::Scalar(scalar) => Value::List(vec![Value::text("CMD-SHELL"), Value::text(&scalar.text)]),
+                Data::Scalar(scalar) => Value::List(vec![Value::text("CMD-SHELL"), Value::text(scalar.text.as_str())]),
                 _ => self.list(node, Kind::Text, Repeats::Kept, false, key),
             },
             Shape::Pairs(Pairs::Hosts) => self.hosts(node, key),
@@ -39,7 +39,7 @@ impl Builder<'_> {
 
     pub(super) fn text(&self, node: &Node, key: &str) -> Option<String> {
         match &node.data {
-            Data::Scalar(scalar) => Some(scalar.text.clone()),
+            Data::Scalar(scalar) => Some(scalar.text.to_string()),
             _ => self.mistyped(node, key, "a single value"),
         }
     }
@@ -134,7 +134,7 @@ impl Builder<'_> {
                 Data::Scalar(scalar) if pairs == Pairs::Contexts => Value::text(self.context(&scalar.text, value.span)),
                 _ => self.one(&value, Kind::Text, &name),
             };
-            map.push((name, value));
+            map.push((name.to_string(), value));
         }
         self.hide(&mut map);
         map.sort_by(|(one, _), (other, _)| one.cmp(other));
@@ -170,7 +170,7 @@ impl Builder<'_> {
                 value_of(&entry.value)
             }
         };
-        let mut map: Map = entries.iter().map(|entry| (entry.key.clone(), value(entry))).collect();
+        let mut map: Map = entries.iter().map(|entry| (entry.key.to_string(), value(entry))).collect();
         map.sort_by(|(one, _), (other, _)| one.cmp(other));
         Value::Map(map)
     }

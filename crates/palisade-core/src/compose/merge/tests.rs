@@ -14,7 +14,7 @@ fn tree(sources: &mut SourceMap, text: &str) -> Arc<Node> {
 fn write(node: &Node) -> String {
     match &node.data {
         Data::Null => "~".into(),
-        Data::Scalar(scalar) => scalar.text.clone(),
+        Data::Scalar(scalar) => scalar.text.to_string(),
         Data::List(items) => format!("[{}]", items.iter().map(|i| write(i)).collect::<Vec<_>>().join(", ")),
         Data::Map(entries) => {
             let parts: Vec<_> = entries.iter().map(|e| format!("{}: {}", e.key, write(&e.value))).collect();

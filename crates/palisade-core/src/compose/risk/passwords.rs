@@ -175,14 +175,21 @@ fn made_of_words(lower: &str) -> bool {
 
 /// A variable of this name holds a password.
 pub(super) fn is_password_name(name: &str) -> bool {
-    let upper = name.to_ascii_uppercase();
-    if ["RANDOM", "ALLOW_EMPTY", "ONETIME", "REQUIRE", "RESET", "POLICY"].iter().any(|word| upper.contains(word)) {
-        return false;
+    const OTHERS: [&str; 6] = ["RANDOM", "ALLOW_EMPTY", "ONETIME", "REQUIRE", "RESET", "POLICY"];
+    let mut words = name.rsplit(['_', '.', '-']).filter(|word| !word.is_empty());
+    let Some(last) = words.next() else { return false };
+    let tells = ["PASSWORD", "PASSWD", "PASSPHRASE", "REQUIREPASS"].iter().any(|end| ends_with(last, end))
+        || ["PASS", "PWD", "PW"].iter().any(|word| last.eq_ignore_ascii_case(word)) && words.next().is_some();
+    tells && {
+        let upper = name.to_ascii_uppercase();
+        !OTHERS.iter().any(|word| upper.contains(word))
     }
-    let tokens: Vec<&str> = upper.split(['_', '.', '-']).filter(|token| !token.is_empty()).collect();
-    let Some(last) = tokens.last() else { return false };
-    ["PASSWORD", "PASSWD", "PASSPHRASE", "REQUIREPASS"].iter().any(|end| last.ends_with(end))
-        || tokens.len() > 1 && matches!(*last, "PASS" | "PWD" | "PW")
+}
+
+/// Whatever the case of its letters.
+pub(super) fn ends_with(text: &str, end: &str) -> bool {
+    let start = text.len().checked_sub(end.len());
+    start.is_some_and(|start| text.as_bytes()[start..].eq_ignore_ascii_case(end.as_bytes()))
 }
 
 /// A variable of this name holds a password, a key or a token.
@@ -207,8 +214,7 @@ pub(super) fn is_secret_name(name: &str) -> bool {
         "BOT_TOKEN",
         "_TOKEN",
     ];
-    let upper = name.to_ascii_uppercase();
-    is_password_name(name) || ENDS.iter().any(|end| upper.ends_with(end))
+    is_password_name(name) || ENDS.iter().any(|end| ends_with(name, end))
 }
 
 /// The value is a key of a known provider, whatever the variable is called.

@@ -2,7 +2,7 @@
 //!
 //! For a process of the host most of this is refused where it is read.
 
-use std::path::Path;
+use std::borrow::Cow;
 
 use super::{Hit, Hits, Seen, table};
 use crate::compose::capabilities;
@@ -115,43 +115,38 @@ fn engine(seen: &Seen<'_>, span: Span, hits: &mut Hits) {
 fn mounts(seen: &Seen<'_>, hits: &mut Hits) {
     for mount in &seen.service.mounts {
         let MountSource::Bind(source) = &mount.value.source else { continue };
+        let mut source = source.to_string_lossy();
         // `/var/run` is `/run` on every system of today.
-        let source = match source.strip_prefix("/var/run") {
-            Ok(rest) => Path::new("/run").join(rest),
-            Err(_) => source.clone(),
-        };
-        let source = source.as_path();
-        let holds_socket = ENGINE_SOCKETS.iter().any(|socket| source.starts_with(socket))
-            || source == Path::new("/run")
-            || source.ends_with("docker.sock")
-            || source.ends_with("podman.sock")
-            || source.ends_with("containerd.sock");
+        if is_within(&source, "/var/run") {
+            source = Cow::Owned(source.replacen("/var", "", 1));
+        }
+        let source = &*source;
+        let name = source.rsplit('/').next().unwrap_or_default();
+        let holds_socket = ENGINE_SOCKETS.iter().any(|socket| is_within(source, socket))
+            || source == "/run"
+            || matches!(name, "docker.sock" | "podman.sock" | "containerd.sock");
         if holds_socket && !seen.is_process() {
             engine(seen, mount.span, hits);
             continue;
         }
-        let whole = SYSTEM.iter().any(|folder| source == Path::new(folder));
-        let within = WITHIN.iter().any(|folder| source.starts_with(folder));
-        let related = |path: &&&str| source.starts_with(path) || Path::new(path).starts_with(source);
-        let beyond = BEYOND_THE_GUARD.iter().find(related);
-        let writable = !mount.value.read_only;
         // A single device file is no folder of the system.
-        let device = source.starts_with("/dev") && source != Path::new("/dev");
-        if device || !(whole || within) {
+        let device = is_within(source, "/dev") && source != "/dev";
+        if device || !(SYSTEM.contains(&source) || WITHIN.iter().any(|folder| is_within(source, folder))) {
             continue;
         }
+        let beyond = BEYOND_THE_GUARD.iter().find(|path| is_within(source, path) || is_within(path, source));
+        let writable = !mount.value.read_only;
         let how = if writable { "may write to" } else { "may read" };
-        let shown = source.display();
         let mut hit =
-            Hit::new(&table::ROOT_MOUNT, seen, mount.span, format!("`{}` {how} `{shown}` of the host", seen.name()));
+            Hit::new(&table::ROOT_MOUNT, seen, mount.span, format!("`{}` {how} `{source}` of the host", seen.name()));
         if writable && !seen.is_process() {
             if let Some(path) = beyond {
                 hit = hit.breach(format!("it may write to `{path}` of the host, and so change its own guard"));
             } else if ["/etc", "/root", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/boot"]
                 .iter()
-                .any(|path| source.starts_with(path))
+                .any(|path| is_within(source, path))
             {
-                hit = hit.breach(format!("it may write to `{shown}` of the host, to what runs there as root"));
+                hit = hit.breach(format!("it may write to `{source}` of the host, to what runs there as root"));
             }
         } else if writable && beyond.is_some() {
             // A process of the host was refused this already.
@@ -159,6 +154,11 @@ fn mounts(seen: &Seen<'_>, hits: &mut Hits) {
         }
         hits.push(hit);
     }
+}
+
+/// The path is that folder, or lies in it. Both are absolute and have no `..` and no slash too many.
+fn is_within(path: &str, folder: &str) -> bool {
+    folder == "/" || path.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// The single values of a list, or the one that stands for a list.

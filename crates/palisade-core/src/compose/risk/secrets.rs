@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::passwords::{
-    defaults, is_known_token, is_no_secret, is_password_name, is_secret_name, url_password, weakness,
+    defaults, ends_with, is_known_token, is_no_secret, is_password_name, is_secret_name, url_password, weakness,
 };
 use super::{Hit, Hits, Seen, Sight, table};
 use crate::compose::file::resolve;
@@ -107,8 +107,7 @@ fn pairs<'a>(node: &'a Node, sight: Sight<'a>) -> Vec<Pair<'a>> {
 
 /// Its value is who the password belongs to.
 fn is_owner_name(name: &str) -> bool {
-    let upper = name.to_ascii_uppercase();
-    ["USER", "USERNAME", "_DB", "DATABASE", "LOGIN"].iter().any(|end| upper.ends_with(end))
+    ["USER", "USERNAME", "_DB", "DATABASE", "LOGIN"].iter().any(|end| ends_with(name, end))
 }
 
 fn weak(seen: &Seen<'_>, holder: Holder<'_>, why: &str, hits: &mut Hits) {
@@ -119,14 +118,16 @@ fn weak(seen: &Seen<'_>, holder: Holder<'_>, why: &str, hits: &mut Hits) {
 
 /// What a variable holds, wherever it comes from.
 fn judge(seen: &Seen<'_>, holder: Holder<'_>, value: &str, related: &[&str], hits: &mut Hits) {
-    let upper = holder.name.to_ascii_uppercase();
-    let lower = value.to_ascii_lowercase();
-    let on = matches!(lower.as_str(), "true" | "yes" | "on" | "1");
-    let no_password = upper == "POSTGRES_HOST_AUTH_METHOD" && lower == "trust"
-        || upper.contains("ALLOW_EMPTY") && upper.ends_with("PASSWORD") && on
-        || upper == "NEO4J_AUTH" && lower == "none"
-        || upper == "XPACK.SECURITY.ENABLED" && lower == "false"
-        || upper == "DISABLE_SECURITY_PLUGIN" && lower == "true";
+    let named = |name: &str| holder.name.eq_ignore_ascii_case(name);
+    let is = |word: &str| value.eq_ignore_ascii_case(word);
+    let on = || ["true", "yes", "on", "1"].into_iter().any(is);
+    let allows_none =
+        ends_with(holder.name, "PASSWORD") && holder.name.to_ascii_uppercase().contains("ALLOW_EMPTY") && on();
+    let no_password = allows_none
+        || named("POSTGRES_HOST_AUTH_METHOD") && is("trust")
+        || named("NEO4J_AUTH") && is("none")
+        || named("XPACK.SECURITY.ENABLED") && is("false")
+        || named("DISABLE_SECURITY_PLUGIN") && is("true");
     if no_password {
         let message = format!("`{}` asks for no password, because of {}", seen.name(), quoted(holder.name));
         hits.push(
@@ -135,8 +136,8 @@ fn judge(seen: &Seen<'_>, holder: Holder<'_>, value: &str, related: &[&str], hit
         );
         return;
     }
-    let neo4j = value.strip_prefix("neo4j/").filter(|_| upper == "NEO4J_AUTH");
-    if (is_password_name(&upper) || neo4j.is_some()) && !is_no_secret(value) {
+    let neo4j = value.strip_prefix("neo4j/").filter(|_| named("NEO4J_AUTH"));
+    if (is_password_name(holder.name) || neo4j.is_some()) && !is_no_secret(value) {
         if let Some(why) = weakness(neo4j.unwrap_or(value), related) {
             weak(seen, holder, why, hits);
         }
@@ -196,16 +197,16 @@ fn clear(seen: &Seen<'_>, name: &str, span: Span, hits: &mut Hits) {
 
 /// A value that was written out. Weak ones are told as such, which is the worse.
 fn in_clear(seen: &Seen<'_>, pair: &Pair<'_>, value: &str, related: &[&str], hits: &mut Hits) {
-    let long = value.chars().count() >= 8;
-    let secret = is_secret_name(pair.name) && !is_no_secret(value) && long || is_known_token(value);
+    let long = || value.chars().count() >= 8;
+    let secret = is_secret_name(pair.name) && !is_no_secret(value) && long() || is_known_token(value);
     let address = url_password(value).filter(|(_, password, _)| !password.contains('$'));
     let is_weak = match address {
         Some((user, password, _)) => weakness(password, related).is_some() || user == password,
         None => is_password_name(pair.name) && weakness(value, related).is_some(),
     };
     // A placeholder is no secret.
-    let placeholder = !is_password_name(pair.name) && weakness(value, related).is_some();
-    if (secret && !placeholder || address.is_some()) && !is_weak {
+    let placeholder = || !is_password_name(pair.name) && weakness(value, related).is_some();
+    if !is_weak && (address.is_some() || secret && !placeholder()) {
         clear(seen, pair.name, pair.span, hits);
     }
 }
