@@ -66,6 +66,13 @@ fn tool(command: &[&str], input: &str) {
     assert!(child.wait().unwrap().success(), "{command:?} failed with {input}");
 }
 
+/// The first of these programs that isn't installed.
+fn missing<'a>(programs: &[&'a str]) -> Option<&'a str> {
+    let is_there =
+        |name: &str| Command::new("sh").args(["-c", "command -v \"$0\"", name]).stdout(Stdio::null()).status();
+    programs.iter().copied().find(|name| !is_there(name).is_ok_and(|status| status.success()))
+}
+
 fn nft(rules: &str) {
     tool(&["nft", "-f", "-"], rules);
 }
