@@ -7,6 +7,7 @@ use nix::libc;
 use nix::sys::socket::SockProtocol;
 use std::io;
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use crate::link::{LinkError, failed, ip_of, octets};
 use crate::netlink::{Message, NLM_F_CREATE, NLM_F_EXCL, Netlink, attributes, u32_of};
@@ -65,6 +66,17 @@ pub fn way_to(destination: IpAddr) -> Result<Way, LinkError> {
         Some(Errno::EHOSTUNREACH | Errno::EACCES | Errno::EINVAL) => Ok(Way::Forbidden),
         Some(_) => asked.map(|()| way).map_err(wrong()),
     }
+}
+
+/// Waits until packets to an IPv6 address that was just added go to this host itself. The kernel adds that route on
+/// its own time (`addrconf_dad_start` of net/ipv6/addrconf.c puts it on a work queue). One on an interface that is
+/// down has none; nothing is waited for after a second.
+pub(crate) fn wait_until_here(ip: IpAddr) -> Result<(), LinkError> {
+    let deadline = Instant::now() + Duration::from_secs(1);
+    while way_to(ip)? != Way::Here && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    Ok(())
 }
 
 fn read_way(body: &[u8]) -> Way {

@@ -216,6 +216,12 @@ impl Original {
                     }
                 }
             }
+            let up = self.others.iter().filter(|interface| interface.up).chain([&self.external]);
+            for (ip, _) in
+                up.flat_map(|interface| &interface.addresses).filter(|(ip, _)| ip.is_ipv6() && !ip.is_loopback())
+            {
+                routes::wait_until_here(*ip)?;
+            }
             let exists = |index| index == self.external.index || self.others.iter().any(|other| other.index == index);
             problems.extend(self.routes.restore(exists)?);
             for ipv6 in [false, true] {

@@ -43,8 +43,7 @@ pub(super) fn nft(rule: &str, named_over: &BTreeSet<String>) -> Patient {
         return never;
     }
     let mut words: Vec<&str> = rule.split(' ').collect();
-    let before = words.len();
-    let mut at = 0;
+    let (mut at, mut changed) = (0, false);
     while at < words.len() {
         // A comment is the last thing in a rule.
         if words[at] == "comment" {
@@ -68,11 +67,31 @@ pub(super) fn nft(rule: &str, named_over: &BTreeSet<String>) -> Patient {
                 continue;
             }
         };
-        words.drain(at..(at + len).min(words.len()));
+        let end = (at + len).min(words.len());
+        let implied = implied(&words[at..end]);
+        words.splice(at..end, implied.iter().copied());
+        at += implied.len();
+        changed = true;
     }
-    let changed = words.len() != before;
     let does_something = words.iter().any(|word| !word.is_empty());
     Patient { rule: does_something.then(|| words.join(" ")), changed }
+}
+
+/// What a statement that looks into packets asks of them without saying so: `ip saddr` is only there in IPv4 packets.
+fn implied(statement: &[&str]) -> Vec<&'static str> {
+    let has = |word: &str| statement.contains(&word);
+    let mut implied = Vec::new();
+    for (word, condition) in [
+        ("ip", ["meta", "protocol", "ip"]),
+        ("ip6", ["meta", "protocol", "ip6"]),
+        ("tcp", ["meta", "l4proto", "tcp"]),
+        ("udp", ["meta", "l4proto", "udp"]),
+    ] {
+        if has(word) {
+            implied.extend(condition);
+        }
+    }
+    implied
 }
 
 /// `limit rate 5/minute [burst 5 packets]`, `limit rate 1 mbytes/second [burst 5 kbytes]`.
@@ -203,10 +222,11 @@ mod tests {
     #[test]
     fn nobody_is_remembered() {
         for (rule, left) in [
-            ("tcp dport 23 add @banned { ip saddr timeout 1m } drop", Some("tcp dport 23 drop")),
-            ("update @seen { ip saddr }", None),
+            ("tcp dport 23 add @banned { ip saddr timeout 1m } drop", Some("tcp dport 23 meta protocol ip drop")),
+            ("update @seen { meta mark }", None),
             ("add @seen { ip saddr limit rate over 3/minute } drop", None),
-            ("add @seen { ip saddr limit rate 3/minute } accept", Some("accept")),
+            ("add @seen { ip6 saddr limit rate 3/minute } accept", Some("meta protocol ip6 accept")),
+            ("add @seen { ip saddr . tcp dport } accept", Some("meta protocol ip meta l4proto tcp accept")),
             ("ip saddr @banned drop", Some("ip saddr @banned drop")),
         ] {
             assert_eq!(nft_rule(rule).as_deref(), left, "{rule}");

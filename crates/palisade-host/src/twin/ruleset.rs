@@ -4,7 +4,7 @@
 //! to say on what else, besides the port, the answer depends.
 
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use super::doubts::{doubts, iptables_doubts};
@@ -101,9 +101,34 @@ struct RestoreRule {
     place: ChainId,
     /// As iptables says it.
     original: String,
-    /// As `nft` says it, if it was copied without a change.
-    nft: Option<String>,
+    /// As `nft` says it on the host.
+    as_nft: String,
+    expected: Expected,
     has_extension: bool,
+}
+
+/// What `nft` should say of a copied rule.
+#[derive(Clone, Debug)]
+enum Expected {
+    /// This.
+    Rule(String),
+    /// Nothing: it doesn't matter to a patient client.
+    Absent,
+    /// It can't be told.
+    Unknown,
+}
+
+impl Expected {
+    /// `changed` when iptables' words for the rule had to be changed for a patient client.
+    fn of(as_nft: &str, changed: bool, has_extension: bool) -> Self {
+        let patient = patient::nft(as_nft, &BTreeSet::new());
+        match patient.rule {
+            // A match that only iptables knows was taken out.
+            _ if changed && has_extension && !patient.changed => Self::Unknown,
+            Some(rule) => Self::Rule(rule),
+            None => Self::Absent,
+        }
+    }
 }
 
 /// How the rules of each chain are said on the host, in the order of the copy.
@@ -369,8 +394,9 @@ impl Ruleset {
             let (as_nft, has_extension) = in_nft.get_mut(chain).and_then(Vec::pop).unwrap_or_default();
             let Some((text, changed)) = self.patient_iptables(program, line) else { continue };
             let place = ChainId { family: table.family, table: table.name.to_owned(), chain: chain.to_owned() };
-            let nft = (!changed).then(|| as_nft.to_owned());
-            let rule = RestoreRule { place, original: line.clone(), nft, has_extension };
+            let expected = Expected::of(as_nft, changed, has_extension);
+            let (original, as_nft) = (line.clone(), as_nft.to_owned());
+            let rule = RestoreRule { place, original, as_nft, expected, has_extension };
             copy.push(RestoreLine { text, rule: Some(rule) });
         }
         self.restore.push(Restore { program: tool, lines: copy });
@@ -403,7 +429,8 @@ impl Ruleset {
             has_rules = true;
             let Some((text, _)) = self.patient_iptables(program, line) else { continue };
             let place = ChainId { family, table: table.clone(), chain: chain.to_owned() };
-            let rule = RestoreRule { place, original: line.to_owned(), nft: None, has_extension: true };
+            let (original, as_nft) = (line.to_owned(), String::new());
+            let rule = RestoreRule { place, original, as_nft, expected: Expected::Unknown, has_extension: true };
             copy.push(RestoreLine { text, rule: Some(rule) });
         }
         self.restore.push(Restore { program: tool, lines: copy });
@@ -513,48 +540,35 @@ impl Ruleset {
     /// What makes rules that aren't iptables' own, but stand in its tables, what they are on the host: its tools save
     /// them, without a word, as rules that match more.
     fn repairs(&mut self) -> Result<String, ToolError> {
-        let mut expected: BTreeMap<ChainId, Vec<RestoreRule>> = BTreeMap::new();
-        for line in self.restore.iter().filter(|restore| restore.program.contains("-nft-")).flat_map(|r| &r.lines) {
-            if let Some(rule) = &line.rule {
-                expected.entry(rule.place.clone()).or_default().push(rule.clone());
-            }
-        }
         let mut repairs = String::new();
-        if expected.is_empty() {
+        if !self.restore.iter().any(Restore::is_nft) {
             return Ok(repairs);
         }
-        let text = nft::run("nft", &["-s", "list", "ruleset"], "")?;
-        let handles = rules::list().map_err(|source| ToolError::Run { program: "nft".into(), source })?;
-        let mut copies: BTreeMap<ChainId, Vec<(String, u64)>> = BTreeMap::new();
-        for table in listed(&text) {
-            for (line, chain) in table.lines.iter().filter_map(|(line, chain)| Some((line, (*chain)?))) {
-                let place = ChainId { family: table.family, table: table.name.to_owned(), chain: chain.to_owned() };
-                copies.entry(place).or_default().push((line.trim().to_owned(), 0));
-            }
-        }
-        let mut seen: BTreeMap<&ChainId, usize> = BTreeMap::new();
-        for rule in &handles {
-            let at = seen.entry(&rule.place).or_default();
-            if let Some(copy) = copies.get_mut(&rule.place).and_then(|copies| copies.get_mut(*at)) {
-                copy.1 = rule.handle;
-            }
-            *at += 1;
-        }
-        for (place, rules) in expected {
-            let copies = copies.remove(&place).unwrap_or_default();
-            let ChainId { family, table, chain } = &place;
-            for (at, rule) in rules.iter().enumerate() {
-                let copied = copies.get(at);
-                let Some(on_host) = &rule.nft else { continue };
-                match copied {
-                    Some((text, _)) if text == on_host => (),
-                    Some((_, handle)) if !rule.has_extension => {
-                        let _ = writeln!(repairs, "replace rule {family} {table} {chain} handle {handle} {on_host}");
+        let copies = copies()?;
+        let mut not_copied = Vec::new();
+        let mut at: BTreeMap<ChainId, usize> = BTreeMap::new();
+        for restore in self.restore.iter_mut().filter(|restore| restore.is_nft()) {
+            for rule in restore.lines.iter_mut().filter_map(|line| line.rule.as_mut()) {
+                let ChainId { family, table, chain } = &rule.place;
+                let at = at.entry(rule.place.clone()).or_default();
+                let copy = copies.get(&rule.place).and_then(|copies| copies.get(*at));
+                *at += 1;
+                match (copy, &rule.expected) {
+                    (_, Expected::Unknown) => continue,
+                    (Some((text, _)), Expected::Rule(expected)) if text == expected => continue,
+                    (Some((_, handle)), expected) if !rule.has_extension => {
+                        // `nft replace rule` of nftables 1.0.6 fails with intervals.
+                        if let Expected::Rule(expected) = expected {
+                            let _ = writeln!(repairs, "add rule {family} {table} {chain} handle {handle} {expected}");
+                        }
+                        let _ = writeln!(repairs, "delete rule {family} {table} {chain} handle {handle}");
                     }
-                    _ => self.note(Why::NotCopied, &rule.original),
+                    _ => not_copied.push(rule.original.clone()),
                 }
+                rule.original.clone_from(&rule.as_nft);
             }
         }
+        not_copied.iter().for_each(|rule| self.note(Why::NotCopied, rule));
         Ok(repairs)
     }
 
@@ -563,11 +577,35 @@ impl Ruleset {
         for (place, rule) in self.nft.iter().filter_map(|line| line.rule.as_ref()) {
             words.entry(place.clone()).or_default().push(rule.clone());
         }
-        let through_nft = self.restore.iter().filter(|restore| restore.program.contains("-nft-"));
-        for rule in through_nft.flat_map(|restore| &restore.lines).filter_map(|line| line.rule.as_ref()) {
+        let through_nft = self.restore.iter().filter(|restore| restore.is_nft());
+        let rules = through_nft.flat_map(|restore| &restore.lines).filter_map(|line| line.rule.as_ref());
+        for rule in rules.filter(|rule| rule.has_extension || !matches!(rule.expected, Expected::Absent)) {
             words.entry(rule.place.clone()).or_default().push(rule.original.clone());
         }
         words
+    }
+}
+
+/// What `nft` says of the rules in the calling thread's namespace, with their handles.
+fn copies() -> Result<BTreeMap<ChainId, Vec<(String, u64)>>, ToolError> {
+    let text = nft::run("nft", &["-s", "list", "ruleset"], "")?;
+    let rules = rules::list().map_err(|source| ToolError::Run { program: "nft".into(), source })?;
+    let mut handles: BTreeMap<ChainId, Vec<u64>> = BTreeMap::new();
+    rules.into_iter().rev().for_each(|rule| handles.entry(rule.place).or_default().push(rule.handle));
+    let mut copies: BTreeMap<ChainId, Vec<(String, u64)>> = BTreeMap::new();
+    for table in listed(&text) {
+        for (line, chain) in table.lines.iter().filter_map(|(line, chain)| Some((line, (*chain)?))) {
+            let place = ChainId { family: table.family, table: table.name.to_owned(), chain: chain.to_owned() };
+            let handle = handles.get_mut(&place).and_then(Vec::pop).unwrap_or_default();
+            copies.entry(place).or_default().push((line.trim().to_owned(), handle));
+        }
+    }
+    Ok(copies)
+}
+
+impl Restore {
+    fn is_nft(&self) -> bool {
+        self.program.contains("-nft-")
     }
 }
 

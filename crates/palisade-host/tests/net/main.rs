@@ -3,6 +3,7 @@
 //! Needs root; says so and returns where it isn't.
 
 mod firewall;
+mod truth;
 mod twin;
 
 use std::io::Write;
