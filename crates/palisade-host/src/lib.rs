@@ -15,6 +15,7 @@ pub mod nft;
 mod packets;
 pub mod probe;
 pub mod provided;
+pub mod routes;
 pub mod runtime;
 pub mod sockets;
 pub mod survey;

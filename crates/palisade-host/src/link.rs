@@ -79,7 +79,7 @@ pub struct VethEnd<'a> {
     pub mac: Option<[u8; 6]>,
 }
 
-fn failed(operation: &'static str, object: impl Into<String>) -> impl FnOnce(io::Error) -> LinkError {
+pub(crate) fn failed(operation: &'static str, object: impl Into<String>) -> impl FnOnce(io::Error) -> LinkError {
     let object = object.into();
     move |source| LinkError { operation, object, source }
 }
@@ -97,14 +97,14 @@ fn ifinfo(index: u32, flags: u32, change: u32) -> [u8; 16] {
     fixed
 }
 
-fn octets(ip: IpAddr) -> (u8, Vec<u8>) {
+pub(crate) fn octets(ip: IpAddr) -> (u8, Vec<u8>) {
     match ip {
         IpAddr::V4(ip) => (nix::libc::AF_INET as u8, ip.octets().to_vec()),
         IpAddr::V6(ip) => (nix::libc::AF_INET6 as u8, ip.octets().to_vec()),
     }
 }
 
-fn ip_of(value: &[u8]) -> Option<IpAddr> {
+pub(crate) fn ip_of(value: &[u8]) -> Option<IpAddr> {
     match value.len() {
         4 => <[u8; 4]>::try_from(value).ok().map(IpAddr::from),
         16 => <[u8; 16]>::try_from(value).ok().map(IpAddr::from),

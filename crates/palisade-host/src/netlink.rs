@@ -2,11 +2,15 @@
 //!
 //! What the messages mean stands in the modules that send them.
 
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt, socket,
+    sockopt,
 };
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -49,6 +53,10 @@ impl Message {
         bytes.push(0);
         self.attr(kind, &bytes)
     }
+    /// What follows the header, as a copy of it would start.
+    pub(crate) fn body(self) -> Vec<u8> {
+        self.0[16..].to_vec()
+    }
     /// Adds an attribute that `fill` fills with more of them (and, as veth needs, a fixed part of its own).
     pub(crate) fn nest(mut self, kind: u16, fixed: &[u8], fill: impl FnOnce(Self) -> Self) -> Self {
         let start = self.0.len();
@@ -83,6 +91,18 @@ pub(crate) fn text_of(value: &[u8]) -> String {
     String::from_utf8_lossy(value.split(|b| *b == 0).next().unwrap_or(&[])).into_owned()
 }
 
+/// The messages of one read, each as its kind, its sequence number and what follows its header.
+fn messages(mut rest: &[u8]) -> impl Iterator<Item = (u16, u32, io::Result<&[u8]>)> {
+    std::iter::from_fn(move || {
+        let header = rest.get(..16)?;
+        let (len, kind) = (u32_of(header) as usize, u16::from_ne_bytes([header[4], header[5]]));
+        let body = (len >= 16).then(|| rest.get(16..len)).flatten();
+        rest = body.and_then(|_| rest.get(len.next_multiple_of(4)..)).unwrap_or(&[]);
+        let truncated = || io::Error::new(io::ErrorKind::InvalidData, "truncated netlink message");
+        Some((kind, u32_of(&header[8..]), body.ok_or_else(truncated)))
+    })
+}
+
 /// A netlink socket of the network namespace that the thread was in when it was made.
 pub(crate) struct Netlink {
     fd: OwnedFd,
@@ -99,9 +119,41 @@ impl Netlink {
         setsockopt(&fd, sockopt::ReceiveTimeout, &nix::sys::time::TimeVal::new(5, 0))?;
         Ok(Self { fd, sequence: 0, buffer: vec![0; 1 << 16] })
     }
+    /// Opens a socket that hears what the kernel tells everybody in a multicast group (netlink(7)).
+    pub(crate) fn listen(protocol: SockProtocol, group: u32) -> io::Result<Self> {
+        let socket = Self::open(protocol)?;
+        // Without an address of its own a socket is taken for the kernel that sends (do_one_broadcast of
+        // net/netlink/af_netlink.c), and hears nothing.
+        bind(socket.fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        let (level, option, len) = (libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, size_of::<u32>());
+        // SAFETY: the pointer and length describe `group`, which outlives the call.
+        let result = unsafe {
+            libc::setsockopt(socket.fd.as_raw_fd(), level, option, (&raw const group).cast(), len as libc::socklen_t)
+        };
+        if result == 0 { Ok(socket) } else { Err(io::Error::last_os_error()) }
+    }
+    /// Waits up to `timeout` for something that the kernel tells the group and hands it to `each`; false when there was
+    /// nothing.
+    pub(crate) fn receive(&mut self, timeout: Duration, mut each: impl FnMut(u16, &[u8])) -> io::Result<bool> {
+        let timeout_ms = u16::try_from(timeout.as_millis()).unwrap_or(u16::MAX);
+        let mut polled = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut polled, PollTimeout::from(timeout_ms)) {
+            Ok(0) | Err(nix::Error::EINTR) => return Ok(false),
+            other => other?,
+        };
+        let received = recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_DONTWAIT)?;
+        for (kind, _, body) in messages(&self.buffer[..received]) {
+            each(kind, body?);
+        }
+        Ok(true)
+    }
     /// Sends a request and waits for the kernel's word that it is done.
     pub(crate) fn request(&mut self, message: Message) -> io::Result<()> {
         self.exchange(message, NLM_F_ACK, |_, _| ())
+    }
+    /// Sends a question that has one answer and hands it to `each`.
+    pub(crate) fn ask(&mut self, message: Message, each: impl FnMut(u16, &[u8])) -> io::Result<()> {
+        self.exchange(message, NLM_F_ACK, each)
     }
     /// Sends a question and hands every answer (its kind, and what follows the header) to `each`.
     pub(crate) fn dump(&mut self, message: Message, each: impl FnMut(u16, &[u8])) -> io::Result<()> {
@@ -124,16 +176,10 @@ impl Netlink {
                     other => break other?,
                 }
             };
-            let mut rest = &self.buffer[..received];
-            while rest.len() >= 16 {
-                let len = u32_of(rest) as usize;
-                if len < 16 || len > rest.len() {
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, "truncated netlink message"));
-                }
-                let kind = u16::from_ne_bytes([rest[4], rest[5]]);
-                let body = &rest[16..len];
+            for (kind, sequence, body) in messages(&self.buffer[..received]) {
+                let body = body?;
                 // Answers to an earlier question that was given up on are not ours.
-                if u32_of(&rest[8..]) == self.sequence {
+                if sequence == self.sequence {
                     match kind {
                         NLMSG_DONE => return Ok(()),
                         NLMSG_ERROR => match u32_of(body) as i32 {
@@ -143,7 +189,6 @@ impl Netlink {
                         kind => each(kind, body),
                     }
                 }
-                rest = rest.get(len.next_multiple_of(4)..).unwrap_or(&[]);
             }
         }
     }

@@ -206,6 +206,9 @@ pub(crate) struct AuditArgs {
     /// Exit with 1 when something at least that bad is found
     #[arg(long, value_name = "HOW BAD", default_value = "error")]
     pub(crate) fail_on: FailOn,
+    /// Ask for somebody of this network, too: 198.51.100.0/24, or one address; the host's routes say how they come in
+    #[arg(long, value_name = "NETWORK")]
+    pub(crate) from: Vec<String>,
     /// Show ports that only this host can reach, too
     #[arg(long)]
     pub(crate) all: bool,

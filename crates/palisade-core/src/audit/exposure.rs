@@ -6,7 +6,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::Declared;
-use super::facts::{ContainerFacts, Doors, Facts, Listener, Owner, World, WorldKind};
+use super::facts::{ContainerFacts, Doors, Facts, Listener, Owner, World, WorldKind, printable};
 use super::known::{Known, Purpose, known};
 use super::rules::{
     DNS_EXPOSED, DOOR_WITHOUT_LISTENER, ENGINE_API_EXPOSED, ENGINE_API_LOCAL, FIREWALL_OPEN, INTERNAL_EXPOSED,
@@ -79,12 +79,19 @@ impl Row {
             None => self.undeclared = true,
         }
         let source = world.sources[usize::from(doors.target.is_ipv6())];
+        let source = source.map_or_else(|| world.name.clone(), |source| source.to_string());
         let packet = format!(
             "a packet from {source} to {} port {outside}/{} that came in by {} was let through",
             doors.target, doors.proto, world.interface
         );
         if !self.evidence.contains(&packet) {
             self.evidence.push(packet);
+        }
+        if let Some(rule) = world.rules.get(&door) {
+            let rule = format!("let through over {} by {}", doors.family(), printable(rule));
+            if !self.evidence.contains(&rule) {
+                self.evidence.push(rule);
+            }
         }
     }
 
@@ -267,7 +274,7 @@ fn how_to_close(row: &Row, private: &str) -> String {
             "publish it to this host only (`127.0.0.1:{port}:…`), or run its stack with Palisade, where `expose` keeps it private"
         ),
         (None, None, Some(unit)) => {
-            format!("{private}; if nobody needs it: `systemctl disable --now {}`", super::facts::printable(unit))
+            format!("{private}; if nobody needs it: `systemctl disable --now {}`", printable(unit))
         }
         (None, None, None) => format!("{private}, or close the port in the firewall"),
     }

@@ -9,7 +9,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::port_set::PortSet;
-use crate::prove::Family;
+use crate::prove::{Door, Family};
 use crate::stack::Proto;
 
 /// Everything that was seen.
@@ -160,10 +160,13 @@ pub struct World {
     pub kind: WorldKind,
     /// The interface that their packets come in by.
     pub interface: String,
-    /// Who was taken to ask, by IPv4 and by IPv6.
-    pub sources: [IpAddr; 2],
+    /// Who was taken to ask, by IPv4 and by IPv6, as far as it has them.
+    pub sources: [Option<IpAddr>; 2],
     /// What got through, by address of the host and by protocol.
     pub doors: Vec<Doors>,
+    /// The rule that let packets through to ports where somebody listens, as far as it was asked.
+    #[serde(skip)]
+    pub rules: BTreeMap<Door, String>,
     /// Packets that were sent to find out.
     pub packets: u64,
 }

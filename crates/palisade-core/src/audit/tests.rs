@@ -24,11 +24,13 @@ fn internet(v4: &[u16], v6: &[u16]) -> World {
         redirected: BTreeSet::new(),
         forwarded: PortSet::default(),
     };
+    let rule_for = Door { family: Family::V6, port: PortProto { port: 5432, proto: Proto::Tcp } };
     World {
         name: "the internet".into(),
         kind: WorldKind::Internet,
         interface: "eth0".into(),
-        sources: SOURCES.map(|ip| ip.parse().unwrap()),
+        sources: SOURCES.map(|ip| Some(ip.parse().unwrap())),
+        rules: BTreeMap::from([(rule_for, "table inet filter, chain input: tcp dport 5432 accept".to_owned())]),
         doors: vec![doors("203.0.113.1", v4), doors("2001:db8::1", v6)],
         packets: 0,
     }
@@ -67,7 +69,8 @@ fn a_service_that_is_reached_over_one_family_only_is_reached() {
         audit.findings[0].evidence,
         [
             "tcp [::]:5432 held by postgres, process 7",
-            "a packet from 2001:db8::250 to 2001:db8::1 port 5432/tcp that came in by eth0 was let through"
+            "a packet from 2001:db8::250 to 2001:db8::1 port 5432/tcp that came in by eth0 was let through",
+            "let through over IPv6 by table inet filter, chain input: tcp dport 5432 accept",
         ]
     );
 }

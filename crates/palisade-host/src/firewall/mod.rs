@@ -17,7 +17,6 @@ use std::io;
 use palisade_core::firewall::FirewallRules;
 
 use crate::nft::{self, ToolError};
-pub(crate) use read::walk;
 pub use read::{Current, ForeignChain};
 
 /// The mark that the guard puts on every socket of a service; what carries no such mark is not one of ours.

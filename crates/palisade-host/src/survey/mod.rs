@@ -8,17 +8,18 @@ mod owners;
 mod postgres;
 mod settings;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use palisade_core::audit::facts::{
     AbstractSocket, Doors, Facts, FirewallService, Listener, Owner, RawSocket, World, WorldKind,
 };
-use palisade_core::stack::Proto;
+use palisade_core::prove::{Door, Family};
+use palisade_core::stack::{PortProto, Proto};
 
 use crate::link::{self, InterfaceAddresses};
 use crate::sockets::{self, SocketProto, Which};
-use crate::twin::{self, TwinError, TwinReport, TwinSpec};
+use crate::twin::{self, PortSet, Twin, TwinError, TwinReport, TwinSpec};
 use owners::Owners;
 
 /// Addresses of one interface that are asked at most; each costs 131,070 packets.
@@ -38,19 +39,8 @@ pub struct Request<'a> {
     pub led: Vec<Listener>,
     /// Where strangers come in; others are networks of the host's own.
     pub external: &'a [String],
-    /// More who might ask: names and addresses, IPv4 and IPv6, and the interface that they come in by.
-    pub given: Vec<Given>,
-}
-
-/// Somebody who is asked about by name.
-#[derive(Clone, Debug)]
-pub struct Given {
-    /// `198.51.100.0/24`.
-    pub name: String,
-    /// An address of theirs for IPv4 and one for IPv6.
-    pub sources: [IpAddr; 2],
-    /// The interface that they come in by.
-    pub interface: String,
+    /// More who might ask: networks, `198.51.100.0/24`.
+    pub given: &'a [String],
 }
 
 /// The host couldn't be read as far as every audit needs it.
@@ -62,6 +52,9 @@ pub enum SurveyError {
     /// Interfaces.
     #[error(transparent)]
     Link(#[from] link::LinkError),
+    /// Who was asked about.
+    #[error(transparent)]
+    World(#[from] twin::WorldError),
     /// The firewall's answers.
     #[error("cannot find out what the firewall lets in by {interface}")]
     Twin {
@@ -88,18 +81,17 @@ pub fn survey(request: Request<'_>) -> Result<Facts, SurveyError> {
         nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default();
     let loopback = interfaces.iter().filter(|interface| interface.loopback).flat_map(|interface| &interface.addresses);
     facts.loopback_addresses = loopback.map(|(ip, _)| *ip).collect();
-    let spec = |interface: &str| TwinSpec { own_table: Some(request.own_table.to_owned()), ..TwinSpec::new(interface) };
-    let mut worlds = worlds(&interfaces, request.external, spec, &mut facts.unknown);
-    for Given { name, sources, interface } in request.given {
-        let targets = targets(&interfaces, &interface, &mut facts.unknown);
-        worlds.push((name, WorldKind::Given, TwinSpec { sources, targets, ..spec(&interface) }));
-    }
-    for (name, kind, spec) in worlds {
-        let asked = |source| SurveyError::Twin { interface: spec.interface.clone(), source };
-        let report = twin::probe(&spec).map_err(asked)?;
+    let listening: PortSet = facts.listeners.iter().map(|listener| listener.local.port()).collect();
+    for (world, kind) in worlds(&interfaces, request.external, request.given, &mut facts.unknown)? {
+        let targets = targets(&interfaces, &world.interface, &mut facts.unknown);
+        let spec = TwinSpec { targets, own_table: Some(request.own_table.to_owned()), ..TwinSpec::of(world) };
+        let asked = |source| SurveyError::Twin { interface: spec.world.interface.clone(), source };
+        let twin = Twin::copy(&spec).map_err(asked)?;
+        let report = twin.probe_by_classes(&listening).map_err(asked)?;
         facts.unknown.extend(report.unknown.iter().map(|unknown| format!("{}: {}", unknown.why, unknown.rule)));
         facts.unknown.extend(report.without_limit.iter().map(|rule| format!("taken without its rate limit: {rule}")));
-        facts.worlds.push(world(name, kind, &spec, report));
+        let rules = rules(&twin, &report, &listening).map_err(asked)?;
+        facts.worlds.push(seen(kind, report, rules));
     }
     facts.settings = settings::kernel(&interfaces);
     facts.sshd = settings::sshd(&mut facts.unknown);
@@ -195,26 +187,27 @@ fn name_proxied(facts: &mut Facts) {
 fn worlds(
     interfaces: &[InterfaceAddresses],
     external: &[String],
-    spec: impl Fn(&str) -> TwinSpec,
+    given: &[String],
     unknown: &mut Vec<String>,
-) -> Vec<(String, WorldKind, TwinSpec)> {
+) -> Result<Vec<(twin::World, WorldKind)>, SurveyError> {
     let mut worlds = Vec::new();
     for interface in interfaces.iter().filter(|it| it.up && !it.loopback && !it.addresses.is_empty()) {
-        let outside = external.contains(&interface.name);
-        if !outside && is_engines(&interface.name) {
-            unknown.push(format!("what containers behind {} reach on this host was not asked", interface.name));
-            continue;
-        }
-        let targets = targets(interfaces, &interface.name, unknown);
-        let spec = TwinSpec { targets, ..spec(&interface.name) };
-        let (name, kind) = if outside {
-            ("the internet".to_owned(), WorldKind::Internet)
+        let name = &interface.name;
+        if external.contains(name) {
+            worlds.push((twin::World::internet(name), WorldKind::Internet));
+        } else if is_engines(name) {
+            unknown.push(format!("what containers behind {name} reach on this host was not asked"));
         } else {
-            (format!("the network on {}", interface.name), WorldKind::Network)
-        };
-        worlds.push((name, kind, spec));
+            match twin::World::network_of(name) {
+                Ok(world) => worlds.push((world, WorldKind::Network)),
+                Err(error) => unknown.push(format!("who is behind {name}: {error}")),
+            }
+        }
     }
-    worlds
+    for cidr in given {
+        worlds.push((twin::World::from_cidr(cidr)?, WorldKind::Given));
+    }
+    Ok(worlds)
 }
 
 /// Bridges and wires that container engines and libvirt make.
@@ -234,7 +227,33 @@ fn targets(interfaces: &[InterfaceAddresses], name: &str, unknown: &mut Vec<Stri
     all
 }
 
-fn world(name: String, kind: WorldKind, spec: &TwinSpec, report: TwinReport) -> World {
+/// Of so many ports by one protocol and family at most it is asked which rule let them through.
+const RULES_ASKED_MAX: usize = 64;
+
+/// Which rule let packets through to ports where somebody listens.
+fn rules(twin: &Twin, report: &TwinReport, listening: &PortSet) -> Result<BTreeMap<Door, String>, TwinError> {
+    let mut found = BTreeMap::new();
+    for proto in [Proto::Tcp, Proto::Udp] {
+        for family in [Family::V4, Family::V6] {
+            let of =
+                report.reached.iter().filter(|it| it.proto == proto && it.target.is_ipv6() == (family == Family::V6));
+            let reached: BTreeSet<u16> =
+                of.flat_map(|it| it.local.iter().filter(|port| listening.contains(*port))).collect();
+            let ports: Vec<u16> = reached.into_iter().take(RULES_ASKED_MAX).collect();
+            if ports.is_empty() {
+                continue;
+            }
+            for traced in twin.trace(proto, family == Family::V6, &ports)? {
+                if let Some(rule) = traced.decided_by() {
+                    found.insert(Door { family, port: PortProto { port: traced.port, proto } }, rule.to_string());
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn seen(kind: WorldKind, report: TwinReport, rules: BTreeMap<Door, String>) -> World {
     let doors = report.reached.into_iter().map(|reached| Doors {
         target: reached.target,
         proto: reached.proto,
@@ -243,11 +262,12 @@ fn world(name: String, kind: WorldKind, spec: &TwinSpec, report: TwinReport) -> 
         forwarded: reached.forwarded,
     });
     World {
-        name,
+        name: report.world.name,
         kind,
-        interface: spec.interface.clone(),
-        sources: spec.sources,
+        interface: report.world.interface,
+        sources: [report.world.ipv4.map(IpAddr::V4), report.world.ipv6.map(IpAddr::V6)],
         doors: doors.collect(),
+        rules,
         packets: report.packets,
     }
 }

@@ -6,17 +6,23 @@ use std::io;
 
 use palisade_core::stack::Proto;
 
+use super::PortSet;
+use super::rules::SUBSYSTEM;
 use crate::netlink::{Message, Netlink, attributes, text_of};
-use palisade_core::port_set::PortSet;
 
-const TABLE: &str = "palisade_recorder";
-/// NFNL_SUBSYS_NFTABLES.
-const SUBSYSTEM: u16 = 10 << 8;
+pub(super) const TABLE: &str = "palisade_recorder";
 const NFT_MSG_GETSETELEM: u16 = SUBSYSTEM | 13;
 const NFT_MSG_GETOBJ: u16 = SUBSYSTEM | 19;
 /// `struct nfgenmsg` for NFPROTO_INET and NFPROTO_NETDEV.
 const INET: [u8; 4] = [1, 0, 0, 0];
 const NETDEV: [u8; 4] = [5, 0, 0, 0];
+
+/// What the names of the sets of a probe start with.
+pub(super) const SETS: [&str; 3] = ["in", "nat", "forward"];
+/// Takes away what `tracing` adds.
+pub(super) const TRACING_OFF: &str = "flush chain netdev palisade_recorder traced
+delete chain netdev palisade_recorder traced
+";
 
 /// What one probe is called in the recorder: `tcp4`, `udp6` …
 pub(super) fn label(proto: Proto, ipv6: bool) -> String {
@@ -79,6 +85,20 @@ pub(super) fn tables(interface: &str, rewrites: bool) -> String {
 }}
 table inet {TABLE} {{
 {counters}{sets}{input}{forward}}}
+"
+    )
+}
+
+/// A chain before all others that has the kernel tell what becomes of packets.
+pub(super) fn tracing(interface: &str, proto: Proto, ipv6: bool) -> String {
+    let (protocol, first) = (if ipv6 { "ip6" } else { "ip" }, i32::MIN);
+    format!(
+        "table netdev {TABLE} {{
+ chain traced {{
+  type filter hook ingress device \"{interface}\" priority {first}; policy accept;
+  meta protocol {protocol} meta l4proto {proto} meta nftrace set 1
+ }}
+}}
 "
     )
 }

@@ -3,6 +3,7 @@
 //! Needs root; says so and returns where it isn't.
 
 mod firewall;
+mod truth;
 mod twin;
 
 use std::io::Write;
@@ -64,6 +65,13 @@ fn tool(command: &[&str], input: &str) {
         Command::new("timeout").args(["20"]).args(command).stdin(Stdio::piped()).spawn().expect("timeout is installed");
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     assert!(child.wait().unwrap().success(), "{command:?} failed with {input}");
+}
+
+/// The first of these programs that isn't installed.
+fn missing<'a>(programs: &[&'a str]) -> Option<&'a str> {
+    let is_there =
+        |name: &str| Command::new("sh").args(["-c", "command -v \"$0\"", name]).stdout(Stdio::null()).status();
+    programs.iter().copied().find(|name| !is_there(name).is_ok_and(|status| status.success()))
 }
 
 fn nft(rules: &str) {

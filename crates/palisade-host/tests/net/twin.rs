@@ -7,9 +7,9 @@ use palisade_core::stack::Proto;
 use palisade_host::link::{self, VethEnd};
 use palisade_host::netns::Netns;
 use palisade_host::probe;
-use palisade_host::twin::{self, PortSet, TwinReport, TwinSpec, Why};
+use palisade_host::twin::{self, PortSet, Traced, TwinReport, TwinSpec, Verdict, Why, World};
 
-use crate::{HOST4, HOST6, nft, scratch, tool};
+use crate::{HOST4, HOST6, missing, nft, scratch, tool};
 
 fn run(host: &Netns) -> TwinReport {
     host.run(|| twin::probe(&TwinSpec::new("eth0"))).unwrap().unwrap()
@@ -127,8 +127,8 @@ fn rewritten_destinations_are_followed() {
 fn iptables_rules_are_copied_whichever_way_they_are_spoken() {
     let test = "iptables_rules_are_copied_whichever_way_they_are_spoken";
     let Some(scratch) = scratch(test) else { return };
-    if std::process::Command::new("iptables-nft").arg("-V").output().is_err() {
-        println!("SKIPPED: {test}: iptables-nft is not installed");
+    if let Some(missing) = missing(&["iptables-nft"]) {
+        println!("SKIPPED: {test}: {missing} is not installed");
         return;
     }
     let rules = || {
@@ -178,4 +178,215 @@ fn an_interface_that_is_not_there_is_an_error() {
     let Some(scratch) = scratch("an_interface_that_is_not_there_is_an_error") else { return };
     let error = scratch.host.run(|| twin::probe(&TwinSpec::new("eth5"))).unwrap().unwrap_err();
     assert_eq!(error.to_string(), "there is no interface `eth5`");
+}
+
+/// A second interface with a private network, a route to a network behind it, and one by a routing rule.
+const MORE_ROADS: &str = "
+    ip link add lan0 type veth peer name lan1
+    ip addr add 10.1.0.1/24 dev lan0
+    ip -6 addr add fd00:1::1/64 dev lan0 nodad
+    ip link set lan0 up
+    ip link set lan1 up
+    ip route add 198.51.100.0/24 via 10.1.0.7
+    ip route add 192.0.2.0/24 dev lan0 table 77
+    ip rule add to 192.0.2.0/25 lookup 77
+    ip route add unreachable 100.64.0.0/10
+";
+
+#[test]
+fn worlds_come_in_by_the_interface_that_leads_back_to_them() {
+    let Some(scratch) = scratch("worlds_come_in_by_the_interface_that_leads_back_to_them") else { return };
+    let work = || {
+        tool(&["sh", "-e"], MORE_ROADS);
+        let world = |cidr: &str| {
+            let world = World::from_cidr(cidr).map_err(|error| error.to_string())?;
+            Ok((world.interface.clone(), [false, true].map(|ipv6| world.source(ipv6).map(|ip| ip.to_string()))))
+        };
+        let found = |interface: &str, ip: &str| {
+            let sources =
+                [Some(ip.to_owned()).filter(|ip| !ip.contains(':')), Some(ip.to_owned()).filter(|ip| ip.contains(':'))];
+            Ok::<_, String>((interface.to_owned(), sources))
+        };
+        assert_eq!(world("198.51.100.0/24"), found("lan0", "198.51.100.250"));
+        assert_eq!(world("192.0.2.0/25"), found("lan0", "192.0.2.1"));
+        assert_eq!(world("192.0.2.128/25"), found("eth0", "192.0.2.129"));
+        assert_eq!(world("10.1.0.1/31"), found("lan0", "10.1.0.0"), "the host has the other one");
+        assert_eq!(world("fd00:1::/64"), found("lan0", "fd00:1::fa"));
+        assert_eq!(world("8.8.8.8"), found("eth0", "8.8.8.8"));
+        let no = |text: &str| Err(text.to_owned());
+        assert_eq!(world("10.1.0.1"), no("10.1.0.1 is this host itself"));
+        assert_eq!(world("127.0.0.0/8"), no("nobody outside can have an address of 127.0.0.0/8"));
+        assert_eq!(
+            world("100.64.0.0/10"),
+            no("this host has no route to 100.64.0.0/10, so nothing from there is answered")
+        );
+        assert_eq!(
+            world("10.1.0.0/99"),
+            no("`10.1.0.0/99` is not a network; write it as 198.51.100.0/24 or 2001:db8::/32")
+        );
+        let lan = World::network_of("lan0").unwrap();
+        assert_eq!((lan.ipv4, lan.ipv6), (Some([10, 1, 0, 250].into()), Some("fd00:1::fa".parse().unwrap())));
+        let error = World::network_of("lan1").map(|world| (world.ipv4, world.ipv6.is_some())).unwrap();
+        assert_eq!(error, (None, true), "neighbours by link-local addresses only");
+        assert_eq!(World::network_of("lan7").unwrap_err().to_string(), "there is no interface `lan7`");
+    };
+    scratch.host.run(work).unwrap();
+}
+
+#[test]
+fn each_world_gets_what_the_rules_give_it() {
+    let Some(scratch) = scratch("each_world_gets_what_the_rules_give_it") else { return };
+    let work = || {
+        tool(&["sh", "-e"], MORE_ROADS);
+        std::fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", "1").unwrap();
+        nft(r#"
+            table inet t {
+              chain input {
+                type filter hook input priority filter; policy drop;
+                tcp dport 443 accept
+                iifname "lan0" tcp dport 5432 accept
+                ip saddr 10.1.0.0/24 tcp dport 22 accept
+                ip saddr 198.51.100.0/24 tcp dport 873 accept
+                iifname "lan0" ip6 saddr fe80::/10 udp dport 546 accept
+                ip daddr 10.1.0.1 udp dport 123 accept
+                fib saddr . iif oif missing tcp dport 666 accept
+              }
+            }"#);
+        let reached = |world: World| {
+            let report = twin::probe(&TwinSpec::of(world)).unwrap();
+            report.reached.iter().map(|reached| reached.local.to_string()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(reached(World::internet("eth0")), "443 none 443 none");
+        assert_eq!(reached(World::network_of("lan0").unwrap()), "22,443,5432 123 443,5432 none");
+        assert_eq!(reached(World::network_of("lan1").unwrap()), "443 none");
+        assert_eq!(reached(World::from_cidr("198.51.100.0/24").unwrap()), "443,873,5432 123");
+        // A neighbour of one network can't come in by the interface of the other.
+        let mut stray = World::network_of("lan0").unwrap();
+        stray.interface = "eth0".into();
+        stray.ipv6 = None;
+        assert_eq!(reached(stray), "none none");
+        // Only some ports.
+        let mut spec = TwinSpec::new("eth0");
+        spec.ports = [442, 443, 444].into_iter().collect();
+        let report = twin::probe(&spec).unwrap();
+        assert_eq!((report.packets, report.reached[0].local.to_string().as_str()), (12, "443"));
+    };
+    scratch.host.run(work).unwrap();
+}
+
+/// What became of the packet, and the words of each rule with what it said.
+fn told(traced: &Traced) -> String {
+    let rules = traced.rules.iter().map(|rule| format!("{rule} => {}", rule.verdict));
+    rules.chain([traced.verdict.to_string()]).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn a_trace_names_the_rules_that_judged() {
+    let Some(scratch) = scratch("a_trace_names_the_rules_that_judged") else { return };
+    let work = || {
+        nft(r#"
+            table inet t {
+              set web { type inet_service; flags interval; elements = { 80, 443, 8000-8010 } }
+              chain prerouting { type filter hook prerouting priority raw; meta l4proto tcp counter; }
+              chain public { tcp dport 8005 return; tcp dport @web limit rate 5/second accept comment "the web"; }
+              chain input {
+                type filter hook input priority filter; policy drop;
+                limit rate over 100/second drop
+                tcp dport 1-9000 jump public
+                tcp dport 8005 reject with tcp reset
+                tcp dport 22 goto public
+              }
+            }
+            table ip late {
+              chain input { type filter hook input priority 10; tcp dport 443 drop; }
+            }
+            table ip nat {
+              chain pre { type nat hook prerouting priority dstnat; tcp dport 81 redirect to :80; }
+            }"#);
+        let traced = twin::trace(&TwinSpec::new("eth0"), Proto::Tcp, false, &[80, 443, 8005, 22, 9999, 81]).unwrap();
+        let at_first = "table inet t, chain prerouting: meta l4proto tcp counter => continue
+table inet t, chain prerouting: policy accept => accept
+";
+        let nat = "table ip nat, chain pre: policy accept => accept\n";
+        let jump = "table inet t, chain input: tcp dport 1-9000 jump public => jump public\n";
+        let web =
+            "table inet t, chain public: tcp dport @web limit rate 5/second accept comment \"the web\" => accept\n";
+        let expected = [
+            format!(
+                "{at_first}{nat}{jump}{web}table ip late, chain input: policy accept => accept\ngets to local port 80"
+            ),
+            format!("{at_first}{nat}{jump}{web}table ip late, chain input: tcp dport 443 drop => drop\nis dropped"),
+            format!(
+                "{at_first}{nat}{jump}table inet t, chain public: tcp dport 8005 return => return\ntable inet t, chain input: tcp dport 8005 reject with tcp reset => drop\nis dropped"
+            ),
+            format!(
+                "{at_first}{nat}{jump}table inet t, chain input: tcp dport 22 goto public => goto public\ntable inet t, chain input: policy drop => drop\nis dropped"
+            ),
+            format!("{at_first}{nat}table inet t, chain input: policy drop => drop\nis dropped"),
+            format!(
+                "{at_first}table ip nat, chain pre: tcp dport 81 redirect to :80 => accept\n{jump}{web}table ip late, chain input: policy accept => accept\ngets to local port 80"
+            ),
+        ];
+        for (traced, expected) in traced.iter().zip(&expected) {
+            assert_eq!(&told(traced), expected, "port {}", traced.port);
+        }
+        let decided = |at: usize| traced[at].decided_by().unwrap().rule.as_str();
+        assert_eq!(decided(0), "tcp dport @web limit rate 5/second accept comment \"the web\"");
+        assert_eq!(decided(1), "tcp dport 443 drop");
+        assert_eq!(decided(4), "policy drop");
+        // The same twin answers both questions, and tracing leaves nothing behind.
+        let twin = twin::Twin::copy(&TwinSpec::new("eth0")).unwrap();
+        let before = twin.probe().unwrap();
+        let many: Vec<u16> = (1..=50).collect();
+        assert_eq!(twin.trace(Proto::Udp, true, &many).unwrap().len(), 50);
+        assert_eq!(twin.probe().unwrap().reached, before.reached);
+    };
+    scratch.host.run(work).unwrap();
+}
+
+#[test]
+fn a_trace_speaks_as_iptables_does() {
+    let test = "a_trace_speaks_as_iptables_does";
+    let Some(scratch) = scratch(test) else { return };
+    if let Some(missing) = missing(&["iptables-nft", "iptables-legacy"]) {
+        println!("SKIPPED: {test}: {missing} is not installed");
+        return;
+    }
+    let work = || {
+        tool(
+            &["iptables-nft-restore"],
+            "*filter
+:INPUT DROP [0:0]
+:WEB - [0:0]
+-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A INPUT -p tcp -m multiport --dports 80,443 -m limit --limit 3/min -j WEB
+-A WEB -m comment --comment \"all of it\" -j ACCEPT
+COMMIT
+",
+        );
+        // What isn't iptables' own, but stands in its table.
+        nft("add rule ip filter INPUT tcp dport { 25, 26 } accept");
+        tool(&["ip6tables-legacy", "-A", "INPUT", "-p", "tcp", "--dport", "25", "-j", "DROP"], "");
+        std::fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", "1").unwrap();
+        let twin = twin::Twin::copy(&TwinSpec::new("eth0")).unwrap();
+        let traced = twin.trace(Proto::Tcp, false, &[443, 25, 27]).unwrap();
+        let web = "table ip filter, chain INPUT: -A INPUT -p tcp -m multiport --dports 80,443 -m limit --limit 3/min -j WEB => jump WEB
+table ip filter, chain WEB: -A WEB -m comment --comment \"all of it\" -j ACCEPT => accept
+gets to local port 443";
+        assert_eq!(told(&traced[0]), web);
+        assert_eq!(traced[1].verdict, Verdict::Local { port: 25 });
+        assert_eq!(told(&traced[2]), "table ip filter, chain INPUT: policy drop => drop\nis dropped");
+        let report = twin.probe().unwrap();
+        let answers: Vec<_> = report.reached.iter().map(|reached| reached.local.to_string()).collect();
+        assert_eq!(answers, ["25-26,80,443", "none", "1-24,26-65535", "1-65535"]);
+        let traced = twin.trace(Proto::Tcp, true, &[25, 26]).unwrap();
+        assert_eq!(told(&traced[0]), "is dropped by iptables-legacy; it can't be traced");
+        assert_eq!((told(&traced[1]).as_str(), traced[1].legacy), ("gets to local port 26", true));
+        // Nobody of this network comes in by eth0: no rule drops that.
+        let mut stray = World::internet("eth0");
+        stray.ipv4 = Some([127, 0, 0, 9].into());
+        let traced = twin::trace(&TwinSpec::of(stray), Proto::Tcp, false, &[443]).unwrap();
+        assert_eq!(told(&traced[0]), "is dropped by the kernel, by no rule (rp_filter, or no way there)");
+    };
+    scratch.host.run(work).unwrap();
 }

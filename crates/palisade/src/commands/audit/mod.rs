@@ -25,7 +25,7 @@ use palisade_core::verify::verify;
 use palisade_host::firewall::Firewall;
 use palisade_host::layout::Layout;
 use palisade_host::sockets;
-use palisade_host::survey::{self, Request};
+use palisade_host::survey::{self, Request, SurveyError};
 use serde_json::json;
 
 use crate::cli::{AuditArgs, AuditFormat, StackArgs};
@@ -82,9 +82,9 @@ pub(crate) fn run(args: &StackArgs, options: &AuditArgs) -> Result<Answer, Failu
     // Whose name stands for the realm doesn't matter when there is no stack.
     let nobody = ProjectName::parse("audit").map_err(|error| Failure::new("can't name an audit", error))?;
     let layout = args.layout(loaded.as_ref().map_or(nobody, |loaded| loaded.stack.project.clone()));
-    let mut report = report(&layout, loaded.as_ref(), &acceptances)?;
+    let mut report = report(&layout, loaded.as_ref(), &acceptances, &options.from)?;
     if options.fix && fix::run(&report.audit.findings, options.yes)? {
-        report = self::report(&layout, loaded.as_ref(), &acceptances)?;
+        report = self::report(&layout, loaded.as_ref(), &acceptances, &options.from)?;
     }
     let shown = match options.format {
         AuditFormat::Text => text::lay_out(&report, options.all),
@@ -99,11 +99,16 @@ pub(crate) fn run(args: &StackArgs, options: &AuditArgs) -> Result<Answer, Failu
 }
 
 /// Looks at the host and judges it.
-fn report(layout: &Layout, loaded: Option<&Loaded>, acceptances: &[Acceptance]) -> Result<Report, Failure> {
+fn report(
+    layout: &Layout,
+    loaded: Option<&Loaded>,
+    acceptances: &[Acceptance],
+    from: &[String],
+) -> Result<Report, Failure> {
     let began = Instant::now();
     let firewall = Firewall::new(&layout.realm);
     let current = firewall.current().map_err(|error| Failure::new("can't read Palisade's firewall table", error))?;
-    let facts = look(layout, &firewall, current.is_some())?;
+    let facts = look(layout, &firewall, current.is_some(), from)?;
     let stacks = current.into_iter().flat_map(|current| current.stacks);
     let declared = declared(loaded.map(|loaded| &loaded.stack), stacks)?;
     let mut audit = audit(&facts, declared.as_ref());
@@ -133,7 +138,7 @@ fn loaded(args: &StackArgs, options: &AuditArgs) -> Result<Option<Loaded>, Failu
     }
 }
 
-fn look(layout: &Layout, firewall: &Firewall, own_firewall: bool) -> Result<Facts, Failure> {
+fn look(layout: &Layout, firewall: &Firewall, own_firewall: bool, from: &[String]) -> Result<Facts, Failure> {
     let instances = observe::instance_names(layout);
     let external = proof::external_interfaces()?;
     let docker_host = std::env::var("DOCKER_HOST").ok();
@@ -144,9 +149,12 @@ fn look(layout: &Layout, firewall: &Firewall, own_firewall: bool) -> Result<Fact
         instances: &instances,
         led: led(layout),
         external: &external,
-        given: Vec::new(),
+        given: from,
     };
-    survey::survey(request).map_err(|error| Failure::new("can't audit this host", error))
+    survey::survey(request).map_err(|error| match error {
+        SurveyError::World(error) => Failure::Input(format!("error: --from: {error}")),
+        error => Failure::new("can't audit this host", error),
+    })
 }
 
 /// Published TCP ports of all stacks: no socket is bound to them, the guard leads what arrives to the instances.

@@ -1,0 +1,1 @@
+//! Rulesets of real firewalls and engines.
