@@ -7,7 +7,7 @@ use palisade_core::stack::Proto;
 use palisade_host::link::{self, VethEnd};
 use palisade_host::netns::Netns;
 use palisade_host::probe;
-use palisade_host::twin::{self, PortSet, Traced, TwinReport, TwinSpec, Verdict, Why, World};
+use palisade_host::twin::{self, PortSet, Traced, Twin, TwinReport, TwinSpec, Verdict, Why, World};
 
 use crate::{HOST4, HOST6, missing, nft, scratch, tool};
 
@@ -389,4 +389,26 @@ gets to local port 443";
         assert_eq!(told(&traced[0]), "is dropped by the kernel, by no rule (rp_filter, or no way there)");
     };
     scratch.host.run(work).unwrap();
+}
+
+#[test]
+fn classes_of_ports_answer_as_all_of_them_would() {
+    let Some(scratch) = scratch("classes_of_ports_answer_as_all_of_them_would") else { return };
+    let ports: String = (0..1_200_u32).map(|n| format!("tcp dport {} accept\n", 1 + n * 37 % 65_500)).collect();
+    let rules = |more: &str| {
+        format!(
+            "table inet t {{\nchain input {{\ntype filter hook input priority 0; policy drop;\n{more}\n{ports}\
+             udp dport 40000-50000 accept\nip6 nexthdr udp udp dport > 60000 accept\n}}\n}}\n"
+        )
+    };
+    let known: PortSet = [5, 45_000].into_iter().collect();
+    let mut sent = Vec::new();
+    for more in ["", "tcp dport & 1024 == 1024 drop"] {
+        scratch.host.run(|| nft(&format!("flush ruleset\n{}", rules(more)))).unwrap();
+        let twin = scratch.host.run(|| Twin::copy(&TwinSpec::new("eth0"))).unwrap().unwrap();
+        let (by_classes, all) = (twin.probe_by_classes(&known).unwrap(), twin.probe().unwrap());
+        assert_eq!(by_classes.reached, all.reached, "{more}");
+        sent.push(by_classes.packets);
+    }
+    assert!(sent[0] < 20_000 && sent[1] >= 4 * 65_535, "{sent:?}: what is computed from ports is asked in full");
 }

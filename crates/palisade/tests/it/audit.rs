@@ -173,6 +173,18 @@ x-palisade:
            }
          }");
     let _undeclared = TcpListener::bind("0.0.0.0:7777").unwrap();
+    let (_, report) = audited(&["--from", "198.51.100.0/24"]);
+    let undeclared = report["findings"].as_array().unwrap().iter().find(|it| it["id"] == "port-undeclared").unwrap();
+    let evidence = undeclared["evidence"].to_string();
+    for part in [
+        "a packet from 203.0.113.250 to 203.0.113.1 port 7777/tcp that came in by eth0 was let through",
+        "a packet from 198.51.100.1 to 203.0.113.1 port 7777/tcp that came in by eth0 was let through",
+        "let through over IPv4 by table inet t, chain input: tcp dport { 6000, 7777, 8080 } accept",
+    ] {
+        assert!(evidence.contains(part), "{part}: {undeclared:#}");
+    }
+    let wrong = host.palisade(&["audit", "--from", "203.0.113.1"]).expect(2);
+    assert!(wrong.err.contains("--from: 203.0.113.1 is this host itself"), "{wrong:?}");
     let (code, report) = audited(&[]);
     assert_eq!(code, Some(1));
     let wrong = ["port-undeclared 7777/tcp", "door-without-listener 6000/tcp over IPv4 by eth0"];
