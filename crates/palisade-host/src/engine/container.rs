@@ -22,7 +22,7 @@ use palisade_core::instance::{CgroupDriver, ContainerProgram, InstanceSpec};
 use palisade_core::names::InstanceId;
 
 use super::body::{Placed, body};
-use super::{Engine, EngineError, LABEL_INSTANCE, LABEL_REALM, LABEL_SPEC};
+use super::{Engine, EngineError, LABEL_INSTANCE, LABEL_REALM, LABEL_SPEC, filter, is_podman};
 use crate::cgroup::Cgroup;
 use crate::hosts_file;
 use crate::layout::Layout;
@@ -58,7 +58,8 @@ pub(crate) fn start(layout: &Layout, spec: &InstanceSpec, program: &ContainerPro
             CgroupDriver::Systemd => cgroup.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
         };
         let hostname = (!program.host_mode || spec.settings.hostname.is_some()).then(|| runtime::hostname_of(spec));
-        let mut body = body(layout, spec, program, parent, &placed, hostname);
+        let filter = filter_option(layout, spec, program)?;
+        let mut body = body(layout, spec, program, parent, &placed, hostname, filter);
         // People look for the name in `docker ps`; it counts as long as it stands for the image that was planned.
         let named =
             engine.ask(|| format!("describe image {}", program.image), engine.docker.inspect_image(&program.image));
@@ -278,6 +279,27 @@ fn pid_of(state: &ContainerState) -> Option<i32> {
 fn exit_of(state: &ContainerState) -> Exit {
     let now = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap_or_default();
     Exit { code: state.exit_code.unwrap_or(255) as i32, ended_at_s: now.as_secs() }
+}
+
+/// The option by which the engine gets our system call filter; none where the file says another, or that there is none.
+fn filter_option(
+    layout: &Layout,
+    spec: &InstanceSpec,
+    program: &ContainerProgram,
+) -> Result<Option<String>, EngineError> {
+    let settings = &program.settings;
+    if settings.privileged || settings.security_opt.iter().any(|option| option.starts_with("seccomp")) {
+        return Ok(None);
+    }
+    let profile = filter::profile(&spec.cap_add).to_string();
+    if !is_podman(&program.socket) {
+        return Ok(Some(format!("seccomp={profile}")));
+    }
+    // Docker takes the profile itself and nothing else, Podman a path and nothing else (podman#27710).
+    let path = layout.instance(&spec.id).join("seccomp.json");
+    let written = fs::write(&path, profile);
+    written.map_err(|source| EngineError::Local { operation: format!("write {}", path.display()), source })?;
+    Ok(Some(format!("seccomp={}", path.display())))
 }
 
 /// Writes what the container shows at fixed places: its hosts file, name servers, secrets and configs.

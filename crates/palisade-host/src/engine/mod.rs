@@ -9,6 +9,7 @@ mod body;
 mod change;
 mod container;
 mod fetch;
+mod filter;
 mod look;
 
 use std::future::Future;
@@ -147,6 +148,11 @@ impl Engine {
             _ => EngineError::Refused { operation: operation(), source },
         })
     }
+}
+
+/// Podman, by its socket: its command line tool and some of its answers are its own.
+fn is_podman(socket: &Path) -> bool {
+    socket.ends_with("podman.sock")
 }
 
 /// The socket of this host's engine: `DOCKER_HOST` if it is set, or the first usual place where one is.

@@ -4,6 +4,7 @@
 //! It is in no PID namespace: Palisade looks at the processes of containers by the engine's numbers.
 
 use std::fs;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -172,6 +173,28 @@ impl Dockerd {
 
     pub(crate) fn socket(&self) -> String {
         format!("unix://{}", self.folder.join("docker.sock").display())
+    }
+
+    /// Where everything of it is.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Sockets by which whoever may connect is root on this machine: the engine's, and those of what is below it.
+    pub(crate) fn control_sockets(&self) -> Vec<PathBuf> {
+        let mut folders = vec![self.folder.clone()];
+        let mut found = Vec::new();
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+                match entry.file_type() {
+                    Ok(kind) if kind.is_socket() => found.push(entry.path()),
+                    // Images are many files.
+                    Ok(kind) if kind.is_dir() && !entry.path().ends_with("data") => folders.push(entry.path()),
+                    _ => {}
+                }
+            }
+        }
+        found
     }
 
     /// The engine's own tool; what it printed, or its errors.

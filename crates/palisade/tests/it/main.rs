@@ -5,6 +5,7 @@ mod attacks;
 mod bad_days;
 mod compared;
 mod config;
+mod container_attacks;
 mod containers;
 mod dockerd;
 mod engine;
