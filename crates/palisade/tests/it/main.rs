@@ -9,6 +9,7 @@ mod container_attacks;
 mod containers;
 mod dockerd;
 mod engine;
+mod engine_bad_days;
 mod files;
 mod generations;
 mod learn;
