@@ -85,6 +85,26 @@ pub(crate) fn start(layout: &Layout, spec: &InstanceSpec, program: &ContainerPro
     }
 }
 
+/// The first process of the instance's container, if that runs, whoever started it. It is in the guarded cgroup.
+pub(crate) fn running(
+    layout: &Layout,
+    spec: &InstanceSpec,
+    program: &ContainerProgram,
+) -> Result<Option<i32>, EngineError> {
+    let engine = Engine::connect(&program.socket)?;
+    let found = match engine.inspect(&program.name) {
+        Ok(found) => found,
+        Err(error) if error.is_missing() => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if !is_of(&found, layout, &spec.id) || label(&found, LABEL_SPEC) != Some(&spec.fingerprint().digest) {
+        return Ok(None);
+    }
+    let Some(pid) = found.state.as_ref().and_then(pid_of) else { return Ok(None) };
+    engine.require_guarded(layout, spec, &program.name, pid)?;
+    Ok(Some(pid))
+}
+
 /// How the instance's container ended; `None`: the engine doesn't say.
 pub(crate) fn end(program: &ContainerProgram) -> Option<Exit> {
     let engine = Engine::connect(&program.socket).ok()?;

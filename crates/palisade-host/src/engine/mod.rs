@@ -19,8 +19,8 @@ use std::time::Duration;
 use bollard::{API_DEFAULT_VERSION, Docker};
 
 pub(crate) use attach::attach;
-pub use change::{create_volume, remove_foreign, remove_volume, start_foreign, stop_foreign};
-pub(crate) use container::{Started, end, exec, follow, start, take_away};
+pub use change::{create_volume, other_users_of, remove_foreign, remove_volume, start_foreign, stop_foreign};
+pub(crate) use container::{Started, end, exec, follow, running, start, take_away};
 pub use fetch::{FetchError, fetch};
 pub use look::look;
 

@@ -20,16 +20,16 @@ use crate::support::skipped;
 
 /// Runs a test with an engine on a scratch host, and looks at what is left in the end.
 pub(crate) fn with_engine(test: &str, run: impl FnOnce(&Host, &mut Dockerd)) {
-    with_engine_for("shop", test, run);
+    with_engine_on("shop", None, test, run);
 }
 
-/// The same for a stack of another name.
-fn with_engine_for(project: &str, test: &str, run: impl FnOnce(&Host, &mut Dockerd)) {
+/// The same for a stack of another name, and on a disk of this size.
+pub(crate) fn with_engine_on(project: &str, size: Option<&str>, test: &str, run: impl FnOnce(&Host, &mut Dockerd)) {
     if let Some(why) = dockerd::missing() {
         return skipped(test, &why);
     }
     let host = Host::of(project);
-    let mut engine = match Dockerd::start(&host) {
+    let mut engine = match Dockerd::start_on(&host, size) {
         Ok(engine) => engine,
         Err(why) => return skipped(test, &format!("no Docker Engine can run here: {why}")),
     };
@@ -182,7 +182,13 @@ fn what_an_image_keeps_in_volumes_of_its_own_outlives_its_container() {
 fn nobody_starts_a_container_past_the_guard() {
     need_root!("nobody_starts_a_container_past_the_guard");
     with_engine("nobody_starts_a_container_past_the_guard", |host, engine| {
-        host.write(&shop("hello"));
+        let once = r#"
+  once:
+    image: box:1
+    command: ["sh", "-c", "echo run >>/tmp/runs; [ $$(wc -l </tmp/runs) != 3 ] || echo third time; exec sleep 1000"]
+    stop_grace_period: 1s
+"#;
+        host.write(&format!("{}{once}", shop("hello")));
         engine.palisade(host, &["up", "--wait"]).expect(0);
         let running = |engine: &Dockerd, container: &str| engine.inspect(container, "{{.State.Running}}") == "true";
         let all_run = |host: &Host| {
@@ -207,6 +213,22 @@ fn nobody_starts_a_container_past_the_guard() {
         });
         assert_guarded(host, engine, "shop-ask-1", "ask.1");
         all_run(host);
+
+        // Also what the agent wouldn't start again by itself, whether it was stopped or went on its own.
+        for verb in [&["restart", "--time", "0"][..], &["stop", "--time", "0"], &["start"]] {
+            engine.docker(&[verb, &["shop-once-1"]].concat()).unwrap();
+            let is_up = verb[0] != "stop";
+            let state = if is_up { "running" } else { "exited" };
+            patiently(&format!("once.1 after docker {verb:?}"), || {
+                states(host).iter().any(|seen| seen.starts_with("once.1 ") && seen.contains(state)).then_some(())?;
+                let pid = host.pid("once.1").map(|pid| pid.to_string());
+                (pid == is_up.then(|| engine.inspect("shop-once-1", "{{.State.Pid}}"))).then_some(())
+            });
+        }
+        assert_guarded(host, engine, "shop-once-1", "once.1");
+        host.wait_for_line("once", "third time");
+        host.write(&shop("hello"));
+        engine.palisade(host, &["up", "--wait"]).expect(0);
 
         // The engine crashes; its containers go on, and are taken up again when it is back.
         engine.kill();
@@ -458,7 +480,7 @@ fn the_reference_stack_runs_from_images() {
     if let Some(why) = barter_is_missing() {
         return skipped(TEST, &why);
     }
-    with_engine_for("barter", TEST, |host, engine| {
+    with_engine_on("barter", None, TEST, |host, engine| {
         engine.tool(&format!("{BARTER}/images"), &[]).unwrap();
         let files = ["compose.yaml", "compose.images.yaml"].map(|file| format!("{BARTER}/{file}"));
         let palisade =

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use nix::mount::MsFlags;
 
 use crate::dockerd::{self, Dockerd, IMAGE};
-use crate::engine::with_engine;
+use crate::engine::{with_engine, with_engine_on};
 use crate::need_root;
 use crate::scratch::{HOST, Host, Ran, patiently};
 use crate::support::skipped;
@@ -224,4 +224,53 @@ fn a_disk_that_is_full_of_something_else() {
         drop(disk);
         host.assert_nothing_left();
     }
+}
+
+#[test]
+fn an_engine_whose_disk_is_full() {
+    const TEST: &str = "an_engine_whose_disk_is_full";
+    need_root!("an_engine_whose_disk_is_full");
+    with_engine_on("shop", Some("64m"), TEST, |host, engine| {
+        host.write(&shop(1));
+        engine.palisade(host, &["up", "--wait"]).expect(0);
+        serves(host, 1);
+        for (version, lines) in (1..).zip([0, 2, 4]) {
+            host.write(&shop(version + 1));
+            let ran = up_when(up(host, engine), lines, || {
+                engine.on_its_disk("cat /dev/zero >\"$DATA/fill\"; true");
+            });
+            serves_either(host, version, &format!("the engine's disk was full after {lines} steps"), &ran);
+            if ran.code != Some(0) {
+                assert!(ran.err.contains("no space left on device"), "{}", ran.err);
+            }
+            engine.on_its_disk("rm \"$DATA/fill\"");
+            engine.palisade(host, &["up", "--wait"]).expect(0);
+            serves(host, version + 1);
+        }
+        engine.palisade(host, &["down", "--volumes", "--yes"]).expect(0);
+        host.assert_nothing_left();
+    });
+}
+
+#[test]
+fn a_volume_that_somebody_else_uses_is_kept_and_named() {
+    const TEST: &str = "a_volume_that_somebody_else_uses_is_kept_and_named";
+    need_root!("a_volume_that_somebody_else_uses_is_kept_and_named");
+    with_engine(TEST, |host, engine| {
+        let more = "    volumes: [\"data:/data\"]\nvolumes: {data: {}}\n";
+        host.write(&format!("{}{more}", shop(1)));
+        engine.palisade(host, &["up", "--wait"]).expect(0);
+        let other = ["run", "--detach", "--name", "backup", "--network", "none", "--volume", "shop_data:/data", IMAGE];
+        engine.docker(&[&other[..], &["sleep", "1000"]].concat()).unwrap();
+        let ran = engine.palisade(host, &["down", "--volumes", "--yes"]);
+        let expected = "can't delete volume shop_data, which container backup of somebody else has mounted";
+        assert!(ran.err.contains(expected) && ran.err.contains("docker rm --force backup"), "{}", ran.err);
+        ran.expect(1);
+        assert_eq!(engine.docker(&["volume", "ls", "--quiet"]).unwrap(), "shop_data");
+        assert_eq!(served(host).as_deref(), Some("1"), "nothing was changed");
+        engine.docker(&["rm", "--force", "backup"]).unwrap();
+        engine.palisade(host, &["down", "--volumes", "--yes"]).expect(0);
+        assert_eq!(engine.docker(&["volume", "ls", "--quiet"]).unwrap(), "");
+        host.assert_nothing_left();
+    });
 }
