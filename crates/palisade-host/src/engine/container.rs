@@ -58,8 +58,8 @@ pub(crate) fn start(layout: &Layout, spec: &InstanceSpec, program: &ContainerPro
             CgroupDriver::Systemd => cgroup.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
         };
         let hostname = (!program.host_mode || spec.settings.hostname.is_some()).then(|| runtime::hostname_of(spec));
-        let filter = filter_option(layout, spec, program)?;
-        let mut body = body(layout, spec, program, parent, &placed, hostname, filter);
+        let security = security_options(layout, spec, program)?;
+        let mut body = body(layout, spec, program, parent, &placed, hostname, security);
         // People look for the name in `docker ps`; it counts as long as it stands for the image that was planned.
         let named =
             engine.ask(|| format!("describe image {}", program.image), engine.docker.inspect_image(&program.image));
@@ -301,25 +301,29 @@ fn exit_of(state: &ContainerState) -> Exit {
     Exit { code: state.exit_code.unwrap_or(255) as i32, ended_at_s: now.as_secs() }
 }
 
-/// The option by which the engine gets our system call filter; none where the file says another, or that there is none.
-fn filter_option(
+/// What the file says, and our system call filter where it doesn't say another, or that there is none.
+fn security_options(
     layout: &Layout,
     spec: &InstanceSpec,
     program: &ContainerProgram,
-) -> Result<Option<String>, EngineError> {
-    let settings = &program.settings;
-    if settings.privileged || settings.security_opt.iter().any(|option| option.starts_with("seccomp")) {
-        return Ok(None);
+) -> Result<Vec<String>, EngineError> {
+    let mut options = program.settings.security_opt.clone();
+    if !program.settings.privileged && !options.iter().any(|option| option.starts_with("seccomp")) {
+        options.push(format!("seccomp={}", filter::profile(&spec.cap_add)));
     }
-    let profile = filter::profile(&spec.cap_add).to_string();
-    if !is_podman(&program.socket) {
-        return Ok(Some(format!("seccomp={profile}")));
+    if is_podman(&program.socket) {
+        // Docker takes the profile itself and nothing else, Podman a path and nothing else (podman#27710).
+        for option in &mut options {
+            let Some(profile) = option.strip_prefix("seccomp=").filter(|value| value.starts_with('{')) else {
+                continue;
+            };
+            let path = layout.instance(&spec.id).join("seccomp.json");
+            let written = fs::write(&path, profile);
+            written.map_err(|source| EngineError::Local { operation: format!("write {}", path.display()), source })?;
+            *option = format!("seccomp={}", path.display());
+        }
     }
-    // Docker takes the profile itself and nothing else, Podman a path and nothing else (podman#27710).
-    let path = layout.instance(&spec.id).join("seccomp.json");
-    let written = fs::write(&path, profile);
-    written.map_err(|source| EngineError::Local { operation: format!("write {}", path.display()), source })?;
-    Ok(Some(format!("seccomp={}", path.display())))
+    Ok(options)
 }
 
 /// Writes what the container shows at fixed places: its hosts file, name servers, secrets and configs.
