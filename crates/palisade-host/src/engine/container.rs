@@ -100,7 +100,7 @@ pub(crate) fn running(
     if !is_of(&found, layout, &spec.id) || label(&found, LABEL_SPEC) != Some(&spec.fingerprint().digest) {
         return Ok(None);
     }
-    let Some(pid) = found.state.as_ref().and_then(pid_of) else { return Ok(None) };
+    let Some(pid) = found.state.as_ref().and_then(pid_of).filter(|pid| !has_ended(*pid)) else { return Ok(None) };
     engine.require_guarded(layout, spec, &program.name, pid)?;
     Ok(Some(pid))
 }
@@ -269,13 +269,11 @@ impl Engine {
     /// The engine was told where to put it; what isn't there is ended.
     fn require_guarded(&self, layout: &Layout, spec: &InstanceSpec, name: &str, pid: i32) -> Result<(), EngineError> {
         let held = Cgroup::of_instance(layout, &spec.id).and_then(|cgroup| cgroup.holds(pid)).unwrap_or(false);
-        let Ok(text) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else {
-            // It has ended by now.
-            return Ok(());
-        };
-        if held {
+        // One that has ended is in no list of a cgroup, also as long as the engine hasn't noticed.
+        if held || has_ended(pid) {
             return Ok(());
         }
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
         let cgroup = text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
         self.remove(name)?;
         Err(EngineError::Elsewhere { name: name.to_owned(), cgroup: cgroup.to_owned() })
@@ -294,6 +292,12 @@ fn is_of(found: &ContainerInspectResponse, layout: &Layout, id: &InstanceId) -> 
 
 fn pid_of(state: &ContainerState) -> Option<i32> {
     state.pid.filter(|pid| *pid > 0 && state.running == Some(true)).and_then(|pid| i32::try_from(pid).ok())
+}
+
+/// It is gone, or nobody has asked yet how it ended.
+fn has_ended(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
 }
 
 fn exit_of(state: &ContainerState) -> Exit {
