@@ -593,19 +593,21 @@ impl Worker {
     /// The init process is gone.
     fn ended(&mut self) {
         let before = self.running.as_ref().map(Running::process);
+        let found = runtime::find(self.layout(), self.id());
+        let exit = match found {
+            Ok(Some(Found::Ended(Some(exit)))) => exit,
+            // Killed as a whole, by us or for want of memory.
+            _ => Exit { code: 128 + libc::SIGKILL, ended_at_s: now_s() },
+        };
         // After `docker restart` there is another one by now.
-        if self.stopping.is_none()
+        if !matches!(found, Ok(Some(Found::Ended(Some(_)))))
+            && self.stopping.is_none()
             && let Ok(Some(running)) = runtime::find_started_by_others(self.layout(), &self.spec)
             && Some(running.process()) != before
         {
             self.await_last_words();
             return self.started_by_others(running);
         }
-        let exit = match runtime::find(self.layout(), self.id()) {
-            Ok(Some(Found::Ended(Some(exit)))) => exit,
-            // Killed as a whole, by us or for want of memory.
-            _ => Exit { code: 128 + libc::SIGKILL, ended_at_s: now_s() },
-        };
         self.await_last_words();
         self.exited(exit);
     }

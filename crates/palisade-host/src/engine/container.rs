@@ -8,14 +8,14 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bollard::container::LogOutput;
 use bollard::exec::{CreateExecOptions, StartExecOptions, StartExecResults};
 use bollard::models::{ContainerInspectResponse, ContainerState};
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, InspectContainerOptions, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
-    RenameContainerOptionsBuilder, StartContainerOptions, WaitContainerOptions,
+    RenameContainerOptionsBuilder, StartContainerOptions,
 };
 use futures_util::StreamExt;
 use palisade_core::instance::{CgroupDriver, ContainerProgram, InstanceSpec};
@@ -30,6 +30,8 @@ use crate::runtime::{self, EnterOptions, EnterResult, Exit, files};
 
 /// How long the engine gets to notice that a container has ended.
 const NOTICED: Duration = Duration::from_secs(10);
+/// How often it is asked meanwhile.
+const NOTICED_PAUSE: Duration = Duration::from_millis(20);
 
 /// Where the container shows the file without which it doesn't start.
 const GATE: &str = "/.palisade";
@@ -105,19 +107,20 @@ pub(crate) fn running(
     Ok(Some(pid))
 }
 
-/// How the instance's container ended; `None`: the engine doesn't say.
+/// How the instance's container ended; `None`: the engine doesn't say, or somebody has started it again by now.
 pub(crate) fn end(program: &ContainerProgram) -> Option<Exit> {
     let engine = Engine::connect(&program.socket).ok()?;
-    let name = &program.name;
-    let wait = async {
-        let options = WaitContainerOptions { condition: "not-running".to_owned() };
-        let mut answers = engine.docker.wait_container(name, Some(options));
-        // A code other than 0 comes as an error; either way it has ended.
-        tokio::time::timeout(NOTICED, answers.next()).await
-    };
-    let _ = engine.runtime.block_on(wait);
-    let state = engine.inspect(name).ok()?.state?;
-    (state.running != Some(true)).then(|| exit_of(&state))
+    let deadline = Instant::now() + NOTICED;
+    loop {
+        let state = engine.inspect(&program.name).ok()?.state?;
+        if state.running != Some(true) {
+            return Some(exit_of(&state));
+        }
+        if pid_of(&state).is_some_and(|pid| !has_ended(pid)) || Instant::now() > deadline {
+            return None;
+        }
+        std::thread::sleep(NOTICED_PAUSE);
+    }
 }
 
 /// Removes the instance's container, whatever its state. One that isn't there is removed already.
