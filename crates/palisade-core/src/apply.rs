@@ -102,6 +102,11 @@ pub enum Left<E> {
         /// Why it stays.
         why: &'static str,
     },
+    /// Undoing ended here, as what ran before doesn't come back: what took its place goes on.
+    Kept {
+        /// What was done before that.
+        done: Vec<String>,
+    },
 }
 
 impl<E> fmt::Display for Failure<E> {
@@ -132,6 +137,9 @@ impl<E> fmt::Display for Left<E> {
         match self {
             Left::Failed { done, undo, .. } => write!(f, "`{done}` stays: can't {undo}"),
             Left::Impossible { done, why } => write!(f, "`{done}` stays: {why}"),
+            Left::Kept { done } => {
+                write!(f, "what was done before that stays as well, so that somebody serves: `{}`", done.join("`, `"))
+            }
         }
     }
 }
@@ -175,14 +183,16 @@ pub fn apply<H: Host>(
     }
 }
 
-/// Goes on past failures: one thing that stays is no reason to leave the rest.
+/// Goes on past failures: one thing that stays is no reason to leave the rest. But when something that was stopped
+/// doesn't come back, whatever else made place for its successor stays, and so does that.
 fn undo<H: Host>(
     done: Vec<(&Action, Undo)>,
     host: &mut H,
     progress: &mut dyn FnMut(Progress<'_, H::Error>),
 ) -> Vec<Left<H::Error>> {
     let mut left = Vec::new();
-    for (action, undo) in done.into_iter().rev() {
+    let mut rest = done.into_iter().rev();
+    while let Some((action, undo)) = rest.next() {
         match undo {
             Undo::Nothing => {}
             Undo::Impossible(why) => left.push(Left::Impossible { done: action.to_string(), why }),
@@ -191,6 +201,10 @@ fn undo<H: Host>(
                     progress(Progress::Undoes { action: undo });
                     if let Err(error) = host.perform(undo) {
                         left.push(Left::Failed { done: action.to_string(), undo: undo.to_string(), error });
+                        if matches!(action, Action::StopInstance { .. }) {
+                            left.extend(kept(rest));
+                            return left;
+                        }
                         break;
                     }
                 }
@@ -200,12 +214,19 @@ fn undo<H: Host>(
     left
 }
 
+/// What is not undone any more.
+fn kept<'a, E>(rest: impl Iterator<Item = (&'a Action, Undo)>) -> Option<Left<E>> {
+    let stays = rest.filter(|(_, undo)| *undo != Undo::Nothing).map(|(action, _)| action.to_string());
+    let done: Vec<_> = stays.collect();
+    (!done.is_empty()).then_some(Left::Kept { done })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::action::{Cause, VolumeName};
     use crate::address::AddressBook;
-    use crate::names::ProjectName;
+    use crate::names::{InstanceId, ProjectName, ServiceName};
     use std::cell::Cell;
 
     #[derive(Debug, thiserror::Error)]
@@ -309,6 +330,42 @@ mod tests {
         assert_eq!(left, ["`create volume v1` stays: can't delete volume v1 and its data"]);
         assert_eq!(failure.to_string(), "can't create volume v2; one thing that was done before could not be undone");
         assert_eq!(failure.source().unwrap().to_string(), "disk full");
+    }
+
+    #[test]
+    fn what_took_the_place_of_something_stays_when_that_does_not_come_back() {
+        // The third step fails, and so does what undoes the second.
+        struct Engine(Vec<String>);
+        impl Host for Engine {
+            type Error = Full;
+            fn perform(&mut self, action: &Action) -> Result<Undo, Full> {
+                self.0.push(action.to_string());
+                match action {
+                    Action::CreateVolume { name, .. } => {
+                        Ok(Undo::Do(vec![Action::RemoveVolume { name: name.clone() }]))
+                    }
+                    // In place of its start, which needs a whole specification.
+                    Action::StopInstance { .. } => Ok(Undo::Do(vec![Action::StopAgent])),
+                    _ => Err(Full),
+                }
+            }
+        }
+        let id = InstanceId { service: ServiceName::parse("web").unwrap(), number: 1 };
+        let mut plan = plan(1);
+        for action in [Action::StopInstance { id: id.clone() }, Action::RemoveInstance { id }] {
+            plan.steps.push(Step { action, cause: Cause::Down });
+        }
+        let mut host = Engine(Vec::new());
+        let failure = apply(&plan, &mut host, &|| false, &mut |_| {}).unwrap_err();
+        assert_eq!(host.0, ["create volume v0", "stop web.1", "remove web.1", "stop the agent"]);
+        let left: Vec<_> = failure.left.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            left,
+            [
+                "`stop web.1` stays: can't stop the agent",
+                "what was done before that stays as well, so that somebody serves: `create volume v0`"
+            ]
+        );
     }
 
     #[test]

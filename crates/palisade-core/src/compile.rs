@@ -539,9 +539,7 @@ impl<'a> Compiler<'a> {
         match self.surroundings.engine {
             EngineState::NotAsked => {}
             EngineState::Away { why, remedy } => {
-                let message = format!("its image needs a container engine, and {why}");
-                self.findings
-                    .push(Finding::error("needs-engine", &service.name, message).remedy(remedy).at(&service.place));
+                self.needs_engine(service, why, remedy);
                 return None;
             }
             EngineState::There(engine) => {
@@ -552,6 +550,21 @@ impl<'a> Compiler<'a> {
             }
         }
         Some(Program::Container(Box::new(program)))
+    }
+
+    /// One finding for all services that wait for the same engine.
+    fn needs_engine(&mut self, service: &Service, why: &str, remedy: &str) {
+        const ID: &str = "needs-engine";
+        match self.findings.iter_mut().find(|finding| finding.id == ID) {
+            Some(finding) => {
+                finding.subject = format!("{}, {}", finding.subject, service.name);
+                finding.message = format!("their images need a container engine, and {why}");
+            }
+            None => {
+                let message = format!("its image needs a container engine, and {why}");
+                self.findings.push(Finding::error(ID, &service.name, message).remedy(remedy).at(&service.place));
+            }
+        }
     }
 
     fn instances(&mut self, index: usize, instances: &mut Vec<CompiledInstance>) {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use palisade_core::compose::{self, FILE_BYTES_MAX, InputFile, LoadInputs, Loaded, Rejected};
 use palisade_core::diagnostic::{Severity, Style, render_all};
-use palisade_core::stack::{Egress, MountSource, Proto, Service, Stack};
+use palisade_core::stack::{Egress, MountSource, Proto, Runner, Service, Stack};
 
 fn environment() -> BTreeMap<String, String> {
     [("HOME", "/home/ada"), ("DB_PASSWORD", "hunter2"), ("WEB_PORT", "8081"), ("BAD_PORT", "s3cr3t"), ("EMPTY", "")]
@@ -17,6 +17,7 @@ fn environment() -> BTreeMap<String, String> {
 fn load_with(contents: &[u8], dot_env: Option<&[u8]>) -> Result<Loaded, Box<Rejected>> {
     let files: BTreeMap<PathBuf, Vec<u8>> = BTreeMap::from([
         ("/srv/barter/app.env".into(), b"FROM_FILE=1\nOVERRIDDEN=file\nSECRET='top$ecret'\n".to_vec()),
+        ("/srv/barter/filter.json".into(), b"{\n  \"defaultAction\": \"SCMP_ACT_ALLOW\"\n}\n".to_vec()),
         ("/srv/barter/broken.env".into(), b"FINE=1\nhunter2 is no line\n".to_vec()),
     ]);
     let path = Path::new("/srv/barter/.env");
@@ -53,6 +54,23 @@ fn said(result: Result<Loaded, Box<Rejected>>) -> String {
             text
         }
     }
+}
+
+#[test]
+fn a_system_call_filter_is_handed_on_as_what_is_in_its_file() {
+    let file = |option: &str| format!("services:\n  app:\n    image: app:1\n    security_opt: [\"{option}\"]\n");
+    let options = |option: &str| {
+        let stack = stack(&file(option));
+        let Runner::Engine(container) = stack.services[0].run.runner() else { panic!("it has an image") };
+        container.security_opt.clone()
+    };
+    assert_eq!(options("seccomp=./filter.json"), [r#"seccomp={"defaultAction":"SCMP_ACT_ALLOW"}"#]);
+    assert_eq!(options("seccomp:filter.json"), [r#"seccomp={"defaultAction":"SCMP_ACT_ALLOW"}"#]);
+    for option in ["seccomp:unconfined", "seccomp={}", "no-new-privileges:true", "apparmor=mine"] {
+        assert_eq!(options(option), [option]);
+    }
+    assert_eq!(error_ids(&file("seccomp=./nowhere.json")), ["security-opt"]);
+    assert_eq!(error_ids(&file("seccomp=app.env")), ["security-opt"]);
 }
 
 fn error_ids(text: &str) -> Vec<&'static str> {

@@ -190,6 +190,28 @@ pub struct Cgroup {
     path: PathBuf,
 }
 
+/// A cgroup's `cgroup.events`: its descriptor has POLLPRI when something has changed since it was read.
+#[derive(Debug)]
+pub struct Events {
+    file: fs::File,
+}
+
+impl Events {
+    /// Whether somebody is in the cgroup or one below.
+    pub fn is_populated(&self) -> bool {
+        let mut text = [0; 256];
+        // A cgroup that is gone has nobody.
+        let length = std::os::unix::fs::FileExt::read_at(&self.file, &mut text, 0).unwrap_or(0);
+        text[..length].split(|byte| *byte == b'\n').any(|line| line == b"populated 1")
+    }
+}
+
+impl std::os::fd::AsFd for Events {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
 impl Cgroup {
     /// The cgroup of an instance. Nothing is made.
     pub fn of_instance(layout: &Layout, id: &InstanceId) -> Result<Self> {
@@ -411,6 +433,14 @@ impl Cgroup {
             }
         }
         Ok(Some(path))
+    }
+
+    /// Tells when the first process comes into the cgroup or one below, and when the last one goes.
+    pub fn events(&self) -> Result<Events> {
+        let path = self.v2_path().join("cgroup.events");
+        let file = fs::File::open(&path);
+        let file = file.map_err(|source| Error::Io { operation: "open".to_owned(), path, source })?;
+        Ok(Events { file })
     }
 
     /// Process ids in it and below it, in every mount.

@@ -167,6 +167,8 @@ pub(crate) struct Adapters {
     engine: Option<PathBuf>,
     /// How long the log of each instance was when it was started: what comes after is this run's.
     log_starts: HashMap<InstanceId, u64>,
+    /// That what was done can't be noted was told.
+    told_unnoted: bool,
 }
 
 fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HostError {
@@ -183,6 +185,7 @@ impl Adapters {
             guard: None,
             engine: None,
             log_starts: HashMap::new(),
+            told_unnoted: false,
         }
     }
 
@@ -199,6 +202,16 @@ impl Adapters {
     pub(crate) fn remember(&mut self, change: impl FnOnce(&mut State)) -> Result<(), StateError> {
         change(&mut self.state);
         self.state.write(&self.layout)
+    }
+
+    /// Notes what was just done. That a disk is full is no reason to report it as not done, as then it would not be
+    /// undone either; the next run compares the note with the kernel, and does again what differs.
+    fn note(&mut self) {
+        if let Err(error) = self.state.write(&self.layout)
+            && !std::mem::replace(&mut self.told_unnoted, true)
+        {
+            eprintln!("warning: what was done can't be noted: {}", crate::exit::chain(&error));
+        }
     }
 
     /// Removes the folders of a stack that is down; those that others still use stay.
@@ -328,7 +341,7 @@ impl Adapters {
         guard.set_host_addresses(&addresses)?;
         guard.set_policy(policy)?;
         let old = self.state.policy.replace(policy.clone());
-        self.state.write(&self.layout)?;
+        self.note();
         Ok(match old {
             Some(policy) => {
                 let digest = palisade_core::digest::digest_of(&policy);
@@ -451,13 +464,14 @@ impl Host for Adapters {
             Action::SetFirewall { rules } => {
                 let old = self.state.firewall.clone();
                 self.firewall.apply(self.layout.project.as_str(), rules)?;
-                self.remember(|state| state.firewall = Some(rules.clone()))?;
+                self.state.firewall = Some(rules.clone());
+                self.note();
                 Ok(Undo::Do(vec![old.map_or(Action::RemoveFirewall, |rules| Action::SetFirewall { rules })]))
             }
             Action::RemoveFirewall => {
                 self.firewall.remove(self.layout.project.as_str())?;
                 let old = self.state.firewall.take();
-                self.state.write(&self.layout)?;
+                self.note();
                 Ok(old.map_or(Undo::Nothing, |rules| Undo::Do(vec![Action::SetFirewall { rules }])))
             }
             Action::SetHosts { id, hosts } => {
@@ -499,7 +513,7 @@ impl Host for Adapters {
                 self.guard = None;
                 Guard::remove(&pins(&self.layout))?;
                 let policy = self.state.policy.take();
-                self.state.write(&self.layout)?;
+                self.note();
                 let policy = policy.map(|policy| {
                     let digest = palisade_core::digest::digest_of(&policy);
                     Action::SetPolicy { policy, digest }

@@ -8,7 +8,7 @@ use super::LoadInputs;
 use super::dotenv;
 use super::file::{FileService, looked_for};
 use super::keys::{BUILD, DEVICE_REQUEST, SERVICE, Shape};
-use super::read::{Fields, Reader};
+use super::read::{Fields, Reader, Text};
 use super::yaml::{Entry, Node};
 use crate::diagnostic::{Diagnostic, Span, quoted};
 
@@ -58,7 +58,7 @@ impl Reader<'_> {
             "storage_opt" => container.storage_opt = self.text_pairs(node, &what),
             "security_opt" => {
                 let texts = self.texts(node, &what).unwrap_or_default();
-                container.security_opt = texts.into_iter().map(|text| text.value.into()).collect();
+                container.security_opt = texts.into_iter().map(|text| self.security_option(text, inputs)).collect();
             }
             "devices" => {
                 let devices = self.by_table(entry).and_then(|devices| devices.as_array().cloned());
@@ -122,6 +122,29 @@ impl Reader<'_> {
     fn text_pairs(&mut self, node: &Node, what: &str) -> BTreeMap<String, String> {
         let pairs = self.pairs(node, what).unwrap_or_default();
         pairs.into_iter().map(|(name, value)| (name, value.unwrap_or_default())).collect()
+    }
+
+    /// A filter's file is handed on as what is in it, as Compose does: engines know nothing of the user's files.
+    fn security_option(&mut self, text: Text, inputs: &LoadInputs<'_>) -> String {
+        let path = text.value.strip_prefix("seccomp").and_then(|rest| rest.strip_prefix(['=', ':']));
+        let Some(path) = path.filter(|path| !["unconfined", "builtin"].contains(path) && !path.starts_with('{')) else {
+            return text.value.into();
+        };
+        let place = self.path(path, text.span);
+        let read = inputs.others.read(&place).map_err(|error| error.to_string());
+        match read.and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).map_err(|e| e.to_string())) {
+            Ok(profile) => format!("seccomp={profile}"),
+            Err(why) => {
+                let message = format!("the profile {} can't be read: {why}", text.quoted());
+                let mistake =
+                    Diagnostic::error("security-opt", message).at(text.span, looked_for(&text.quoted(), &place));
+                self.push(
+                    mistake
+                        .hint("`seccomp=` takes a JSON file, relative to the Compose file's folder, or `unconfined`"),
+                );
+                text.value.into()
+            }
+        }
     }
 
     fn label_files(&mut self, entry: &Entry, inputs: &LoadInputs<'_>) -> BTreeMap<String, String> {

@@ -11,7 +11,7 @@ use crate::instance::{Health, InstanceStatus, RunState};
 use crate::names::{InstanceId, ServiceName};
 use crate::observed::{InstanceSeen, Observed};
 use crate::ports;
-use crate::stack::{Condition, HEALTH_MARGIN_MS, Healthcheck, Restart, Service, Stack};
+use crate::stack::{Condition, HEALTH_MARGIN_MS, Healthcheck, Restart, Runner, Service, Stack};
 
 /// Longest time for a process to be there after it was started.
 const STARTED_TIMEOUT_MS: u64 = 10_000;
@@ -391,10 +391,13 @@ pub(super) fn restarts_with(service: &Service, restarted: &HashSet<&ServiceName>
     Some(Cause::RestartsWith { service: with.service.clone() })
 }
 
-/// The user of the first service that writes to the volume.
+/// The user of the first service that writes to the volume; an engine lets the image decide.
 fn volume_owner(stack: &Stack, volume: &str) -> Option<String> {
     let writes = |service: &&Service| service.mounts_of(volume).any(|mount| !mount.read_only);
-    stack.services.iter().find(writes)?.run.process.as_ref()?.user.clone()
+    match stack.services.iter().find(writes)?.run.runner() {
+        Runner::Process(process) => process.user.clone(),
+        Runner::Engine(_) | Runner::Nobody => None,
+    }
 }
 
 /// The instance needs nothing: it runs, is about to, or has done what it was there for.

@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use palisade_core::instance::{ContainerProgram, InstanceSpec};
 
@@ -12,7 +12,7 @@ use super::server::chain;
 use crate::engine;
 use crate::layout::Layout;
 use crate::runtime::Running;
-use crate::runtime::logs::Shipped;
+use crate::runtime::logs::{Shipped, rfc3339};
 
 /// Between attempts while the engine is away.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -27,17 +27,16 @@ pub(super) fn ship(layout: &Layout, spec: &InstanceSpec, program: &ContainerProg
         Ok(log) => log,
         Err(error) => return eprintln!("{}: cannot open its log: {error}", spec.id),
     };
-    let mut last = last_time(&path).unwrap_or_default();
+    let mut last = last_of(&path, &rfc3339(SystemTime::now()));
     loop {
-        let since_s = seconds(&last);
-        let followed = engine::follow(program, since_s, &mut |printed| {
+        let mut known = Known { last, is_behind: false };
+        let followed = engine::follow(program, seconds(&known.last), &mut |printed| {
             let time = log.time(printed.time);
-            // Asked for by the second, so some of it is here already.
-            if time > last {
+            if known.is_new(&time) {
                 log.take(printed.stream, &time, printed.text);
-                last = time;
             }
         });
+        last = known.last;
         log.finish(&last);
         match followed {
             Ok(()) => return,
@@ -45,6 +44,30 @@ pub(super) fn ship(layout: &Layout, spec: &InstanceSpec, program: &ContainerProg
             Err(error) => return eprintln!("{}: {}", spec.id, chain(&error)),
         }
     }
+}
+
+/// What the log has already of what the engine tells, which is asked by the second and begins with some of that.
+struct Known {
+    /// Time of the last line.
+    last: String,
+    is_behind: bool,
+}
+
+impl Known {
+    /// Once something newer has come, everything is new: a clock that was set back is no reason to lose what is printed.
+    fn is_new(&mut self, time: &str) -> bool {
+        self.is_behind |= time > self.last.as_str();
+        if self.is_behind {
+            time.clone_into(&mut self.last);
+        }
+        self.is_behind
+    }
+}
+
+/// The time of the last line of a log, or nothing when that is in the future: the clock was set back, and what comes
+/// now is older. Then all is asked for, as it is better told twice than never.
+fn last_of(path: &Path, now: &str) -> String {
+    last_time(path).filter(|last| last.as_str() <= now).unwrap_or_default()
 }
 
 /// The time of the last line of a log.
@@ -72,8 +95,6 @@ fn seconds(time: &str) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::logs::rfc3339;
-    use std::time::SystemTime;
 
     #[test]
     fn times_are_read_as_they_are_written() {
@@ -82,5 +103,23 @@ mod tests {
             assert_eq!(seconds(&text), at_s as i32, "{text}");
         }
         assert_eq!(seconds(""), 0);
+    }
+    #[test]
+    fn a_clock_that_is_set_back_loses_no_line() {
+        let mut known = Known { last: "2026-11-26T06:50:16.2Z".to_owned(), is_behind: false };
+        let new = |known: &mut Known, time: &str| known.is_new(&format!("2026-11-26T06:{time}Z"));
+        assert!(!new(&mut known, "50:16.1") && !new(&mut known, "50:16.2"), "these are here already");
+        assert!(new(&mut known, "50:16.3"));
+        assert!(new(&mut known, "20:00.0") && new(&mut known, "20:00.1"), "half an hour was taken back");
+        assert_eq!(known.last, "2026-11-26T06:20:00.1Z");
+
+        let folder = std::env::temp_dir().join(format!("palisade-test-ship-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let log = folder.join("web.1.log");
+        fs::write(&log, "2026-11-26T06:50:16.2Z stdout F x\n").unwrap();
+        let last = |now: &str| last_of(&log, now);
+        assert_eq!(last("2026-11-26T06:50:17.0Z"), "2026-11-26T06:50:16.2Z");
+        assert_eq!(last("2026-11-26T06:20:00.0Z"), "");
+        fs::remove_dir_all(&folder).unwrap();
     }
 }

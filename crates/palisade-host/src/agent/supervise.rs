@@ -23,7 +23,7 @@ use super::events::EventSink;
 use super::rules::{HealthState, Restarts};
 use super::server::chain;
 use super::ship::ship;
-use crate::cgroup::Cgroup;
+use crate::cgroup::{self, Cgroup};
 use crate::hosts_file;
 use crate::layout::Layout;
 use crate::runtime::{self, EnterOptions, Exit, Found, Inside, Running};
@@ -38,6 +38,10 @@ const HOOK_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
 const AFTER_PRE_STOP: Duration = Duration::from_secs(2);
 /// Between attempts to start a container while its engine is away.
 const ENGINE_PAUSE: Duration = Duration::from_secs(1);
+/// When somebody has come into the cgroup of a container that doesn't run, its engine says so within this time.
+const STARTED_BY_OTHERS_WAIT: Duration = Duration::from_secs(10);
+/// How often it is asked meanwhile.
+const STARTED_BY_OTHERS_PAUSE: Duration = Duration::from_millis(200);
 /// What a container printed is in the log within this time after its end.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// After SIGKILL, what is left must be gone within this time.
@@ -175,6 +179,8 @@ impl Supervised {
             hook_failure: None,
             told_away: None,
             shipping: None,
+            events: None,
+            look: None,
         };
         let work = move || {
             if let Some((saved, found)) = before {
@@ -254,6 +260,10 @@ struct Worker {
     told_away: Option<u32>,
     /// Brings what its container prints into the log.
     shipping: Option<std::thread::JoinHandle<()>>,
+    /// Tells that somebody else starts the container while it doesn't run.
+    events: Option<cgroup::Events>,
+    /// When the engine is asked whether it runs, and until when.
+    look: Option<(Instant, Instant)>,
 }
 
 impl Worker {
@@ -290,7 +300,9 @@ impl Worker {
 
     fn work(mut self) {
         loop {
-            let deadlines = [self.restart_at, self.check_at, self.stopping.as_ref().map(|stopping| stopping.deadline)];
+            self.watch_for_others();
+            let stopping = self.stopping.as_ref().map(|stopping| stopping.deadline);
+            let deadlines = [self.restart_at, self.check_at, stopping, self.look.map(|(at, _)| at)];
             let timeout = match deadlines.into_iter().flatten().min() {
                 // Rounded up, or the last millisecond would be spent spinning.
                 Some(at) => {
@@ -299,17 +311,21 @@ impl Worker {
                 }
                 None => PollTimeout::NONE,
             };
-            let ended = {
+            let happened = {
                 let mut polled = vec![PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN)];
                 if let Some(running) = &self.running {
                     polled.push(PollFd::new(running.pidfd(), PollFlags::POLLIN));
+                } else if let Some(events) = &self.events {
+                    polled.push(PollFd::new(events.as_fd(), PollFlags::POLLPRI));
                 }
                 let _ = poll(&mut polled, timeout);
-                polled.get(1).is_some_and(|process| process.any().unwrap_or(false))
+                polled.get(1).is_some_and(|other| other.any().unwrap_or(false))
             };
             let _ = self.shared.wake.read();
-            if ended {
-                self.ended();
+            match (happened, &self.running) {
+                (true, Some(_)) => self.ended(),
+                (true, None) => self.look_soon(),
+                (false, _) => {}
             }
             loop {
                 let order = lock(&self.shared.queue).pop_front();
@@ -366,6 +382,9 @@ impl Worker {
             self.check_at = None;
             self.check();
         }
+        if self.look.is_some_and(|(at, _)| at <= now) {
+            self.look_for_others(now);
+        }
         if let Some(stopping) = &mut self.stopping
             && stopping.deadline <= now
         {
@@ -386,6 +405,52 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// A container that shall not run may be started all the same, by `docker start` or `docker restart`: it comes up in
+    /// its guarded cgroup, and has to be known. While one is to be started here, nobody else is waited for.
+    fn watch_for_others(&mut self) {
+        let waits = self.running.is_none() && self.restart_at.is_none() && self.stopping.is_none();
+        if !waits || self.spec.program.container().is_none() {
+            (self.events, self.look) = (None, None);
+        } else if self.events.is_none() {
+            self.events = Cgroup::of_instance(self.layout(), self.id()).and_then(|cgroup| cgroup.events()).ok();
+            self.look_soon();
+        }
+    }
+
+    /// Something has changed in the cgroup.
+    fn look_soon(&mut self) {
+        let populated = self.events.as_ref().is_some_and(cgroup::Events::is_populated);
+        let now = Instant::now();
+        self.look = populated.then_some((now, now + STARTED_BY_OTHERS_WAIT));
+    }
+
+    /// The engine says that a container runs a little after its process is there.
+    fn look_for_others(&mut self, now: Instant) {
+        let Some((_, until)) = self.look.take() else { return };
+        match runtime::find_started_by_others(self.layout(), &self.spec) {
+            Ok(Some(running)) => self.started_by_others(running),
+            Ok(None) | Err(_) if now < until => self.look = Some((now + STARTED_BY_OTHERS_PAUSE, until)),
+            Ok(None) => {}
+            Err(error) => eprintln!("{}: {}", self.id(), chain(&error)),
+        }
+    }
+
+    fn started_by_others(&mut self, running: Running) {
+        self.run += 1;
+        self.started = Instant::now();
+        self.stopped_by_user = false;
+        self.hook_failure = None;
+        self.health = HealthState::new(if self.spec.healthcheck.is_some() { Health::Starting } else { Health::None });
+        self.check_at = self.spec.healthcheck.as_ref().map(|check| self.started + HealthState::first_check(check));
+        self.event("started", json!({ "pid": running.process().pid, "by": "somebody else, at the engine" }));
+        self.publish(|status| {
+            status.started_at_s = now_s();
+            status.health_output = None;
+            status.hook_failure = None;
+        });
+        self.runs(running);
     }
 
     fn start_by_user(&mut self, spec: InstanceSpec) -> Result<(), String> {
@@ -527,11 +592,22 @@ impl Worker {
 
     /// The init process is gone.
     fn ended(&mut self) {
-        let exit = match runtime::find(self.layout(), self.id()) {
+        let before = self.running.as_ref().map(Running::process);
+        let found = runtime::find(self.layout(), self.id());
+        let exit = match found {
             Ok(Some(Found::Ended(Some(exit)))) => exit,
             // Killed as a whole, by us or for want of memory.
             _ => Exit { code: 128 + libc::SIGKILL, ended_at_s: now_s() },
         };
+        // After `docker restart` there is another one by now.
+        if !matches!(found, Ok(Some(Found::Ended(Some(_)))))
+            && self.stopping.is_none()
+            && let Ok(Some(running)) = runtime::find_started_by_others(self.layout(), &self.spec)
+            && Some(running.process()) != before
+        {
+            self.await_last_words();
+            return self.started_by_others(running);
+        }
         self.await_last_words();
         self.exited(exit);
     }

@@ -34,6 +34,7 @@ pub(super) fn body(
     cgroup_parent: String,
     placed: &[Placed],
     hostname: Option<String>,
+    security: Vec<String>,
 ) -> ContainerCreateBody {
     let settings = &program.settings;
     let mut mounts: Vec<Mount> = spec.mounts.iter().map(|one| mount(spec, one)).collect();
@@ -67,7 +68,7 @@ pub(super) fn body(
         init: settings.init,
         runtime: settings.runtime.clone(),
         privileged: Some(settings.privileged),
-        security_opt: some(settings.security_opt.clone()),
+        security_opt: some(security),
         sysctls: map(&settings.sysctls),
         storage_opt: map(&settings.storage_opt),
         annotations: map(&settings.annotations),

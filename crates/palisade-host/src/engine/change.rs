@@ -1,15 +1,17 @@
 //! What a plan changes at an engine besides instances: volumes, and containers that the stack takes the place of.
 
+use std::collections::HashMap;
 use std::path::Path;
 
-use bollard::models::VolumeCreateRequest;
+use bollard::models::{ContainerSummary, VolumeCreateRequest};
 use bollard::query_parameters::{
-    RemoveContainerOptionsBuilder, RemoveVolumeOptions, RenameContainerOptionsBuilder, StartContainerOptions,
-    StopContainerOptions,
+    ListContainersOptionsBuilder, RemoveContainerOptionsBuilder, RemoveVolumeOptions, RenameContainerOptionsBuilder,
+    StartContainerOptions, StopContainerOptions,
 };
 use palisade_core::names::ProjectName;
 
-use super::{COMPOSE_PROJECT, Engine, EngineError};
+use super::{COMPOSE_PROJECT, Engine, EngineError, LABEL_REALM};
+use crate::layout::Layout;
 
 /// Behind the name of a container whose place is being taken.
 const ASIDE: &str = "before-palisade";
@@ -22,6 +24,21 @@ pub fn create_volume(socket: &Path, project: &ProjectName, name: &str) -> Result
     let request =
         VolumeCreateRequest { name: Some(name.to_owned()), labels: Some(labels.into()), ..Default::default() };
     engine.ask(|| format!("make volume {name}"), engine.docker.create_volume(request)).map(drop)
+}
+
+/// Containers that have a volume mounted, running or not, but for those of the stack. The engine keeps what they use.
+pub fn other_users_of(socket: &Path, layout: &Layout, volume: &str) -> Result<Vec<String>, EngineError> {
+    let engine = Engine::connect(socket)?;
+    let filters = HashMap::from([("volume", vec![volume.to_owned()])]);
+    let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+    let listed =
+        engine.ask(|| format!("say who uses volume {volume}"), engine.docker.list_containers(Some(options)))?;
+    let others = listed.into_iter().filter(|container| {
+        let label = |name: &str| container.labels.as_ref().and_then(|labels| labels.get(name)).map(String::as_str);
+        label(LABEL_REALM) != Some(&layout.realm) || label(COMPOSE_PROJECT) != Some(layout.project.as_str())
+    });
+    let name = |container: ContainerSummary| container.names.into_iter().flatten().next().or(container.id);
+    Ok(others.filter_map(name).map(|name| name.trim_start_matches('/').to_owned()).collect())
 }
 
 /// Deletes a volume and its data.

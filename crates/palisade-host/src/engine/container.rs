@@ -8,21 +8,21 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bollard::container::LogOutput;
 use bollard::exec::{CreateExecOptions, StartExecOptions, StartExecResults};
 use bollard::models::{ContainerInspectResponse, ContainerState};
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, InspectContainerOptions, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
-    RenameContainerOptionsBuilder, StartContainerOptions, WaitContainerOptions,
+    RenameContainerOptionsBuilder, StartContainerOptions,
 };
 use futures_util::StreamExt;
 use palisade_core::instance::{CgroupDriver, ContainerProgram, InstanceSpec};
 use palisade_core::names::InstanceId;
 
 use super::body::{Placed, body};
-use super::{Engine, EngineError, LABEL_INSTANCE, LABEL_REALM, LABEL_SPEC};
+use super::{Engine, EngineError, LABEL_INSTANCE, LABEL_REALM, LABEL_SPEC, filter, is_podman};
 use crate::cgroup::Cgroup;
 use crate::hosts_file;
 use crate::layout::Layout;
@@ -30,6 +30,8 @@ use crate::runtime::{self, EnterOptions, EnterResult, Exit, files};
 
 /// How long the engine gets to notice that a container has ended.
 const NOTICED: Duration = Duration::from_secs(10);
+/// How often it is asked meanwhile.
+const NOTICED_PAUSE: Duration = Duration::from_millis(20);
 
 /// Where the container shows the file without which it doesn't start.
 const GATE: &str = "/.palisade";
@@ -58,7 +60,8 @@ pub(crate) fn start(layout: &Layout, spec: &InstanceSpec, program: &ContainerPro
             CgroupDriver::Systemd => cgroup.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
         };
         let hostname = (!program.host_mode || spec.settings.hostname.is_some()).then(|| runtime::hostname_of(spec));
-        let mut body = body(layout, spec, program, parent, &placed, hostname);
+        let security = security_options(layout, spec, program)?;
+        let mut body = body(layout, spec, program, parent, &placed, hostname, security);
         // People look for the name in `docker ps`; it counts as long as it stands for the image that was planned.
         let named =
             engine.ask(|| format!("describe image {}", program.image), engine.docker.inspect_image(&program.image));
@@ -84,19 +87,40 @@ pub(crate) fn start(layout: &Layout, spec: &InstanceSpec, program: &ContainerPro
     }
 }
 
-/// How the instance's container ended; `None`: the engine doesn't say.
+/// The first process of the instance's container, if that runs, whoever started it. It is in the guarded cgroup.
+pub(crate) fn running(
+    layout: &Layout,
+    spec: &InstanceSpec,
+    program: &ContainerProgram,
+) -> Result<Option<i32>, EngineError> {
+    let engine = Engine::connect(&program.socket)?;
+    let found = match engine.inspect(&program.name) {
+        Ok(found) => found,
+        Err(error) if error.is_missing() => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if !is_of(&found, layout, &spec.id) || label(&found, LABEL_SPEC) != Some(&spec.fingerprint().digest) {
+        return Ok(None);
+    }
+    let Some(pid) = found.state.as_ref().and_then(pid_of).filter(|pid| !has_ended(*pid)) else { return Ok(None) };
+    engine.require_guarded(layout, spec, &program.name, pid)?;
+    Ok(Some(pid))
+}
+
+/// How the instance's container ended; `None`: the engine doesn't say, or somebody has started it again by now.
 pub(crate) fn end(program: &ContainerProgram) -> Option<Exit> {
     let engine = Engine::connect(&program.socket).ok()?;
-    let name = &program.name;
-    let wait = async {
-        let options = WaitContainerOptions { condition: "not-running".to_owned() };
-        let mut answers = engine.docker.wait_container(name, Some(options));
-        // A code other than 0 comes as an error; either way it has ended.
-        tokio::time::timeout(NOTICED, answers.next()).await
-    };
-    let _ = engine.runtime.block_on(wait);
-    let state = engine.inspect(name).ok()?.state?;
-    (state.running != Some(true)).then(|| exit_of(&state))
+    let deadline = Instant::now() + NOTICED;
+    loop {
+        let state = engine.inspect(&program.name).ok()?.state?;
+        if state.running != Some(true) {
+            return Some(exit_of(&state));
+        }
+        if pid_of(&state).is_some_and(|pid| !has_ended(pid)) || Instant::now() > deadline {
+            return None;
+        }
+        std::thread::sleep(NOTICED_PAUSE);
+    }
 }
 
 /// Removes the instance's container, whatever its state. One that isn't there is removed already.
@@ -248,13 +272,11 @@ impl Engine {
     /// The engine was told where to put it; what isn't there is ended.
     fn require_guarded(&self, layout: &Layout, spec: &InstanceSpec, name: &str, pid: i32) -> Result<(), EngineError> {
         let held = Cgroup::of_instance(layout, &spec.id).and_then(|cgroup| cgroup.holds(pid)).unwrap_or(false);
-        let Ok(text) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else {
-            // It has ended by now.
-            return Ok(());
-        };
-        if held {
+        // One that has ended is in no list of a cgroup, also as long as the engine hasn't noticed.
+        if held || has_ended(pid) {
             return Ok(());
         }
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
         let cgroup = text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
         self.remove(name)?;
         Err(EngineError::Elsewhere { name: name.to_owned(), cgroup: cgroup.to_owned() })
@@ -275,9 +297,40 @@ fn pid_of(state: &ContainerState) -> Option<i32> {
     state.pid.filter(|pid| *pid > 0 && state.running == Some(true)).and_then(|pid| i32::try_from(pid).ok())
 }
 
+/// It is gone, or nobody has asked yet how it ended.
+fn has_ended(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+}
+
 fn exit_of(state: &ContainerState) -> Exit {
     let now = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap_or_default();
     Exit { code: state.exit_code.unwrap_or(255) as i32, ended_at_s: now.as_secs() }
+}
+
+/// What the file says, and our system call filter where it doesn't say another, or that there is none.
+fn security_options(
+    layout: &Layout,
+    spec: &InstanceSpec,
+    program: &ContainerProgram,
+) -> Result<Vec<String>, EngineError> {
+    let mut options = program.settings.security_opt.clone();
+    if !program.settings.privileged && !options.iter().any(|option| option.starts_with("seccomp")) {
+        options.push(format!("seccomp={}", filter::profile(&spec.cap_add)));
+    }
+    if is_podman(&program.socket) {
+        // Docker takes the profile itself and nothing else, Podman a path and nothing else (podman#27710).
+        for option in &mut options {
+            let Some(profile) = option.strip_prefix("seccomp=").filter(|value| value.starts_with('{')) else {
+                continue;
+            };
+            let path = layout.instance(&spec.id).join("seccomp.json");
+            let written = fs::write(&path, profile);
+            written.map_err(|source| EngineError::Local { operation: format!("write {}", path.display()), source })?;
+            *option = format!("seccomp={}", path.display());
+        }
+    }
+    Ok(options)
 }
 
 /// Writes what the container shows at fixed places: its hosts file, name servers, secrets and configs.

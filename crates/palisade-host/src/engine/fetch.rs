@@ -9,6 +9,8 @@ use std::process::{Command, ExitStatus, Stdio};
 use palisade_core::action::Fetch;
 use serde_json::Value;
 
+use super::is_podman;
+
 /// An image that did not come.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
@@ -55,7 +57,7 @@ fn behind_colon(text: &str) -> String {
 
 /// Fetches it. With `show` the tool's own output is seen: bars on a terminal, lines elsewhere.
 pub fn fetch(socket: &Path, image: &str, how: &Fetch, show: bool) -> Result<(), FetchError> {
-    let program = if socket.ends_with("podman.sock") { "podman" } else { "docker" };
+    let program = if is_podman(socket) { "podman" } else { "docker" };
     let mut command = Command::new(program);
     command.env("DOCKER_HOST", format!("unix://{}", socket.display())).stdin(Stdio::null());
     let (verb, does) = match how {

@@ -9,6 +9,7 @@ mod body;
 mod change;
 mod container;
 mod fetch;
+mod filter;
 mod inspect;
 mod look;
 
@@ -19,8 +20,8 @@ use std::time::Duration;
 use bollard::{API_DEFAULT_VERSION, Docker};
 
 pub(crate) use attach::attach;
-pub use change::{create_volume, remove_foreign, remove_volume, start_foreign, stop_foreign};
-pub(crate) use container::{Started, end, exec, follow, start, take_away};
+pub use change::{create_volume, other_users_of, remove_foreign, remove_volume, start_foreign, stop_foreign};
+pub(crate) use container::{Started, end, exec, follow, running, start, take_away};
 pub use fetch::{FetchError, fetch};
 pub(crate) use inspect::InspectedContainer;
 pub use look::look;
@@ -46,9 +47,9 @@ pub enum EngineError {
     Away {
         /// Its socket.
         socket: PathBuf,
-        /// Why.
+        /// What the client's layers have wrapped.
         #[source]
-        source: bollard::errors::Error,
+        source: std::io::Error,
     },
     /// It refuses, or fails.
     #[error("the container engine can't {operation}")]
@@ -124,7 +125,7 @@ impl Engine {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime
             .map_err(|source| EngineError::Local { operation: "start the engine's client".to_owned(), source })?;
-        let away = |source| EngineError::Away { socket: socket.to_owned(), source };
+        let away = |source| EngineError::Away { socket: socket.to_owned(), source: root_cause(&source) };
         let connected = runtime.block_on(async {
             let docker = Docker::connect_with_unix(&socket.to_string_lossy(), TIMEOUT.as_secs(), API_DEFAULT_VERSION)?;
             // Engines refuse versions that are newer than they are, and newer ones also those that are long gone.
@@ -145,10 +146,27 @@ impl Engine {
             Error::HyperResponseError { .. }
             | Error::HyperLegacyError { .. }
             | Error::SocketNotFoundError(_)
-            | Error::IOError { .. } => EngineError::Away { socket: self.socket.clone(), source },
+            | Error::IOError { .. } => EngineError::Away { socket: self.socket.clone(), source: root_cause(&source) },
             _ => EngineError::Refused { operation: operation(), source },
         })
     }
+}
+
+/// The client wraps "connection refused" three times, and says "client error" each time.
+fn root_cause(error: &(dyn std::error::Error + 'static)) -> std::io::Error {
+    let mut deepest = error;
+    while let Some(source) = deepest.source() {
+        deepest = source;
+    }
+    match deepest.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error) {
+        Some(code) => std::io::Error::from_raw_os_error(code),
+        None => std::io::Error::other(deepest.to_string()),
+    }
+}
+
+/// Podman, by its socket: its command line tool and some of its answers are its own.
+fn is_podman(socket: &Path) -> bool {
+    socket.ends_with("podman.sock")
 }
 
 /// The socket of this host's engine: `DOCKER_HOST` if it is set, or the first usual place where one is.

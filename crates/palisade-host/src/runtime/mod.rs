@@ -294,6 +294,17 @@ pub fn find(layout: &Layout, id: &InstanceId) -> Result<Option<Found>, Error> {
     })))
 }
 
+/// The instance's container, if it runs although nobody here has started it: `docker restart` did.
+pub fn find_started_by_others(layout: &Layout, spec: &InstanceSpec) -> Result<Option<Running>, Error> {
+    let Program::Container(program) = &spec.program else { return Ok(None) };
+    let Some(pid) = engine::running(layout, spec, program)? else { return Ok(None) };
+    let running = sys::start_time(pid).and_then(|start_time| Running::find(InitProcess { pid, start_time }));
+    if let Some(running) = &running {
+        write_private(&layout.instance(&spec.id).join("pid"), &running.process)?;
+    }
+    Ok(running)
+}
+
 /// Ends an instance: the stop signal, the grace period, then SIGKILL to everything in it.
 pub fn stop(layout: &Layout, spec: &InstanceSpec, running: &Running) -> Result<(), Error> {
     running.signal(signal_number(&spec.stop_signal).unwrap_or(libc::SIGTERM))?;

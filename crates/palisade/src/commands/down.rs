@@ -1,8 +1,11 @@
 //! `down`: takes a stack away. Volumes stay unless they are named and the user says yes.
 
+use palisade_core::action::{Action, VolumeName};
 use palisade_core::apply::apply;
 use palisade_core::lint::lint;
-use palisade_core::plan::plan_down;
+use palisade_core::observed::Observed;
+use palisade_core::plan::{Plan, plan_down};
+use palisade_host::engine;
 use palisade_host::layout::Layout;
 
 use crate::cli::StackArgs;
@@ -35,6 +38,7 @@ pub(crate) fn take_down(
     };
     let plan = plan_down(&layout.project, state.stack.as_ref(), &host, volumes);
     super::require_safe(&lint(&plan, &host))?;
+    require_unused(layout, &plan, &host)?;
     let doomed: Vec<String> =
         plan.steps.iter().map(|step| &step.action).filter(|a| a.destroys_data()).map(ToString::to_string).collect();
     if !doomed.is_empty() && !confirmed(&doomed) {
@@ -57,6 +61,27 @@ pub(crate) fn take_down(
     adapters.clean_up().map_err(|error| Failure::new("everything is down, but something is left behind", error))?;
     drop(lock);
     Ok(Answer::Yes)
+}
+
+/// An engine keeps a volume that a container of somebody else has mounted: better said before the stack is stopped.
+fn require_unused(layout: &Layout, plan: &Plan, host: &Observed) -> Result<(), Failure> {
+    let Some(engine) = host.engine.seen() else { return Ok(()) };
+    for step in &plan.steps {
+        let Action::RemoveVolume { name: VolumeName::Engine(volume) } = &step.action else { continue };
+        let users = engine::other_users_of(&engine.socket, layout, volume)
+            .map_err(|error| Failure::new(format!("can't take {} down", layout.project), error))?;
+        if !users.is_empty() {
+            let containers = if users.len() == 1 { "container" } else { "containers" };
+            let message = format!(
+                "can't delete volume {volume}, which {containers} {} of somebody else {} mounted; nothing was changed",
+                users.join(", "),
+                if users.len() == 1 { "has" } else { "have" }
+            );
+            let hint = format!("remove them (`docker rm --force {}`), or leave out --volumes", users.join(" "));
+            return Err(Failure::plain(message).hint(hint));
+        }
+    }
+    Ok(())
 }
 
 fn confirmed(doomed: &[String]) -> bool {

@@ -225,12 +225,26 @@ pub(crate) fn refused(findings: &[Finding]) -> Failure {
 
 /// A failed apply as the end of a run.
 pub(crate) fn failed(project: &ProjectName, verb: &str, failure: apply::Failure<HostError>) -> Failure {
+    let mut told = match &failure.reason {
+        apply::Reason::Interrupted => String::new(),
+        apply::Reason::Step { error, .. } => crate::exit::chain(error),
+    };
+    let mut why = |error: &HostError| {
+        let text = crate::exit::chain(error);
+        // The last part, the kernel's word, may differ: a connection is first reset and then refused.
+        let trouble = |text: &str| text.rsplit_once(": ").map(|(trouble, _)| trouble.to_owned());
+        if trouble(&text).is_some_and(|trouble| told.contains(&trouble)) {
+            return "for the same reason".to_owned();
+        }
+        told.push_str(&text);
+        text
+    };
     let left: Vec<String> = failure
         .left
         .iter()
         .map(|left| match left {
-            apply::Left::Failed { error, .. } => format!("{left}: {}", crate::exit::chain(error)),
-            apply::Left::Impossible { .. } => left.to_string(),
+            apply::Left::Failed { error, .. } => format!("{left}: {}", why(error)),
+            apply::Left::Impossible { .. } | apply::Left::Kept { .. } => left.to_string(),
         })
         .collect();
     match failure.reason {

@@ -248,7 +248,8 @@ fn fetch_images(layout: &Layout, goal: &Goal<'_>, adapters: &mut Adapters) -> Re
 /// Reads the host afresh and says what isn't as the file says.
 fn report(layout: &Layout, goal: &Goal<'_>) -> Result<Answer, Failure> {
     let host = goal.observe(layout);
-    let (stack, compiled) = super::compiled(layout, goal.stack, &host, goal.mode)?;
+    let (stack, compiled) = super::compiled(layout, goal.stack, &host, goal.mode)
+        .inspect_err(|_| eprintln!("everything was done, but it can't be checked:"))?;
     let mut findings = verify(&stack, &compiled, &host);
     if let Some(only) = &goal.only {
         // What was not asked for may be stopped.

@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::sys::{RawAddress, Socket};
-use super::targets::{HostService, Outside, Peer, Targets, VICTIM_MARK};
+use super::targets::{HostFile, HostService, Outside, Peer, Targets, VICTIM_MARK};
 
 /// Where the stage is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -81,6 +81,7 @@ const SECRET_PLACES: [&str; 9] = [
     "/var/lib/docker",
     "/var/lib/postgresql",
 ];
+const DECISIVE_FILES: [&str; 5] = ["/etc/passwd", "/etc/shadow", "/etc/group", "/usr/bin/true", "/usr/lib/os-release"];
 const CONTROL_SOCKETS: [&str; 6] = [
     "/run/docker.sock",
     "/run/containerd/containerd.sock",
@@ -140,6 +141,7 @@ impl Stage {
         files.retain(|path| !path.is_dir() || fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()));
         files.extend(spec.files.iter().cloned());
         files.push(secret);
+        let host_files = |paths: Vec<PathBuf>| paths.iter().map(|path| HostFile::at(path)).collect::<io::Result<_>>();
         let mut unix_sockets = exists(&CONTROL_SOCKETS);
         unix_sockets.push(control);
 
@@ -157,7 +159,8 @@ impl Stage {
             knocked_ports: knocked,
             victim_pid: Some(victim.id() as i32),
             pins: spec.pins.clone(),
-            files,
+            files: host_files(files)?,
+            host_files: host_files(exists(&DECISIVE_FILES))?,
             unix_sockets,
             scratch_network: true,
         };

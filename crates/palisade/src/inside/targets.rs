@@ -2,8 +2,11 @@
 
 use palisade_core::address::InstanceAddress;
 use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV6};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 /// What keeps an attack from succeeding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,7 +55,10 @@ pub(crate) struct Targets {
     pub(crate) pins: Option<PathBuf>,
     /// What only the host may read. Everything here exists.
     #[serde(default)]
-    pub(crate) files: Vec<PathBuf>,
+    pub(crate) files: Vec<HostFile>,
+    /// The files that decide who may do what on the host.
+    #[serde(default)]
+    pub(crate) host_files: Vec<HostFile>,
     /// Unix sockets that only the host may use. Everything here exists.
     #[serde(default)]
     pub(crate) unix_sockets: Vec<PathBuf>,
@@ -63,6 +69,30 @@ pub(crate) struct Targets {
 
 /// In the environment of the victim.
 pub(crate) const VICTIM_MARK: &str = "PALISADE_VICTIM=secret";
+
+/// A file or folder of the host, and what tells it from one of the same name that a service has of its own.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct HostFile {
+    /// Where it is on the host.
+    pub(crate) path: PathBuf,
+    /// Number of the file system that it is on.
+    pub(crate) device: u64,
+    /// Its number there.
+    pub(crate) inode: u64,
+}
+
+impl HostFile {
+    /// Asked on the host.
+    pub(crate) fn at(path: &Path) -> io::Result<Self> {
+        let found = fs::metadata(path)?;
+        Ok(Self { path: path.to_owned(), device: found.dev(), inode: found.ino() })
+    }
+    /// Whether what is at its path here is the host's.
+    pub(crate) fn is_here(&self) -> io::Result<bool> {
+        let found = fs::metadata(&self.path)?;
+        Ok((found.dev(), found.ino()) == (self.device, self.inode))
+    }
+}
 
 /// Another service.
 #[derive(Clone, Debug, Serialize, Deserialize)]

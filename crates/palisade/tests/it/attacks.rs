@@ -104,7 +104,7 @@ impl Drop for Network {
 }
 
 /// A helper process that lives until its standard input ends.
-struct Helper {
+pub(crate) struct Helper {
     child: Child,
     input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
@@ -112,7 +112,7 @@ struct Helper {
 
 impl Helper {
     /// Starts it, hands it one line and returns the line that it answers.
-    fn start(command: &mut Command, line: &Value) -> (Self, String) {
+    pub(crate) fn start(command: &mut Command, line: &Value) -> (Self, String) {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut input = child.stdin.take().unwrap();
         writeln!(input, "{line}").unwrap();
@@ -122,7 +122,7 @@ impl Helper {
         (Self { child, input: Some(input), output }, answer)
     }
     /// Ends it and returns the rest of what it said.
-    fn end(mut self) -> String {
+    pub(crate) fn end(mut self) -> String {
         self.input = None;
         let mut rest = String::new();
         self.output.read_to_string(&mut rest).unwrap();
@@ -233,9 +233,9 @@ impl Scene {
 }
 
 /// Outcome and evidence of each attack.
-type Outcomes = BTreeMap<String, (String, String)>;
+pub(crate) type Outcomes = BTreeMap<String, (String, String)>;
 
-fn outcomes(output: &[u8]) -> Outcomes {
+pub(crate) fn outcomes(output: &[u8]) -> Outcomes {
     let text = String::from_utf8_lossy(output);
     let lines =
         text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap_or_else(|_| panic!("not a report: {line}")));
@@ -317,13 +317,13 @@ fn guarded(realm: &Realm) -> Guarded {
     Guarded { guard, cgroups, ids, _pins: pins }
 }
 
-fn list(outcomes: &Outcomes, wanted: impl Fn(&str, &str, &str) -> bool) -> Vec<String> {
+pub(crate) fn list(outcomes: &Outcomes, wanted: impl Fn(&str, &str, &str) -> bool) -> Vec<String> {
     let chosen = outcomes.iter().filter(|(id, (outcome, evidence))| wanted(id, outcome, evidence));
     chosen.map(|(id, (outcome, evidence))| format!("{id}: {outcome}: {evidence}")).collect()
 }
 
 /// What must not have happened under guard, compared with what happens without.
-fn breaches(control: &Outcomes, guarded: &Outcomes) -> Vec<String> {
+pub(crate) fn breaches(control: &Outcomes, guarded: &Outcomes) -> Vec<String> {
     let mut found = list(guarded, |id, outcome, evidence| match outcome {
         "refused" => false,
         "succeeded" => true,
@@ -340,7 +340,7 @@ fn breaches(control: &Outcomes, guarded: &Outcomes) -> Vec<String> {
     found
 }
 
-fn show(title: &str, outcomes: &Outcomes) {
+pub(crate) fn show(title: &str, outcomes: &Outcomes) {
     if std::env::var_os("PALISADE_ATTACKS_SHOW").is_some() {
         eprintln!("== {title}\n{}", list(outcomes, |_, _, _| true).join("\n"));
     }

@@ -18,8 +18,15 @@ services:
     image: IMAGE
     environment: { COLOUR: blue }
     command: [sleep, "1000"]
+    security_opt: ["seccomp=filter.json"]
     stop_grace_period: 1s
 "#;
+
+/// A filter of the user's own, which is used in place of Palisade's.
+const FILTER: &str = r#"{
+    "defaultAction": "SCMP_ACT_ALLOW",
+    "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}]
+}"#;
 
 #[test]
 fn commands_run_in_containers_and_images_of_then_come_back() {
@@ -42,7 +49,10 @@ fn commands_run_in_containers_and_images_of_then_come_back() {
     // A name that comes to stand for another image.
     engine.docker(&["tag", IMAGE, "127.0.0.1:1/moving:1"]).unwrap();
     host.write(&SERVICE.replace("IMAGE", "127.0.0.1:1/moving:1"));
+    std::fs::write(host.folder.join("filter.json"), FILTER).unwrap();
     run(&["up"]).expect(0);
+    let refused = run(&["exec", "app", "mkdir", "/tmp/folder"]).expect(1);
+    assert!(refused.err.contains("Operation not permitted"), "{}", refused.err);
 
     let script = "echo $COLOUR $MORE $(pwd) $(id -u); echo err >&2; exit 42";
     let ran = run(&["exec", "app", "sh", "-c", script]).expect(42);

@@ -4,6 +4,7 @@
 //! It is in no PID namespace: Palisade looks at the processes of containers by the engine's numbers.
 
 use std::fs;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -55,6 +56,7 @@ for folder in /run/containerd /run/docker /etc/docker; do
     mkdir -p $folder
     mount -t tmpfs -o mode=755 tmpfs $folder
 done
+[ -z "$2" ] || mount -t tmpfs -o "size=$2" tmpfs "$1"
 echo fenced
 exec sleep 3600
 "#;
@@ -88,12 +90,29 @@ echo 'root:x:0:0::/:/bin/sh' >"$1/etc/passwd"
 impl Dockerd {
     /// Starts it and gives it the image, or says why that can't be.
     pub(crate) fn start(host: &Host) -> Result<Self, String> {
+        Self::start_on(host, None)
+    }
+
+    /// The same on a disk of this size, as `mount` reads it, that nobody else uses.
+    pub(crate) fn start_on(host: &Host, size: Option<&str>) -> Result<Self, String> {
         let name = host.layout.realm.replace("palisade-test", "palisade-engine");
         // Not /tmp, which may be memory: images go there.
         let folder = Path::new("/var/tmp").join(&name);
-        fs::create_dir_all(&folder).map_err(|error| error.to_string())?;
+        fs::create_dir_all(folder.join("data")).map_err(|error| error.to_string())?;
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private", "sh", "-ec", FENCE]);
+        command.args([
+            "--pdeathsig",
+            "KILL",
+            "unshare",
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-ec",
+            FENCE,
+            "sh",
+        ]);
+        command.arg(folder.join("data")).arg(size.unwrap_or_default());
         let mut holder =
             command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
         let mut said = String::new();
@@ -172,6 +191,36 @@ impl Dockerd {
 
     pub(crate) fn socket(&self) -> String {
         format!("unix://{}", self.folder.join("docker.sock").display())
+    }
+
+    /// Where everything of it is.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Sockets by which whoever may connect is root on this machine: the engine's, and those of what is below it.
+    pub(crate) fn control_sockets(&self) -> Vec<PathBuf> {
+        let mut folders = vec![self.folder.clone()];
+        let mut found = Vec::new();
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+                match entry.file_type() {
+                    Ok(kind) if kind.is_socket() => found.push(entry.path()),
+                    // Images are many files.
+                    Ok(kind) if kind.is_dir() && !entry.path().ends_with("data") => folders.push(entry.path()),
+                    _ => {}
+                }
+            }
+        }
+        found
+    }
+
+    /// Runs a script where the engine's disk is.
+    pub(crate) fn on_its_disk(&self, script: &str) {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--mount=/proc/{}/ns/mnt", self.holder.id())).args(["sh", "-c", script]);
+        let status = command.env("DATA", self.folder.join("data")).stderr(Stdio::null()).status().unwrap();
+        assert!(status.success(), "{script}: {status}");
     }
 
     /// The engine's own tool; what it printed, or its errors.

@@ -1,24 +1,35 @@
 //! Services from images, with a real Docker Engine on a scratch host.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use palisade_host::netns::Netns;
+use serde_json::json;
 
 use crate::dockerd::{self, Dockerd, IMAGE};
 use crate::need_root;
+use crate::rehearse::{BARTER, ask, barter_is_missing};
 use crate::scratch::{HOST, Host, connects, patiently};
 use crate::support::skipped;
 
 /// Runs a test with an engine on a scratch host, and looks at what is left in the end.
-fn with_engine(test: &str, run: impl FnOnce(&Host, &mut Dockerd)) {
+pub(crate) fn with_engine(test: &str, run: impl FnOnce(&Host, &mut Dockerd)) {
+    with_engine_on("shop", None, test, run);
+}
+
+/// The same for a stack of another name, and on a disk of this size.
+pub(crate) fn with_engine_on(project: &str, size: Option<&str>, test: &str, run: impl FnOnce(&Host, &mut Dockerd)) {
     if let Some(why) = dockerd::missing() {
         return skipped(test, &why);
     }
-    let host = Host::new();
-    let mut engine = match Dockerd::start(&host) {
+    let host = Host::of(project);
+    let mut engine = match Dockerd::start_on(&host, size) {
         Ok(engine) => engine,
         Err(why) => return skipped(test, &format!("no Docker Engine can run here: {why}")),
     };
@@ -171,7 +182,13 @@ fn what_an_image_keeps_in_volumes_of_its_own_outlives_its_container() {
 fn nobody_starts_a_container_past_the_guard() {
     need_root!("nobody_starts_a_container_past_the_guard");
     with_engine("nobody_starts_a_container_past_the_guard", |host, engine| {
-        host.write(&shop("hello"));
+        let once = r#"
+  once:
+    image: box:1
+    command: ["sh", "-c", "echo run >>/tmp/runs; [ $$(wc -l </tmp/runs) != 3 ] || echo third time; exec sleep 1000"]
+    stop_grace_period: 1s
+"#;
+        host.write(&format!("{}{once}", shop("hello")));
         engine.palisade(host, &["up", "--wait"]).expect(0);
         let running = |engine: &Dockerd, container: &str| engine.inspect(container, "{{.State.Running}}") == "true";
         let all_run = |host: &Host| {
@@ -196,6 +213,22 @@ fn nobody_starts_a_container_past_the_guard() {
         });
         assert_guarded(host, engine, "shop-ask-1", "ask.1");
         all_run(host);
+
+        // Also what the agent wouldn't start again by itself, whether it was stopped or went on its own.
+        for verb in [&["restart", "--time", "0"][..], &["stop", "--time", "0"], &["start"]] {
+            engine.docker(&[verb, &["shop-once-1"]].concat()).unwrap();
+            let is_up = verb[0] != "stop";
+            let state = if is_up { "running" } else { "exited" };
+            patiently(&format!("once.1 after docker {verb:?}"), || {
+                states(host).iter().any(|seen| seen.starts_with("once.1 ") && seen.contains(state)).then_some(())?;
+                let pid = host.pid("once.1").map(|pid| pid.to_string());
+                (pid == is_up.then(|| engine.inspect("shop-once-1", "{{.State.Pid}}"))).then_some(())
+            });
+        }
+        assert_guarded(host, engine, "shop-once-1", "once.1");
+        host.wait_for_line("once", "third time");
+        host.write(&shop("hello"));
+        engine.palisade(host, &["up", "--wait"]).expect(0);
 
         // The engine crashes; its containers go on, and are taken up again when it is back.
         engine.kill();
@@ -335,23 +368,6 @@ volumes: {{data: {{}}}}
     });
 }
 
-/// The host's PostgreSQL with what it needs, on top of a root folder: `sh -ec POSTGRES sh BIN ROOT`.
-const POSTGRES: &str = r#"
-share=$("$1/pg_config" --sharedir 2>/dev/null || echo /usr/share/postgresql/"$(basename "$(dirname "$1")")")
-for folder in "$(dirname "$1")" "$share" /usr/share/zoneinfo; do
-    mkdir -p "$2$(dirname "$folder")"
-    cp -a "$folder" "$2$(dirname "$folder")/"
-done
-for library in $(ldd "$1"/postgres "$1"/initdb "$1"/psql "$(dirname "$1")"/lib/*.so 2>/dev/null | grep -o '/[^ ]* (0x' | cut -d' ' -f1 | sort -u); do
-    mkdir -p "$2$(dirname "$library")"
-    cp -L "$library" "$2$library"
-done
-echo 'postgres:x:999:999::/:/bin/sh' >>"$2/etc/passwd"
-echo 'postgres:x:999:' >"$2/etc/group"
-mkdir -p "$2/var/lib/postgresql/data"
-chown 999:999 "$2/var/lib/postgresql/data"
-"#;
-
 #[test]
 fn postgresql_and_its_application_run_from_images() {
     const TEST: &str = "postgresql_and_its_application_run_from_images";
@@ -362,9 +378,12 @@ fn postgresql_and_its_application_run_from_images() {
         return skipped(TEST, "postgresql not installed in /usr/lib/postgresql");
     };
     with_engine(TEST, |host, engine| {
-        let root = engine.root();
-        let status = std::process::Command::new("sh").args(["-ec", POSTGRES, "sh"]).arg(&bin).arg(&root).status();
-        assert!(status.unwrap().success());
+        let root = host.folder.join("root");
+        let images = format!("{BARTER}/images");
+        engine.tool(&images, &["folder", "barter-postgres", &root.to_string_lossy()]).unwrap();
+        let data = root.join("var/lib/postgresql/data");
+        fs::create_dir_all(&data).unwrap();
+        std::os::unix::fs::chown(&data, Some(999), Some(999)).unwrap();
         engine.import(&root, "pg:1");
         let bin = bin.display();
         host.write(&format!(
@@ -415,6 +434,98 @@ volumes: {{pgdata: {{}}}}
         host.wait_for_line("app", "runs: 2");
         engine.palisade(host, &["down", "--volumes", "--yes"]).expect(0);
         assert_no_containers(engine);
+        host.assert_nothing_left();
+    });
+}
+
+/// Asks for the application's health from the internet all the time, until told to stop; returns how often it was asked,
+/// and what was no good answer.
+struct Client<'a> {
+    stop: &'a AtomicBool,
+    internet: &'a Netns,
+}
+
+impl Client<'_> {
+    fn run(&self) -> (u32, Vec<String>) {
+        let address = SocketAddr::new(HOST, 8081);
+        let once = || -> io::Result<String> {
+            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+            stream.write_all(b"GET /health HTTP/1.1\r\nHost: barter.example\r\nConnection: close\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer.lines().next().unwrap_or("nothing").to_owned())
+        };
+        let (mut asked, mut bad) = (0, Vec::new());
+        let all = || {
+            while !self.stop.load(Ordering::Relaxed) {
+                match once() {
+                    Ok(status) if status.contains(" 200 ") => {}
+                    Ok(status) => bad.push(status),
+                    Err(error) => bad.push(error.to_string()),
+                }
+                asked += 1;
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
+        self.internet.run(all).unwrap();
+        (asked, bad)
+    }
+}
+
+#[test]
+fn the_reference_stack_runs_from_images() {
+    const TEST: &str = "the_reference_stack_runs_from_images";
+    need_root!("the_reference_stack_runs_from_images");
+    if let Some(why) = barter_is_missing() {
+        return skipped(TEST, &why);
+    }
+    with_engine_on("barter", None, TEST, |host, engine| {
+        engine.tool(&format!("{BARTER}/images"), &[]).unwrap();
+        let files = ["compose.yaml", "compose.images.yaml"].map(|file| format!("{BARTER}/{file}"));
+        let palisade =
+            |arguments: &[&str]| engine.palisade(host, &[&["-f", &files[0], "-f", &files[1]], arguments].concat());
+        palisade(&["up", "--wait"]).expect(0);
+        assert_eq!(engine.docker(&["ps", "--quiet"]).unwrap().lines().count(), 3, "all of them are containers");
+        let (status, health) = ask(host, "GET", "/health", "");
+        assert_eq!((status, &health["postgres"], &health["ollama"]), (200, &json!("up"), &json!("up")), "{health}");
+        let offer = json!({"kind": "offer", "title": "a red bicycle", "text": "red", "location": "Here"}).to_string();
+        let (status, offer) = ask(host, "POST", "/api/listings", &offer);
+        assert_eq!(status, 201, "{offer}");
+        assert_eq!(host.all_open_to_strangers(&[5432, 8081, 11434]), [8081]);
+        let said = palisade(&["prove"]).expect(0).out;
+        for pair in ["app → postgres:5432/tcp", "app → ollama:11434/tcp"] {
+            assert!(said.contains(&format!("reached   {pair}")), "{said}");
+        }
+        // The database tells the application from everybody else by its address.
+        let authorized = |line: &String| line.contains("connection authorized") && line.contains("user=barter");
+        let log = host.log("postgres");
+        assert!(log.iter().any(authorized), "{log:?}");
+        assert!(log.iter().filter(|line| authorized(line)).all(|line| line.contains(" 127.77.")), "{log:?}");
+
+        // A new image of the application comes in while strangers use it.
+        let context = host.folder.join("newer");
+        fs::create_dir_all(&context).unwrap();
+        fs::write(context.join("Dockerfile"), "FROM barter-app\nENV NEWER=1\n").unwrap();
+        engine.docker(&["build", "--tag", "barter-app", &context.to_string_lossy()]).unwrap();
+        let stop = AtomicBool::new(false);
+        let (asked, bad) = std::thread::scope(|scope| {
+            let client = Client { stop: &stop, internet: &host.internet };
+            let client = scope.spawn(move || client.run());
+            let ran = palisade(&["up", "--wait"]);
+            stop.store(true, Ordering::Relaxed);
+            ran.expect(0);
+            client.join().unwrap()
+        });
+        eprintln!("{asked} requests from outside during the update, {} without a good answer", bad.len());
+        assert!(asked > 50 && bad.is_empty(), "{asked}: {bad:?}");
+        assert!(engine.inspect("barter-app-2", "{{.Config.Env}}").contains("NEWER=1"));
+        let (_, listing) = ask(host, "GET", &format!("/api/listings/{}", offer["id"]), "");
+        assert_eq!(listing["title"], "a red bicycle", "{listing}");
+
+        palisade(&["down", "--volumes", "--yes"]).expect(0);
+        assert_no_containers(engine);
+        assert_eq!(engine.docker(&["volume", "ls", "--quiet"]).unwrap(), "");
         host.assert_nothing_left();
     });
 }

@@ -14,10 +14,10 @@ use crate::need_root;
 use crate::scratch::{HOST, Host, Ran, Running, left_of};
 use crate::support::skipped;
 
-const BARTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/barter");
+pub(crate) const BARTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/barter");
 
 /// The reference stack needs more than a machine without `scripts/test` has.
-fn barter_is_missing() -> Option<String> {
+pub(crate) fn barter_is_missing() -> Option<String> {
     for program in ["barter", "ollama-stand-in"] {
         if !Path::new(BARTER).join("bin").join(program).exists() {
             return Some(format!("examples/barter/bin/{program} isn't built; scripts/test builds it"));
@@ -89,7 +89,7 @@ fn the_reference_stack_is_proven() {
 }
 
 /// Asks the host's port 8081 from the internet; returns the status and the body.
-fn ask(host: &Host, method: &str, path: &str, body: &str) -> (u16, Value) {
+pub(crate) fn ask(host: &Host, method: &str, path: &str, body: &str) -> (u16, Value) {
     let request = format!(
         "{method} {path} HTTP/1.1\r\nHost: barter.example\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
         body.len()

@@ -76,7 +76,11 @@ pub static SERVICE: Section = section(
         yes("cap_drop", SET, "capabilities that it goes without"),
         yes("read_only", BOOL, "no writable root file system"),
         yes("privileged", BOOL, "given to the engine; beside `x-palisade.process`, `true` is refused"),
-        image("security_opt", TEXTS, "given to the engine; `no-new-privileges:true` is how a process runs"),
+        image(
+            "security_opt",
+            TEXTS,
+            "given to the engine, with what is in the file of `seccomp=`; `no-new-privileges:true` is how a process runs",
+        ),
         yes("cgroup", TEXT, "`private` is how services run; `host` is refused"),
         yes("ipc", TEXT, "`private` and `shareable` are how services run; others are refused"),
         yes("isolation", TEXT, "`default` is how services run; others are for Windows, and refused"),

@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, CString};
 use std::fs;
+use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -97,14 +98,18 @@ fn open_tree(_: &Targets) -> Attempt {
 
 /// Moves this process (a child made for the attack) to the root of whatever cgroup file system is visible.
 fn leaves_cgroup(_: &Targets) -> Attempt {
+    let own = || fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let before = own();
     let mounts = fs::read_to_string("/proc/self/mountinfo").at("open(/proc/self/mountinfo)")?;
     let seen = mounts.lines().filter(|line| line.contains(" - cgroup")).filter_map(|line| line.split(' ').nth(4));
     let usual = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
     let mut answers = Vec::new();
     for mount in seen.chain(usual) {
         let path = format!("{mount}/cgroup.procs");
-        match fs::write(&path, "0") {
-            Ok(()) => return Ok(format!("moved itself by writing to {path}")),
+        // Without making the file: where no cgroups are mounted there may be a folder that can be written to.
+        match fs::File::options().write(true).open(&path).and_then(|mut file| file.write_all(b"0")) {
+            Ok(()) if own() != before => return Ok(format!("moved itself by writing to {path}")),
+            Ok(()) => answers.push(format!("{path}: written, and it stays where it was")),
             Err(error) => answers.push(format!("{path}: {error}")),
         }
     }

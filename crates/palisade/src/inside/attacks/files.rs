@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::attack;
 use crate::inside::attack::Attack;
 use crate::inside::sys::{At, Attempt, RawAddress, Socket, Stop, call, not_applicable, refused};
-use crate::inside::targets::Targets;
+use crate::inside::targets::{HostFile, Targets};
 
 const SECRETS: &str = "reading the host's secrets, Palisade's state or another service's data";
 const CONTROL: &str = "changing the host through files";
@@ -23,7 +23,7 @@ fn any<'a>(paths: impl IntoIterator<Item = &'a Path>, works: impl Fn(&Path) -> s
     for path in paths {
         match works(path) {
             Ok(true) => got.push(path.display().to_string()),
-            Ok(false) => answers.push(format!("{}: empty", path.display())),
+            Ok(false) => answers.push(format!("{}: empty, or its own", path.display())),
             Err(error) => answers.push(format!("{}: {error}", path.display())),
         }
     }
@@ -51,8 +51,14 @@ fn writable(path: &Path) -> std::io::Result<bool> {
     fs::File::options().write(true).open(path).map(|_| true)
 }
 
+/// A file of the same name that the service has of its own is none of the host's.
+fn of_host<'a>(files: &'a [HostFile], works: impl Fn(&Path) -> std::io::Result<bool> + 'a) -> Attempt {
+    let is_here = |path: &Path| files.iter().find(|file| file.path == path).map_or(Ok(false), HostFile::is_here);
+    any(files.iter().map(|file| file.path.as_path()), |path| Ok(works(path)? && is_here(path)?))
+}
+
 fn reads(t: &Targets) -> Attempt {
-    any(t.files.iter().map(PathBuf::as_path), readable)
+    of_host(&t.files, readable)
 }
 
 fn talks(t: &Targets) -> Attempt {
@@ -81,9 +87,9 @@ fn settings(_: &Targets) -> Attempt {
     any(paths.map(Path::new), writable)
 }
 
-/// The files that decide who may do what. Opened for writing, closed without.
-fn host_files(_: &Targets) -> Attempt {
-    any(["/etc/passwd", "/etc/shadow", "/etc/group", "/usr/bin/true", "/usr/lib/os-release"].map(Path::new), writable)
+/// Opened for writing, closed without.
+fn host_files(t: &Targets) -> Attempt {
+    of_host(&t.host_files, writable)
 }
 
 fn debug_files(_: &Targets) -> Attempt {

@@ -189,6 +189,12 @@ pub(super) const ATTACKS: &[Attack] = &[
     attack!(Confinement, "kinds.vsock", "AF_VSOCK: to the hypervisor", UNSEEN, |_| {
         makes_any(&[(libc::AF_VSOCK, libc::SOCK_STREAM, 0), (libc::AF_VSOCK, libc::SOCK_DGRAM, 0)])
     }),
+    attack!(Confinement, "kinds.vsock_upper_half", "AF_VSOCK with a bit that the kernel drops", UNSEEN, |_| {
+        // Families are 32 bits; a filter that compares 64 sees another one.
+        call!(libc::SYS_socket, 1_u64 << 32 | libc::AF_VSOCK as u64, libc::SOCK_STREAM, 0)
+            .at("socket(2³² + AF_VSOCK)")?;
+        Ok("socket(2³² + AF_VSOCK) gave a socket".into())
+    }),
     attack!(Confinement, "kinds.tipc", "AF_TIPC", UNSEEN, |_| makes(libc::AF_TIPC, libc::SOCK_SEQPACKET, 0)),
     attack!(Confinement, "kinds.xdp", "AF_XDP", SNIFF, |_| makes(libc::AF_XDP, libc::SOCK_RAW, 0)),
     attack!(Confinement, "kinds.crypto", "AF_ALG", KERNEL, |_| makes(libc::AF_ALG, libc::SOCK_SEQPACKET, 0)),

@@ -68,7 +68,9 @@ fn host_address(t: &Targets, v6: bool) -> Result<IpAddr, Stop> {
 /// Sends one datagram with `send`, then asks the peer by TCP where it came from.
 fn tells(t: &Targets, send: impl FnOnce(&[u8]) -> Result<(), Stop>) -> Attempt {
     telling_peer(t)?;
-    let token = format!("token-{}", std::process::id());
+    // Process numbers are used again, and the peer remembers.
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let token = format!("token-{}-{}", std::process::id(), now.as_nanos());
     send(token.as_bytes())?;
     std::thread::sleep(Duration::from_millis(150));
     let to = granted_tcp(t)?;
