@@ -8,10 +8,13 @@ mod data_path;
 mod docker;
 mod firewall;
 mod loading;
+mod memory;
 mod policy;
 mod postgres;
+mod replicas;
 mod report;
 mod scratch;
+mod startup;
 mod stats;
 mod updates;
 mod world;
@@ -25,7 +28,7 @@ use scratch::Scratch;
 
 /// What is to be measured, and how long.
 struct Options {
-    /// `data-path`, `loading`, `pgbench`, `policy`, `updates`; none: all.
+    /// `data-path`, `loading`, `memory`, `pgbench`, `policy`, `replicas`, `up`, `updates`; none: all.
     parts: Vec<String>,
     /// How often each measurement is repeated, all worlds in turn.
     rounds: usize,
@@ -43,7 +46,7 @@ struct Options {
     write: Option<PathBuf>,
 }
 
-const USAGE: &str = "usage: palisade-bench [data-path|loading|pgbench|policy|updates]… [--rounds N] [--scale X] [--cpus SERVER,CLIENT] \
+const USAGE: &str = "usage: palisade-bench [data-path|loading|memory|pgbench|policy|replicas|up|updates]… [--rounds N] [--scale X] [--cpus SERVER,CLIENT] \
                      [--no-docker] [--only WORK] [--without PROGRAM]… [--write FILE]";
 /// Set for the copy of this program that runs in namespaces of its own.
 const INSIDE: &str = "PALISADE_BENCH_REALM";
@@ -63,7 +66,9 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options> {
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} needs a value\n{USAGE}"));
         match argument.as_str() {
-            "data-path" | "loading" | "pgbench" | "policy" | "updates" => options.parts.push(argument),
+            "data-path" | "loading" | "memory" | "pgbench" | "policy" | "replicas" | "up" | "updates" => {
+                options.parts.push(argument)
+            }
             "--rounds" => options.rounds = value()?.parse()?,
             "--scale" => options.scale = value()?.parse()?,
             "--only" => options.only = Some(value()?),
@@ -79,7 +84,9 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options> {
         }
     }
     if options.parts.is_empty() {
-        options.parts = ["loading", "updates", "policy", "data-path", "pgbench"].map(String::from).to_vec();
+        options.parts = ["loading", "up", "memory", "updates", "policy", "replicas", "data-path", "pgbench"]
+            .map(String::from)
+            .to_vec();
     }
     Ok(options)
 }
@@ -89,13 +96,20 @@ fn run(options: &Options, realm: &str) -> Result<()> {
     for part in &options.parts {
         let table = match part.as_str() {
             "loading" => loading::measure(options, &scratch)?,
+            "memory" => memory::measure(options, &scratch)?,
+            "up" => startup::measure(options, &scratch)?,
             "updates" => updates::measure(options, &scratch)?,
             "policy" => policy::measure(options, &scratch)?,
+            "replicas" => replicas::measure(options, &scratch)?,
             "data-path" => data_path::measure(options, &scratch)?,
             _ => postgres::measure(options, &scratch)?,
         };
-        // What clients notice is counted, not repeated.
-        let rounds = if part == "updates" { 1 } else { options.rounds };
+        let rounds = match part.as_str() {
+            // What clients notice is counted, not repeated.
+            "updates" => 1,
+            "memory" => options.rounds.min(memory::ROUNDS_MAX),
+            _ => options.rounds,
+        };
         let text = format!("{}\n{table}", report::circumstances(rounds));
         println!("\n{text}");
         if let Some(file) = &options.write {
