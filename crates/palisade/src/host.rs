@@ -33,6 +33,7 @@ use palisade_host::sockets::{self, SocketsError};
 use crate::agent;
 use crate::exit::Lacking;
 use crate::observe::pins;
+use crate::signals;
 use crate::state::{Applied, Lock, State, StateError, make_private_dir, read_json, write_json};
 
 /// An action that failed.
@@ -167,6 +168,8 @@ pub(crate) struct Adapters {
     engine: Option<PathBuf>,
     /// How long the log of each instance was when it was started: what comes after is this run's.
     log_starts: HashMap<InstanceId, u64>,
+    /// Interruptions that have had their effect: what was done is being undone because of them.
+    heeded: u32,
 }
 
 fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HostError {
@@ -183,12 +186,18 @@ impl Adapters {
             guard: None,
             engine: None,
             log_starts: HashMap::new(),
+            heeded: 0,
         }
     }
 
     /// Uses this container engine.
     pub(crate) fn with_engine(&mut self, engine: &EngineState) {
         self.engine = engine.seen().map(|engine| engine.socket.clone());
+    }
+
+    /// Whether waiting is to end. What is undone because of an interruption waits until the next one.
+    fn interrupted(&self) -> bool {
+        signals::interruptions() > self.heeded
     }
 
     fn engine(&self) -> Result<&Path, HostError> {
@@ -447,6 +456,10 @@ impl Adapters {
 
 impl Host for Adapters {
     type Error = HostError;
+
+    fn begin_to_undo(&mut self) {
+        self.heeded = signals::interruptions();
+    }
 
     fn perform(&mut self, action: &Action) -> Result<Undo, HostError> {
         match action {

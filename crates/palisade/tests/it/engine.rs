@@ -339,6 +339,8 @@ volumes: {{data: {{}}}}
 const POSTGRES: &str = r#"
 share=$("$1/pg_config" --sharedir 2>/dev/null || echo /usr/share/postgresql/"$(basename "$(dirname "$1")")")
 for folder in "$(dirname "$1")" "$share" /usr/share/zoneinfo; do
+    # Small images of distributions have no time zones.
+    [ -e "$folder" ] || continue
     mkdir -p "$2$(dirname "$folder")"
     cp -a "$folder" "$2$(dirname "$folder")/"
 done

@@ -82,13 +82,14 @@ fn what_is_stopped_stays_stopped_until_it_is_started() {
     host.down();
 }
 
-/// `one` and `two` end only when the other one has been told to end, too. `db` ends at once, and must not before them.
+/// `one` and `two` end only when the other one has been told to end, too. `db` takes its time, and must not end before
+/// them.
 const TOGETHER: &str = r#"
 name: shop
 services:
   db:
     volumes: [ "met:/met" ]
-    x-palisade: { process: { command: [sh, -c, "trap 'ls /met >/met/at-the-end; exit' TERM; while :; do sleep 0.02; done"] } }
+    x-palisade: { process: { command: [sh, -c, "trap 'ls /met >/met/at-the-end; sleep 2; exit' TERM; while :; do sleep 0.02; done"] } }
   one: &server
     depends_on: [db]
     volumes: [ "met:/met" ]
@@ -109,11 +110,19 @@ fn what_depends_on_nothing_of_each_other_is_stopped_together() {
     let host = Host::new();
     host.write(TOGETHER);
     host.up();
-    let down = host.palisade(&["down"]).expect(0);
-    assert_eq!(steps(&down.err)[..2], ["stop one.1, two.1", "stop db.1"]);
-    let met = std::fs::read_to_string(host.layout.volume("met").join("at-the-end")).unwrap();
+    let note = host.layout.volume("met").join("at-the-end");
+    let down = Running::start(host.command(&["down"]));
+    patiently("the end of the database", || note.exists().then_some(()));
+    down.signal(Signal::SIGINT);
+    let interrupted = down.end(PATIENCE).expect(130);
+    assert!(interrupted.err.ends_with("interrupted; nothing was left behind\n"), "{}", interrupted.err);
+    assert_eq!(steps(&interrupted.err)[0], "stop one.1, two.1");
+    let met = std::fs::read_to_string(&note).unwrap();
     let met: Vec<_> = met.lines().filter(|name| name.ends_with("ended")).collect();
     assert_eq!(met, ["one-ended", "two-ended"]);
+    for instance in ["db.1", "one.1", "two.1"] {
+        assert_eq!(state(&host, instance), ("\"running\"".to_owned(), false), "{instance}");
+    }
     host.palisade(&["down", "--volumes", "--yes"]).expect(0);
 }
 
