@@ -1,9 +1,11 @@
-//! How long the kernel spent in an eBPF program.
+//! How long the kernel spent in an eBPF program, and how much memory programs have for their maps.
 //!
 //! Statistics are switched on by holding a descriptor, not by the machine-wide sysctl, so they end with the process.
 
 use anyhow::{Context, Result};
+use std::collections::BTreeSet;
 use std::ffi::CString;
+use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -26,6 +28,9 @@ pub(crate) fn enable() -> Result<Enabled> {
     let fd = unsafe { libbpf_sys::bpf_enable_stats(libbpf_sys::BPF_STATS_RUN_TIME) };
     Ok(Enabled(owned(fd).context("enabling run-time statistics of eBPF programs")?))
 }
+
+/// More than any program of the guard has.
+const MAPS_MAX: usize = 64;
 
 /// A pinned program.
 pub(crate) struct Program(OwnedFd);
@@ -52,6 +57,22 @@ impl Program {
         let fd = unsafe { libbpf_sys::bpf_obj_get(text.as_ptr()) };
         Ok(Self(owned(fd).with_context(|| format!("opening {}", path.display()))?))
     }
+    /// Numbers of the maps that it uses.
+    fn maps(&self) -> Result<Vec<u32>> {
+        let mut maps = vec![0_u32; MAPS_MAX];
+        // SAFETY: zeros are what the kernel expects of a structure that asks for nothing beyond plain fields.
+        let mut info: libbpf_sys::bpf_prog_info = unsafe { std::mem::zeroed() };
+        info.nr_map_ids = MAPS_MAX as u32;
+        info.map_ids = maps.as_mut_ptr() as u64;
+        let mut len = size_of_val(&info) as u32;
+        // SAFETY: `info` has `len` bytes, `map_ids` room for `nr_map_ids` numbers, and all outlive the call.
+        let failed = unsafe { libbpf_sys::bpf_prog_get_info_by_fd(self.0.as_raw_fd(), &raw mut info, &raw mut len) };
+        if failed != 0 {
+            return Err(io::Error::from_raw_os_error(-failed)).context("asking about an eBPF program");
+        }
+        maps.truncate(info.nr_map_ids as usize);
+        Ok(maps)
+    }
     pub(crate) fn runs(&self) -> Result<Runs> {
         // SAFETY: zeros are what the kernel expects of a structure that asks for nothing beyond plain fields.
         let mut info: libbpf_sys::bpf_prog_info = unsafe { std::mem::zeroed() };
@@ -63,4 +84,21 @@ impl Program {
         }
         Ok(Runs { count: info.run_cnt, time_ns: info.run_time_ns })
     }
+}
+
+/// Memory of all maps that the programs pinned in this folder use, in bytes.
+pub(crate) fn maps_bytes(programs: &Path) -> Result<f64> {
+    let mut maps = BTreeSet::new();
+    for entry in fs::read_dir(programs).with_context(|| format!("reading {}", programs.display()))? {
+        maps.extend(Program::open(&entry?.path())?.maps()?);
+    }
+    maps.into_iter().map(map_bytes).sum()
+}
+
+fn map_bytes(id: u32) -> Result<f64> {
+    // SAFETY: takes a number, returns a descriptor or an error.
+    let map = owned(unsafe { libbpf_sys::bpf_map_get_fd_by_id(id) }).context("opening an eBPF map")?;
+    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
+    let bytes = text.lines().find_map(|line| line.strip_prefix("memlock:")).context("the kernel doesn't say")?;
+    Ok(bytes.trim().parse()?)
 }

@@ -1,6 +1,7 @@
 //! A Docker daemon of its own, with its bridge and rules in a scratch network namespace.
 //!
-//! The machine's daemon, if there is one, is neither used nor seen.
+//! The machine's daemon, if there is one, is neither used nor seen. What runs in containers is not known here, but for
+//! the two of the data path.
 
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
@@ -14,15 +15,29 @@ use crate::world::{Background, CLIENT_PORTS, LOAD_PORT, Netns, POSTGRES_PORT, en
 /// The host's address on its (pretended) network.
 const HOST: &str = "203.0.113.1";
 
-/// The daemon, with a container `server` whose ports are published and a container `client`.
+/// The image of every container: folders only, the programs are the host's own and come as volumes.
+pub(crate) const IMAGE: &str = "palisade-bench";
+
+/// The daemon.
 pub(crate) struct Docker {
     socket: PathBuf,
+    folder: PathBuf,
     daemon: Background,
+    /// Removed before the daemon ends.
+    containers: &'static [&'static str],
 }
 
 impl Docker {
-    /// Starts daemon and containers.
+    /// Starts the daemon, with a container `server` whose ports are published and a container `client`.
     pub(crate) fn start(scratch: &Scratch, prefix: &str, netns: &Netns, volumes: &[PathBuf]) -> Result<Self> {
+        let mut docker = Self::start_empty(scratch, prefix, netns)?;
+        docker.containers = &["server", "client"];
+        docker.run_containers(volumes)?;
+        Ok(docker)
+    }
+
+    /// Starts the daemon and gives it the image. Its namespace has the host's address from then on.
+    pub(crate) fn start_empty(scratch: &Scratch, prefix: &str, netns: &Netns) -> Result<Self> {
         let folder = scratch.folder.join(format!("docker-{prefix}"));
         fs::create_dir_all(&folder)?;
         protect_sysctls();
@@ -47,16 +62,15 @@ impl Docker {
                 .stdout(log.try_clone()?)
                 .stderr(log),
         )?;
-        let docker = Self { socket, daemon };
+        let docker = Self { socket, folder, daemon, containers: &[] };
         let deadline = Instant::now() + Duration::from_secs(30);
         while !docker.succeeds(&["info"])? {
             if Instant::now() > deadline {
-                bail!("dockerd did not start: {}", fs::read_to_string(folder.join("log"))?);
+                bail!("dockerd did not start: {}", fs::read_to_string(docker.folder.join("log"))?);
             }
             std::thread::sleep(Duration::from_millis(100));
         }
-        docker.import_image(&folder)?;
-        docker.run_containers(volumes)?;
+        docker.import_image()?;
         Ok(docker)
     }
 
@@ -88,9 +102,8 @@ impl Docker {
         Ok(command.args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status()?.success())
     }
 
-    /// An image without content: programs and libraries are the host's own, seen through volumes.
-    fn import_image(&self, folder: &Path) -> Result<()> {
-        let image = folder.join("image");
+    fn import_image(&self) -> Result<()> {
+        let image = self.folder.join("image");
         for name in ["proc", "sys", "dev", "etc", "usr", "tmp", "bench", "run", "var/tmp"] {
             fs::create_dir_all(image.join(name))?;
         }
@@ -99,13 +112,13 @@ impl Docker {
                 std::os::unix::fs::symlink(format!("usr/{name}"), image.join(name))?;
             }
         }
-        let archive = folder.join("image.tar");
+        let archive = self.folder.join("image.tar");
         let tar = Command::new("tar").arg("-cf").arg(&archive).arg("-C").arg(&image).arg(".").status()?;
         if !tar.success() {
             bail!("tar could not pack the image");
         }
         let archive = archive.to_string_lossy().into_owned();
-        if !self.succeeds(&["import", &archive, "palisade-bench"])? {
+        if !self.succeeds(&["import", &archive, IMAGE])? {
             bail!("docker could not import the image");
         }
         Ok(())
@@ -130,7 +143,7 @@ impl Docker {
                 }
                 command.args(["--publish", &format!("{LOAD_PORT}:{LOAD_PORT}/udp")]);
             }
-            let output = command.args(["palisade-bench", "/bench/palisade-load", "hold"]).output()?;
+            let output = command.args([IMAGE, "/bench/palisade-load", "hold"]).output()?;
             if !output.status.success() {
                 bail!("starting container {name}: {}", String::from_utf8_lossy(&output.stderr));
             }
@@ -141,7 +154,9 @@ impl Docker {
 
 impl Drop for Docker {
     fn drop(&mut self) {
-        let _ = self.succeeds(&["rm", "--force", "server", "client"]);
+        if !self.containers.is_empty() {
+            let _ = self.succeeds(&[&["rm", "--force"], self.containers].concat());
+        }
         self.daemon.ask_to_end();
     }
 }

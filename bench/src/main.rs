@@ -9,10 +9,13 @@ mod data_path;
 mod docker;
 mod firewall;
 mod loading;
+mod memory;
 mod policy;
 mod postgres;
+mod replicas;
 mod report;
 mod scratch;
+mod startup;
 mod stats;
 mod updates;
 mod world;
@@ -26,7 +29,7 @@ use scratch::Scratch;
 
 /// What is to be measured, and how long.
 struct Options {
-    /// `audit`, `data-path`, `loading`, `pgbench`, `policy`, `updates`; none: all.
+    /// `audit`, `data-path`, `loading`, `memory`, `pgbench`, `policy`, `replicas`, `up`, `updates`; none: all.
     parts: Vec<String>,
     /// How often each measurement is repeated, all worlds in turn.
     rounds: usize,
@@ -44,7 +47,7 @@ struct Options {
     write: Option<PathBuf>,
 }
 
-const USAGE: &str = "usage: palisade-bench [audit|data-path|loading|pgbench|policy|updates]… [--rounds N] [--scale X] [--cpus SERVER,CLIENT] \
+const USAGE: &str = "usage: palisade-bench [audit|data-path|loading|memory|pgbench|policy|replicas|up|updates]… [--rounds N] [--scale X] [--cpus SERVER,CLIENT] \
                      [--no-docker] [--only WORK] [--without PROGRAM]… [--write FILE]";
 /// Set for the copy of this program that runs in namespaces of its own.
 const INSIDE: &str = "PALISADE_BENCH_REALM";
@@ -64,7 +67,9 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options> {
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} needs a value\n{USAGE}"));
         match argument.as_str() {
-            "audit" | "data-path" | "loading" | "pgbench" | "policy" | "updates" => options.parts.push(argument),
+            "audit" | "data-path" | "loading" | "memory" | "pgbench" | "policy" | "replicas" | "up" | "updates" => {
+                options.parts.push(argument)
+            }
             "--rounds" => options.rounds = value()?.parse()?,
             "--scale" => options.scale = value()?.parse()?,
             "--only" => options.only = Some(value()?),
@@ -80,7 +85,9 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options> {
         }
     }
     if options.parts.is_empty() {
-        options.parts = ["loading", "audit", "updates", "policy", "data-path", "pgbench"].map(String::from).to_vec();
+        options.parts = ["loading", "audit", "up", "memory", "updates", "policy", "replicas", "data-path", "pgbench"]
+            .map(String::from)
+            .to_vec();
     }
     Ok(options)
 }
@@ -91,13 +98,20 @@ fn run(options: &Options, realm: &str) -> Result<()> {
         let table = match part.as_str() {
             "audit" => audit::measure(options, &scratch)?,
             "loading" => loading::measure(options, &scratch)?,
+            "memory" => memory::measure(options, &scratch)?,
+            "up" => startup::measure(options, &scratch)?,
             "updates" => updates::measure(options, &scratch)?,
             "policy" => policy::measure(options, &scratch)?,
+            "replicas" => replicas::measure(options, &scratch)?,
             "data-path" => data_path::measure(options, &scratch)?,
             _ => postgres::measure(options, &scratch)?,
         };
-        // What clients notice is counted, not repeated.
-        let rounds = if part == "updates" { 1 } else { options.rounds };
+        let rounds = match part.as_str() {
+            // What clients notice is counted, not repeated.
+            "updates" => 1,
+            "memory" => options.rounds.min(memory::ROUNDS_MAX),
+            _ => options.rounds,
+        };
         let text = format!("{}\n{table}", report::circumstances(rounds));
         println!("\n{text}");
         if let Some(file) = &options.write {

@@ -31,11 +31,15 @@ pub(crate) fn measure(options: &Options, scratch: &Scratch) -> Result<String> {
 fn decisions(options: &Options, scratch: &Scratch) -> Result<String> {
     let netns = Netns::new()?;
     let pins = scratch.pins("policy")?;
-    let guard = Guard::load(&pins)?;
     let seat =
         |name: &str| -> Result<Seat> { Ok(Seat::Process { netns: netns.path(), cgroup: scratch.cgroup(name)? }) };
     let (server, client) = (seat("policy-server")?, seat("policy-client")?);
-    guard.attach(&scratch.cgroup("policy-client")?, instance(1))?;
+    let client_cgroup = scratch.cgroup("policy-client")?;
+    let guard = netns.inside(|| {
+        let guard = Guard::load(&pins)?;
+        guard.attach(&client_cgroup, instance(1))?;
+        Ok(guard)
+    })?;
     let program = |name: &str| Program::open(&pins.join("programs").join(name));
     let programs = [
         ("socket", program("guard_sock_create")?),
@@ -128,24 +132,27 @@ fn connect(options: &Options, server: &Seat, client: &Seat, targets: &Path, coun
 
 /// From nothing to a guarded stack, and back.
 fn preparation(options: &Options, scratch: &Scratch) -> Result<String> {
+    let netns = Netns::new()?;
     let head = ["services", "load the programs", "attach to all", "write the policy", "together", "take it all away"];
     let mut rows = vec![head.map(String::from).to_vec()];
     for size in SIZES {
         let cgroups = (0..size).map(|index| scratch.cgroup(&format!("prepare-{index}"))).collect::<Result<Vec<_>>>()?;
         let mut columns = vec![vec![]; head.len() - 1];
         for _ in 0..options.rounds {
-            let started = Instant::now();
-            let guard = Guard::load(&scratch.pins("prepare")?)?;
-            let loaded = started.elapsed();
-            for (index, cgroup) in (0..).zip(&cgroups) {
-                guard.attach(cgroup, instance(index))?;
-            }
-            let attached = started.elapsed();
-            guard.set_policy(&flat_policy(size))?;
-            let ready = started.elapsed();
-            guard.unload()?;
-            let gone = started.elapsed();
-            let times = [loaded, attached - loaded, ready - attached, ready, gone - ready];
+            let times = netns.inside(|| {
+                let started = Instant::now();
+                let guard = Guard::load(&scratch.pins("prepare")?)?;
+                let loaded = started.elapsed();
+                for (index, cgroup) in (0..).zip(&cgroups) {
+                    guard.attach(cgroup, instance(index))?;
+                }
+                let attached = started.elapsed();
+                guard.set_policy(&flat_policy(size))?;
+                let ready = started.elapsed();
+                guard.unload()?;
+                let gone = started.elapsed();
+                Ok([loaded, attached - loaded, ready - attached, ready, gone - ready])
+            })?;
             for (column, time) in columns.iter_mut().zip(times) {
                 column.push(time.as_nanos() as f64);
             }

@@ -3,7 +3,7 @@
 //! What is measured in them is not known here.
 
 use anyhow::{Context, Result, bail};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use palisade_core::address::{InstanceAddress, ServiceIndex};
@@ -47,6 +47,17 @@ impl Netns {
     /// A path that opens it as long as this lives.
     pub(crate) fn path(&self) -> PathBuf {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()).into()
+    }
+    /// Does something in it, on a thread of its own: what the guard is loaded and attached by must be there, since it
+    /// leads the published ports of that namespace.
+    pub(crate) fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                setns(&self.0, CloneFlags::CLONE_NEWNET).context("entering a network namespace")?;
+                work()
+            });
+            thread.join().ok().context("the thread died")?
+        })
     }
     /// Runs a command in it.
     pub(crate) fn run<const N: usize>(&self, command: [&str; N]) -> Result<()> {
@@ -160,11 +171,14 @@ impl Worlds {
                 crate::firewall::set(netns, &scratch.realm)?;
             }
             let pins = scratch.pins(&format!("{prefix}-{firewall}"))?;
-            let guard = Guard::load(&pins)?;
             let [server, client] = worlds.cgroups(scratch, prefix, label)?;
-            guard.attach(&server, instance(0))?;
-            guard.attach(&client, instance(1))?;
-            guard.set_policy(&flat_policy(3))?;
+            let guard = netns.inside(|| {
+                let guard = Guard::load(&pins)?;
+                guard.attach(&server, instance(0))?;
+                guard.attach(&client, instance(1))?;
+                guard.set_policy(&flat_policy(3))?;
+                Ok(guard)
+            })?;
             for (program, index) in options.without.iter().flat_map(|program| [(program, 0), (program, 1)]) {
                 let link = instance(index).to_string().replace('.', "-");
                 let path = pins.join("links").join(link).join(program);
@@ -267,6 +281,9 @@ pub(crate) fn narrowed_policy(services: u16, peers: u16) -> Policy {
 pub(crate) struct Background(Child);
 
 impl Background {
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
+    }
     pub(crate) fn start(command: &mut Command) -> Result<Self> {
         Ok(Self(command.spawn().with_context(|| format!("starting {}", command.get_program().to_string_lossy()))?))
     }

@@ -6,6 +6,9 @@
 //!   PORT+1 what it is going to do, so that the server knows how to answer and can tell its own use of the processor.
 //! - `palisade-load drive WORK HOST PORT COUNT CPU` does WORK COUNT times and prints one `name value` line a figure.
 //!   HOST may be `@FILE`: one address a line, used in turn.
+//! - `palisade-load answer HOST PORT CPU` says that it listens, greets whoever connects with a byte and waits until it has
+//!   closed. When its input ends it prints how many there were and what they took, and goes.
+//! - `palisade-load visit HOST PORT COUNT CPU` connects, is greeted and closes, COUNT times.
 //! - `palisade-load enter NETNS CGROUP CPU PROGRAM ARGUMENTS…` becomes PROGRAM in that namespace, cgroup and on that
 //!   processor; `-` leaves one as it is.
 //! - `palisade-load hold` does nothing, for a container that others are started in.
@@ -21,6 +24,8 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Size of a request and of its answer.
@@ -39,11 +44,13 @@ fn main() -> ExitCode {
     let outcome = match words[..] {
         ["serve", port, cpu] => serve(port, cpu),
         ["drive", work, host, port, count, cpu] => drive(work, host, port, count, cpu),
+        ["answer", host, port, cpu] => answer(host, port, cpu),
+        ["visit", host, port, count, cpu] => visit(host, port, count, cpu),
         ["enter", netns, cgroup, cpu, ref command @ ..] if !command.is_empty() => enter(netns, cgroup, cpu, command),
         ["hold"] => loop {
             std::thread::sleep(Duration::from_secs(3600));
         },
-        _ => Err("usage: palisade-load serve|drive|enter|hold …".into()),
+        _ => Err("usage: palisade-load serve|drive|answer|visit|enter|hold …".into()),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -135,6 +142,52 @@ fn serve(port: &str, cpu: &str) -> Outcome<()> {
         }
         control.write_all(&(own_cpu_ns() - before).to_le_bytes())?;
     }
+}
+
+fn answer(host: &str, port: &str, cpu: &str) -> Outcome<()> {
+    pin(cpu)?;
+    let listener = TcpListener::bind((host, port.parse()?))?;
+    println!("listening");
+    let before = own_cpu_ns();
+    let greeted = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&greeted);
+    std::thread::spawn(move || {
+        let _ = io::stdin().read(&mut [0]);
+        println!("greeted {}", count.load(Ordering::SeqCst));
+        println!("cpu_ns {}", own_cpu_ns() - before);
+        std::process::exit(0);
+    });
+    loop {
+        let (mut stream, _) = listener.accept()?;
+        greeted.fetch_add(1, Ordering::SeqCst);
+        stream.write_all(b"k")?;
+        let _ = stream.read(&mut [0])?;
+    }
+}
+
+fn visit(host: &str, port: &str, count: &str, cpu: &str) -> Outcome<()> {
+    let to = SocketAddr::new(host.parse()?, port.parse()?);
+    let count: u64 = count.parse()?;
+    pin(cpu)?;
+    let visit = || TcpStream::connect(to).and_then(|mut stream| stream.read_exact(&mut [0]));
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = visit() {
+        if Instant::now() > deadline {
+            return Err(format!("nobody at {to}: {error}").into());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // The first tenth warms caches and is not counted.
+    for _ in 0..count / 10 {
+        visit()?;
+    }
+    let (before, started) = (own_cpu_ns(), Instant::now());
+    for _ in 0..count {
+        visit()?;
+    }
+    println!("per_second {}", count as f64 / started.elapsed().as_secs_f64());
+    println!("cpu_ns {}", own_cpu_ns() - before);
+    Ok(())
 }
 
 fn answer_requests(data: &TcpListener) -> io::Result<()> {

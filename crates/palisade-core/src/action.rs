@@ -137,6 +137,11 @@ pub enum Action {
         /// The instance.
         id: InstanceId,
     },
+    /// Stops several instances that don't depend on each other, at the same time.
+    StopInstances {
+        /// At least two.
+        ids: Vec<InstanceId>,
+    },
     /// Removes a stopped instance's cgroup and detaches the guard.
     RemoveInstance {
         /// The instance.
@@ -208,6 +213,7 @@ impl Action {
             Action::StartInstance { .. } => "start_instance",
             Action::Await { .. } => "await",
             Action::StopInstance { .. } => "stop_instance",
+            Action::StopInstances { .. } => "stop_instances",
             Action::RemoveInstance { .. } => "remove_instance",
             Action::RemoveFirewall => "remove_firewall",
             Action::UnloadGuard => "unload_guard",
@@ -291,6 +297,7 @@ impl fmt::Display for Action {
                 if *optional { f.write_str(", or go on without it") } else { Ok(()) }
             }
             Action::StopInstance { id } => write!(f, "stop {id}"),
+            Action::StopInstances { ids } => write!(f, "stop {}", listed(ids)),
             Action::RemoveInstance { id } => write!(f, "remove {id}"),
             Action::RemoveFirewall => f.write_str("remove the firewall's table"),
             Action::UnloadGuard => f.write_str("unload the guard"),

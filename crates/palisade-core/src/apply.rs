@@ -14,6 +14,8 @@ pub trait Host {
     type Error: Error + Send + Sync + 'static;
     /// Does it, and tells how to undo it.
     fn perform(&mut self, action: &Action) -> Result<Undo, Self::Error>;
+    /// Everything from here on undoes what was done, perhaps because of an interruption.
+    fn begin_to_undo(&mut self) {}
 }
 
 /// How to undo an action that was done.
@@ -179,7 +181,10 @@ pub fn apply<H: Host>(
     }
     match reason {
         None => Ok(()),
-        Some(reason) => Err(Failure { reason, left: undo(done, host, progress) }),
+        Some(reason) => {
+            host.begin_to_undo();
+            Err(Failure { reason, left: undo(done, host, progress) })
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use crate::action::{Action, Cause, Step};
 use crate::instance::InstanceSpec;
 use crate::names::{InstanceId, ServiceName};
 use crate::observed::{InstanceSeen, Observed};
-use crate::plan::{Plan, is_alive, satisfies, start_order, timeout_ms};
+use crate::plan::{Plan, is_alive, satisfies, start_order, stops, timeout_ms};
 use crate::stack::{Condition, Stack};
 
 /// What is asked for.
@@ -34,8 +34,9 @@ pub fn plan_turn(
     let chosen = chosen(stack, observed, wanted);
     let mut planner = Turning { stack, turn, chosen: &chosen, specs, steps: Vec::new(), awaited: BTreeSet::new() };
     if turn != Turn::Start {
-        for seen in chosen.iter().rev().filter(|seen| is_alive(seen.status.state)) {
-            planner.push(Action::StopInstance { id: seen.status.id.clone() }, Cause::Asked);
+        let running = chosen.iter().filter(|seen| is_alive(seen.status.state)).map(|seen| &seen.status.id);
+        for stop in stops(Some(stack), running) {
+            planner.push(stop, Cause::Asked);
         }
     }
     if turn != Turn::Stop {

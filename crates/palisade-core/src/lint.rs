@@ -52,7 +52,11 @@ struct Linter<'a> {
 
 impl<'a> Linter<'a> {
     fn step(&mut self, number: usize, step: &'a Step) {
-        let cuts = matches!(&step.action, Action::StopInstance { id } if self.cuts(id));
+        let cuts = match &step.action {
+            Action::StopInstance { id } => self.cuts(id),
+            Action::StopInstances { ids } => ids.iter().any(|id| self.cuts(id)),
+            _ => false,
+        };
         let mut require = |holds: bool, id: &'static str, why: &str| {
             if !holds {
                 let message = format!("step {number}, `{}`: {why}", step.action);
@@ -98,6 +102,12 @@ impl<'a> Linter<'a> {
             }
             Action::StopInstance { id } => {
                 let known = self.alive.insert(id, false).is_some();
+                require(known, "stop-unknown", "there is no such instance");
+                require(self.agent, "no-agent", "nothing would stop it in order");
+                require(!cuts, "stop-serving", "it still gets connections that others could take");
+            }
+            Action::StopInstances { ids } => {
+                let known = ids.iter().all(|id| self.alive.insert(id, false).is_some());
                 require(known, "stop-unknown", "there is no such instance");
                 require(self.agent, "no-agent", "nothing would stop it in order");
                 require(!cuts, "stop-serving", "it still gets connections that others could take");

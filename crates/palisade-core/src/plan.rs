@@ -3,7 +3,8 @@
 //! Pure: the host is a parameter, and nothing is done here. A plan for a host that is as it should be is empty.
 
 use serde::Serialize;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -193,20 +194,8 @@ pub fn plan_down(project: &ProjectName, applied: Option<&Stack>, observed: &Obse
         // What runs is stopped in order by an agent that takes it over.
         actions.push(Action::StartAgent);
     }
-    let order = applied.and_then(|stack| Some((stack, start_order(stack).ok()?)));
-    let ranks: HashMap<&ServiceName, usize> = order
-        .iter()
-        .flat_map(|(stack, order)| {
-            order.iter().enumerate().map(|(rank, &service)| (&stack.services[service].name, rank))
-        })
-        .collect();
-    let mut running: Vec<_> = observed.instances.iter().filter(|instance| is_alive(instance.status.state)).collect();
-    // What no file has any more depends on nothing that is known: it goes first.
-    running.sort_by_key(|instance| {
-        std::cmp::Reverse(ranks.get(&instance.status.id.service).copied().unwrap_or(usize::MAX))
-    });
-    let running = running.into_iter();
-    actions.extend(running.map(|instance| Action::StopInstance { id: instance.status.id.clone() }));
+    let running = observed.instances.iter().filter(|instance| is_alive(instance.status.state));
+    actions.extend(stops(applied, running.map(|instance| &instance.status.id)));
     if observed.firewall.is_some() {
         actions.push(Action::RemoveFirewall);
     }
@@ -238,6 +227,36 @@ pub fn plan_down(project: &ProjectName, applied: Option<&Stack>, observed: &Obse
     }
     let steps = actions.into_iter().map(|action| Step { action, cause: Cause::Down }).collect();
     Plan { project: project.clone(), steps, addresses: AddressBook::default() }
+}
+
+/// Stops what runs: what depends on others before them, and together what is equally far from depending on nothing. What
+/// no file has any more depends on nothing that is known: it goes first.
+pub(crate) fn stops<'a>(stack: Option<&Stack>, running: impl Iterator<Item = &'a InstanceId>) -> Vec<Action> {
+    let levels = stack.map(levels).unwrap_or_default();
+    let mut together: BTreeMap<Reverse<usize>, Vec<InstanceId>> = BTreeMap::new();
+    for id in running {
+        let level = levels.get(&id.service).copied().unwrap_or(usize::MAX);
+        together.entry(Reverse(level)).or_default().push(id.clone());
+    }
+    let stop = |mut ids: Vec<InstanceId>| match ids.pop() {
+        Some(id) if ids.is_empty() => Some(Action::StopInstance { id }),
+        Some(id) => Some(Action::StopInstances { ids: ids.into_iter().chain([id]).collect() }),
+        None => None,
+    };
+    together.into_values().filter_map(stop).collect()
+}
+
+/// How many services must be there before a service, one after the other.
+fn levels(stack: &Stack) -> HashMap<&ServiceName, usize> {
+    let mut levels: HashMap<&ServiceName, usize> = HashMap::with_capacity(stack.services.len());
+    // A stack that was applied has no circle.
+    for service in start_order(stack).unwrap_or_default() {
+        let service = &stack.services[service];
+        let before = service.depends_on.iter().filter_map(|dependency| levels.get(&dependency.value.service));
+        let level = before.max().map_or(0, |level| level + 1);
+        levels.insert(&service.name, level);
+    }
+    levels
 }
 
 /// Takes over from containers that Docker Compose runs for the same project: they are stopped when everything is ready

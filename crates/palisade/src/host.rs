@@ -33,6 +33,7 @@ use palisade_host::sockets::{self, SocketsError};
 use crate::agent;
 use crate::exit::Lacking;
 use crate::observe::pins;
+use crate::signals;
 use crate::state::{Applied, Lock, State, StateError, make_private_dir, read_json, write_json};
 
 /// An action that failed.
@@ -169,6 +170,8 @@ pub(crate) struct Adapters {
     log_starts: HashMap<InstanceId, u64>,
     /// That what was done can't be noted was told.
     told_unnoted: bool,
+    /// Interruptions that have had their effect: what was done is being undone because of them.
+    heeded: u32,
 }
 
 fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HostError {
@@ -186,12 +189,18 @@ impl Adapters {
             engine: None,
             log_starts: HashMap::new(),
             told_unnoted: false,
+            heeded: 0,
         }
     }
 
     /// Uses this container engine.
     pub(crate) fn with_engine(&mut self, engine: &EngineState) {
         self.engine = engine.seen().map(|engine| engine.socket.clone());
+    }
+
+    /// Whether waiting is to end. What is undone because of an interruption waits until the next one.
+    fn interrupted(&self) -> bool {
+        signals::interruptions() > self.heeded
     }
 
     fn engine(&self) -> Result<&Path, HostError> {
@@ -396,16 +405,55 @@ impl Adapters {
         let spec = read_json::<InstanceSpec>(&self.layout.instance(id).join("spec.json"))?;
         self.agent()?.stop(id)?;
         Ok(match spec {
-            Some(spec) => {
-                let (condition, timeout_ms) = match &spec.healthcheck {
-                    Some(check) => (Condition::ServiceHealthy, Some(check.verdict_within_ms())),
-                    None => (Condition::ServiceStarted, None),
-                };
-                let start = Action::StartInstance { spec: Box::new(spec) };
-                Undo::Do(vec![start, Action::Await { id: id.clone(), condition, timeout_ms, optional: false }])
-            }
-            None => Undo::Impossible("what it was started with isn't known any more"),
+            Some(spec) => Undo::Do(start_again(spec).into()),
+            None => Undo::Impossible(SPEC_UNKNOWN),
         })
+    }
+
+    /// All of them at the same time. When one can't be stopped, the others run again.
+    fn stop_instances(&mut self, ids: &[InstanceId]) -> Result<Undo, HostError> {
+        let specs: Vec<_> = ids
+            .iter()
+            .map(|id| read_json::<InstanceSpec>(&self.layout.instance(id).join("spec.json")))
+            .collect::<Result<_, _>>()?;
+        let stopped = self.stop_together(ids);
+        let mut failure = None;
+        let mut undo = Vec::new();
+        let mut unknown = false;
+        for (stopped, spec) in stopped.into_iter().zip(specs) {
+            match (stopped, spec) {
+                (Ok(()), Some(spec)) => undo.extend(start_again(spec)),
+                (Ok(()), None) => unknown = true,
+                (Err(error), _) => failure = failure.or(Some(HostError::from(error))),
+            }
+        }
+        // All are started before one is waited for.
+        undo.sort_by_key(|action| matches!(action, Action::Await { .. }));
+        match failure {
+            None if unknown => Ok(Undo::Impossible(SPEC_UNKNOWN)),
+            None => Ok(Undo::Do(undo)),
+            Some(error) => {
+                for action in &undo {
+                    if let Err(error) = self.perform(action) {
+                        eprintln!("warning: can't {action}: {}", crate::exit::chain(&error));
+                    }
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn stop_together(&self, ids: &[InstanceId]) -> Vec<Result<(), AgentError>> {
+        let layout = &self.layout;
+        let stop = |id: &InstanceId| Client::connect(layout).and_then(|mut agent| agent.stop(id));
+        let together = |ids: &[InstanceId]| -> Vec<_> {
+            std::thread::scope(|scope| {
+                let threads: Vec<_> = ids.iter().map(|id| scope.spawn(move || stop(id))).collect();
+                let ended = threads.into_iter().map(|thread| thread.join());
+                ended.map(|ended| ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+            })
+        };
+        ids.chunks(STOPS_AT_ONCE).flat_map(together).collect()
     }
 
     /// The last lines that the instance printed in this run, without time and stream.
@@ -421,6 +469,10 @@ impl Adapters {
 
 impl Host for Adapters {
     type Error = HostError;
+
+    fn begin_to_undo(&mut self) {
+        self.heeded = signals::interruptions();
+    }
 
     fn perform(&mut self, action: &Action) -> Result<Undo, HostError> {
         match action {
@@ -494,6 +546,7 @@ impl Host for Adapters {
                 waited => waited,
             },
             Action::StopInstance { id } => self.stop_instance(id),
+            Action::StopInstances { ids } => self.stop_instances(ids),
             Action::RemoveInstance { id } => {
                 let cgroup = Cgroup::of_instance(&self.layout, id)?;
                 let address = self.guard()?.identity(&cgroup.v2_path()).ok().flatten();
@@ -542,6 +595,21 @@ impl Host for Adapters {
 
 /// So long connections to what didn't prove itself may go on when it is taken back.
 const UNDO_DRAIN_MS: u64 = 5_000;
+
+/// More stops than that at once only wait for each other.
+const STOPS_AT_ONCE: usize = 64;
+
+const SPEC_UNKNOWN: &str = "what it was started with isn't known any more";
+
+/// What takes a stop back.
+fn start_again(spec: InstanceSpec) -> [Action; 2] {
+    let id = spec.id.clone();
+    let (condition, timeout_ms) = match &spec.healthcheck {
+        Some(check) => (Condition::ServiceHealthy, Some(check.verdict_within_ms())),
+        None => (Condition::ServiceStarted, None),
+    };
+    [Action::StartInstance { spec: Box::new(spec) }, Action::Await { id, condition, timeout_ms, optional: false }]
+}
 
 fn applied(spec: &InstanceSpec) -> Applied {
     Applied { fingerprint: spec.fingerprint(), hosts_digest: spec.hosts.digest().to_owned() }

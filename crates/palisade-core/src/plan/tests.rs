@@ -118,11 +118,8 @@ pub(super) fn after(plan: &Plan, before: &Observed) -> Observed {
                 let seen = host.instances.iter_mut().find(|i| i.status.id == *id).unwrap();
                 seen.hosts_digest = Some(hosts.digest().to_owned());
             }
-            Action::StopInstance { id } => {
-                let seen = host.instances.iter_mut().find(|i| i.status.id == *id).unwrap();
-                assert!(is_alive(seen.status.state), "{id} was stopped twice");
-                seen.status.state = RunState::Exited { code: 143 };
-            }
+            Action::StopInstance { id } => stopped(&mut host, id),
+            Action::StopInstances { ids } => ids.iter().for_each(|id| stopped(&mut host, id)),
             Action::RemoveInstance { id } => {
                 assert!(!host.instances.iter().any(|i| i.status.id == *id && is_alive(i.status.state)));
                 host.instances.retain(|i| i.status.id != *id);
@@ -139,6 +136,12 @@ pub(super) fn after(plan: &Plan, before: &Observed) -> Observed {
         }
     }
     host
+}
+
+fn stopped(host: &mut Observed, id: &InstanceId) {
+    let seen = host.instances.iter_mut().find(|i| i.status.id == *id).unwrap();
+    assert!(is_alive(seen.status.state), "{id} was stopped twice");
+    seen.status.state = RunState::Exited { code: 143 };
 }
 
 /// The plan, after it was found safe and after doing it twice was found to be doing it once.
@@ -389,11 +392,9 @@ fn down_takes_everything_away() {
     let host = running(&shop());
     let plan = plan_down(&shop().project, Some(&shop()), &host, false);
     insta::assert_snapshot!(plan, @r"
-    shop: 12 steps
-      stop app.1 (the stack is taken down)
-      stop app.2 (the stack is taken down)
-      stop web.1 (the stack is taken down)
-      stop db.1 (the stack is taken down)
+    shop: 10 steps
+      stop app.1, app.2 (the stack is taken down)
+      stop db.1, web.1 (the stack is taken down)
       remove the firewall's table (the stack is taken down)
       remove app.1 (the stack is taken down)
       remove app.2 (the stack is taken down)

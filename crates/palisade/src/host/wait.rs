@@ -11,7 +11,6 @@ use palisade_host::sockets::{self, Socket, SocketProto, Which};
 
 use super::{Adapters, HostError};
 use crate::observe;
-use crate::signals;
 
 /// How often the agent is asked while something is waited for.
 const POLL: Duration = Duration::from_millis(50);
@@ -33,7 +32,7 @@ impl Adapters {
         let failed = |what: String| Err(HostError::NotReady { id: id.clone(), what, log: self.log_end(id, 6) });
         let mut at_first = None;
         loop {
-            if signals::interrupted() {
+            if self.interrupted() {
                 return Err(HostError::Interrupted);
             }
             let status = self.status(id)?;
@@ -77,7 +76,7 @@ impl Adapters {
                     return Err(HostError::NotReady { id: id.clone(), what, log: self.log_end(id, 6) });
                 }
             }
-            if signals::interrupted() {
+            if self.interrupted() {
                 return Err(HostError::Interrupted);
             }
             if Instant::now() >= end {
@@ -98,7 +97,7 @@ impl Adapters {
             if open == 0 {
                 return Ok(Undo::Nothing);
             }
-            if signals::interrupted() {
+            if self.interrupted() {
                 return Err(HostError::Interrupted);
             }
             if Instant::now() >= end {

@@ -82,6 +82,50 @@ fn what_is_stopped_stays_stopped_until_it_is_started() {
     host.down();
 }
 
+/// `one` and `two` end only when the other one has been told to end, too. `db` takes its time, and must not end before
+/// them.
+const TOGETHER: &str = r#"
+name: shop
+services:
+  db:
+    volumes: [ "met:/met" ]
+    x-palisade: { process: { command: [sh, -c, "trap 'ls /met >/met/at-the-end; sleep 2; exit' TERM; while :; do sleep 0.02; done"] } }
+  one: &server
+    depends_on: [db]
+    volumes: [ "met:/met" ]
+    stop_grace_period: 20s
+    environment: { OWN: one, OTHER: two }
+    x-palisade:
+      process: { command: [sh, -c, "trap 'touch /met/$$OWN; until [ -e /met/$$OTHER ]; do sleep 0.02; done; touch /met/$$OWN-ended; exit' TERM; while :; do sleep 0.02; done"] }
+      allow: { no-healthcheck: it lives for a test }
+  two:
+    <<: *server
+    environment: { OWN: two, OTHER: one }
+volumes: { met: {} }
+"#;
+
+#[test]
+fn what_depends_on_nothing_of_each_other_is_stopped_together() {
+    need_root!("life::what_depends_on_nothing_of_each_other_is_stopped_together");
+    let host = Host::new();
+    host.write(TOGETHER);
+    host.up();
+    let note = host.layout.volume("met").join("at-the-end");
+    let down = Running::start(host.command(&["down"]));
+    patiently("the end of the database", || note.exists().then_some(()));
+    down.signal(Signal::SIGINT);
+    let interrupted = down.end(PATIENCE).expect(130);
+    assert!(interrupted.err.ends_with("interrupted; nothing was left behind\n"), "{}", interrupted.err);
+    assert_eq!(steps(&interrupted.err)[0], "stop one.1, two.1");
+    let met = std::fs::read_to_string(&note).unwrap();
+    let met: Vec<_> = met.lines().filter(|name| name.ends_with("ended")).collect();
+    assert_eq!(met, ["one-ended", "two-ended"]);
+    for instance in ["db.1", "one.1", "two.1"] {
+        assert_eq!(state(&host, instance), ("\"running\"".to_owned(), false), "{instance}");
+    }
+    host.palisade(&["down", "--volumes", "--yes"]).expect(0);
+}
+
 #[test]
 fn restart_starts_what_runs_anew_as_it_was() {
     need_root!("life::restart_starts_what_runs_anew_as_it_was");
@@ -98,8 +142,9 @@ fn restart_starts_what_runs_anew_as_it_was() {
     let all = host.palisade(&["restart"]).expect(0);
     let told = steps(&all.err);
     let position = |step: &str| told.iter().position(|known| known == step).unwrap();
-    assert!(position("stop app.1") < position("stop db.1"));
-    assert!(position("stop db.1") < position("start db.1") && position("start db.1") < position("start app.1"));
+    assert!(position("stop app.1") < position("stop db.1, two.1, two.2"));
+    assert!(position("stop db.1, two.1, two.2") < position("start db.1"));
+    assert!(position("start db.1") < position("start app.1"));
     let wrong = host.palisade(&["restart", "nope"]).expect(2);
     assert!(wrong.err.contains("shop has no service `nope`") && wrong.err.contains("db, app"), "{}", wrong.err);
     host.down();
