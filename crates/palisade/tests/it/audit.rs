@@ -178,7 +178,7 @@ x-palisade:
     let evidence = undeclared["evidence"].to_string();
     for part in [
         "a packet from 203.0.113.250 to 203.0.113.1 port 7777/tcp that came in by eth0 was let through",
-        "a packet from 198.51.100.1 to 203.0.113.1 port 7777/tcp that came in by eth0 was let through",
+        "a packet from 198.51.100.250 to 203.0.113.1 port 7777/tcp that came in by eth0 was let through",
         "let through over IPv4 by table inet t, chain input: tcp dport { 6000, 7777, 8080 } accept",
     ] {
         assert!(evidence.contains(part), "{part}: {undeclared:#}");
