@@ -252,7 +252,9 @@ impl Dockerd {
         command.env("DOCKER_HOST", self.socket()).env("DOCKER_CONFIG", &self.folder);
         let output = command.output().map_err(|error| error.to_string())?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
-        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+        // What can't be executed inside is told on standard output.
+        let failed = || format!("{}{}", text(&output.stdout), text(&output.stderr));
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(failed()) }
     }
 
     /// One value of `docker inspect`.

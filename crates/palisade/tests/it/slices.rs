@@ -85,7 +85,8 @@ fn address(host: &Host, engine: &Dockerd, instance: &str) -> String {
 
 /// What somebody gets in `container` who asks for the page at a port.
 fn page(engine: &Dockerd, container: &str, at: &str) -> Result<String, String> {
-    engine.docker(&["exec", container, "wget", "-q", "-T", "3", "-O-", &format!("http://{at}/index.html")])
+    let script = format!("printf 'GET /index.html HTTP/1.0\\r\\n\\r\\n' | nc -w 3 {}", at.replace(':', " "));
+    engine.docker(&["exec", container, "sh", "-c", &script])
 }
 
 /// `docker start` and `docker restart` don't get it to run.
@@ -138,7 +139,8 @@ fn containers_in_slices_are_guarded_through_what_systemd_does() {
 
         let vault = format!("{}:7000", address(host, engine, "vault-2.1"));
         let is_held = |engine: &Dockerd| {
-            assert_eq!(page(engine, "shop-vault-2-1", &vault).unwrap(), "secret");
+            let own = page(engine, "shop-vault-2-1", &vault).unwrap();
+            assert!(own.ends_with("secret"), "{own}");
             let taken = page(engine, "shop-ask-1", &vault).unwrap_err();
             assert!(taken.contains("can't connect"), "{taken}");
         };
