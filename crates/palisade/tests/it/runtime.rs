@@ -75,7 +75,7 @@ fn what_cannot_start_says_why_and_leaves_no_process() {
     capability.cap_add.insert("SYS_ADMIN".into());
     assert!(refusal(&realm, &capability).contains("capability `SYS_ADMIN`"));
     for spec in [&missing, &bind, &user, &capability] {
-        assert!(Cgroup::of(&realm.layout, &spec).unwrap().pids().unwrap().is_empty());
+        assert!(Cgroup::of(&realm.layout, spec).unwrap().pids().unwrap().is_empty());
     }
     let unguarded = realm.shell("e", "true");
     std::fs::remove_dir(Cgroup::of(&realm.layout, &unguarded).unwrap().v2_path()).unwrap();
