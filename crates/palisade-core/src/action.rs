@@ -7,7 +7,7 @@ use std::fmt;
 
 use crate::address::InstanceAddress;
 use crate::firewall::FirewallRules;
-use crate::instance::{Hosts, InstanceSpec};
+use crate::instance::{CgroupDriver, Hosts, InstanceSpec};
 use crate::names::{InstanceId, ServiceName};
 use crate::policy::{Mode, Policy};
 use crate::stack::Condition;
@@ -71,6 +71,8 @@ pub enum Action {
         id: InstanceId,
         /// The address that the guard gives it.
         address: InstanceAddress,
+        /// Who makes the cgroup.
+        driver: CgroupDriver,
     },
     /// Swaps the policy in the kernel as a whole.
     SetPolicy {
@@ -252,7 +254,7 @@ impl fmt::Display for Action {
             Action::RemoveForeign { name, .. } => write!(f, "remove container {name}, keep its volumes"),
             Action::StartAgent => f.write_str("start the agent"),
             Action::LoadGuard => f.write_str("load the guard"),
-            Action::GuardInstance { id, address } => write!(f, "guard {id} at {address}"),
+            Action::GuardInstance { id, address, .. } => write!(f, "guard {id} at {address}"),
             Action::SetPolicy { policy, .. } => {
                 let mode = match policy.mode {
                     Mode::Enforce => "enforced",

@@ -61,6 +61,11 @@ pub struct InstanceSpec {
 }
 
 impl InstanceSpec {
+    /// How its cgroup is made. Processes of the host have one that nobody else knows of.
+    pub fn cgroup_driver(&self) -> CgroupDriver {
+        self.program.container().map_or(CgroupDriver::Cgroupfs, |container| container.cgroup_driver)
+    }
+
     /// What it was made of, so that a later run can say which part changed without keeping the secrets in it.
     /// Its hosts file is no part of it: that can be replaced while the instance runs.
     pub fn fingerprint(&self) -> Fingerprint {
@@ -157,13 +162,13 @@ pub struct ContainerProgram {
     pub host_mode: bool,
 }
 
-/// How an engine makes cgroups, `docker info` calls it the cgroup driver.
+/// How an instance's cgroup is made: for a container as its engine does, `docker info` calls it the cgroup driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CgroupDriver {
-    /// It makes them itself, at any path.
+    /// As a directory, at any path.
     Cgroupfs,
-    /// It asks systemd, so only slices can hold them.
+    /// By systemd, so only a slice can hold it.
     Systemd,
 }
 

@@ -66,7 +66,7 @@ impl<'a> Linter<'a> {
         match &step.action {
             Action::StartAgent => self.agent = true,
             Action::LoadGuard => self.guard = true,
-            Action::GuardInstance { id, address } => {
+            Action::GuardInstance { id, address, .. } => {
                 self.addresses.insert(id, *address);
                 require(self.guard, "guard-not-loaded", "the guard isn't loaded by then");
                 self.guarded.insert(id);

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use crate::address::{AddressBook, InstanceAddress, ServiceIndex};
 use crate::digest::Fingerprint;
-use crate::instance::{CgroupDriver, InstanceStatus};
+use crate::instance::{CgroupDriver, InstanceSpec, InstanceStatus};
 use crate::names::{InstanceId, ServiceName};
 use crate::stack::{Healthcheck, PortProto, Proto};
 
@@ -181,10 +181,22 @@ pub struct InstanceSeen {
 pub struct GuardSeen {
     /// Instances whose cgroups have every program of the guard attached.
     pub attached: BTreeMap<InstanceId, InstanceAddress>,
+    /// Those of them whose cgroup is a slice of systemd.
+    pub in_slices: BTreeSet<InstanceId>,
     /// Digest of the policy in force, if there is one.
     pub policy_digest: Option<String>,
     /// Instances that new connections go to. Empty also when the policy in force isn't known.
     pub serving: BTreeSet<InstanceAddress>,
+}
+
+impl GuardSeen {
+    /// The instance is guarded, but not where and as who it is to be.
+    pub fn has_elsewhere(&self, spec: &InstanceSpec) -> bool {
+        let in_slice = spec.cgroup_driver() == CgroupDriver::Systemd;
+        let here =
+            |address: &InstanceAddress| *address == spec.address && self.in_slices.contains(&spec.id) == in_slice;
+        self.attached.get(&spec.id).is_some_and(|address| !here(address))
+    }
 }
 
 /// Palisade's table of the firewall.

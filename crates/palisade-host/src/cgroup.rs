@@ -2,6 +2,9 @@
 //!
 //! Nothing in here starts a process or attaches a program. The cgroup2 directory is the identity that the guard attaches
 //! to; where controllers are still on version 1 (hybrid mode), the same path is mirrored below each of their mounts.
+//!
+//! A container whose engine leaves cgroups to systemd is in a [slice](crate::slice). The guard goes with the slice's directory,
+//! which others may have removed and made anew, so a directory in it ([`Cgroup::mark_guarded`]) says that it is still the one.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,10 +12,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use palisade_core::instance::{CgroupDriver, InstanceSpec};
 use palisade_core::names::InstanceId;
 use palisade_core::stack::Limits;
 
 use crate::layout::Layout;
+use crate::nft::ToolError;
+use crate::slice::Slice;
 
 /// How long leftover processes get to disappear after SIGKILL.
 const KILL_WAIT: Duration = Duration::from_secs(10);
@@ -20,6 +26,10 @@ const KILL_WAIT: Duration = Duration::from_secs(10);
 const CPU_PERIOD_US: u64 = 100_000;
 /// What everybody has who asks for nothing.
 const CPU_SHARES_USUAL: u64 = 1024;
+/// Made in a slice's directory by whoever has attached the guard to it; it can't outlive that directory.
+const GUARDED: &str = "guarded";
+/// In there, only while the agent starts the slice's container: what the container mounts.
+const GATE: &str = "gate";
 
 /// What went wrong with a cgroup.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +59,25 @@ pub enum Error {
         cgroup: PathBuf,
         /// The kernel's name of it.
         controller: &'static str,
+    },
+    /// systemd didn't do what it was asked.
+    #[error("systemd can't {operation} {unit}")]
+    Systemd {
+        /// "start" …
+        operation: &'static str,
+        /// The slice.
+        unit: String,
+        /// What it said.
+        #[source]
+        source: ToolError,
+    },
+    /// A slice was started and has no directory.
+    #[error("systemd has started {unit}, but there is no cgroup {path}")]
+    NoSlice {
+        /// The slice.
+        unit: String,
+        /// Where it should be.
+        path: PathBuf,
     },
     /// Processes survived SIGKILL (they sit in an uninterruptible system call).
     #[error("{count} processes in cgroup {cgroup} are still there {waited_s} s after SIGKILL")]
@@ -183,11 +212,12 @@ fn unescape(text: &str) -> String {
     result + rest
 }
 
-/// One cgroup of ours: a path below cgroup2 and, in hybrid mode, the same below each version 1 mount.
+/// One cgroup of ours: a path below cgroup2 and, in hybrid mode, the same below each version 1 mount; or a slice.
 #[derive(Clone, Debug)]
 pub struct Cgroup {
     mounts: Mounts,
     path: PathBuf,
+    slice: Option<Slice>,
 }
 
 /// A cgroup's `cgroup.events`: its descriptor has POLLPRI when something has changed since it was read.
@@ -213,25 +243,61 @@ impl std::os::fd::AsFd for Events {
 }
 
 impl Cgroup {
-    /// The cgroup of an instance. Nothing is made.
-    pub fn of_instance(layout: &Layout, id: &InstanceId) -> Result<Self> {
-        Ok(Self { mounts: Mounts::find()?, path: layout.instance_cgroup(id) })
+    fn plain(path: PathBuf) -> Result<Self> {
+        Ok(Self { mounts: Mounts::find()?, path, slice: None })
+    }
+    fn slice(slice: Slice) -> Result<Self> {
+        Ok(Self { mounts: Mounts::find()?, path: slice.path(), slice: Some(slice) })
+    }
+    /// Where an instance's processes are. Nothing is made.
+    pub fn of(layout: &Layout, spec: &InstanceSpec) -> Result<Self> {
+        Self::made_by(layout, &spec.id, spec.cgroup_driver())
+    }
+    /// The cgroup of an instance that is made in this way. Nothing is made.
+    pub fn made_by(layout: &Layout, id: &InstanceId, driver: CgroupDriver) -> Result<Self> {
+        match driver {
+            CgroupDriver::Cgroupfs => Self::plain(layout.instance_cgroup(id)),
+            CgroupDriver::Systemd => Self::slice(Slice::of_instance(layout, id)),
+        }
+    }
+    /// Everywhere an instance may be, whatever runs it. Nothing is made.
+    pub fn all_of_instance(layout: &Layout, id: &InstanceId) -> Result<[Self; 2]> {
+        let made_by = |driver| Self::made_by(layout, id, driver);
+        Ok([made_by(CgroupDriver::Cgroupfs)?, made_by(CgroupDriver::Systemd)?])
     }
     /// The cgroup that a stack's agent runs in. Nothing is made.
     pub fn of_agent(layout: &Layout) -> Result<Self> {
-        Ok(Self { mounts: Mounts::find()?, path: layout.cgroup().join("agent") })
+        Self::plain(layout.cgroup().join("agent"))
     }
-    /// The cgroup of a whole stack, to be removed with everything below it. Nothing is made.
-    pub fn of_stack(layout: &Layout) -> Result<Self> {
-        Ok(Self { mounts: Mounts::find()?, path: layout.cgroup() })
+    /// The cgroups of a whole stack, to be removed with everything below them. Nothing is made.
+    pub fn all_of_stack(layout: &Layout) -> Result<[Self; 2]> {
+        Ok([Self::plain(layout.cgroup())?, Self::slice(Slice::of_stack(layout))?])
     }
-    /// The cgroup of a whole realm. Nothing is made.
-    pub fn of_realm(layout: &Layout) -> Result<Self> {
-        Ok(Self { mounts: Mounts::find()?, path: PathBuf::from(&layout.realm) })
+    /// The cgroups of a whole realm. Nothing is made.
+    pub fn all_of_realm(layout: &Layout) -> Result<[Self; 2]> {
+        Ok([Self::plain(PathBuf::from(&layout.realm))?, Self::slice(Slice::of_realm(layout))?])
     }
-    /// One below it. Nothing is made.
+    /// One below it, which is no slice. Nothing is made.
     pub fn below(&self, name: &str) -> Self {
-        Self { mounts: self.mounts.clone(), path: self.path.join(name) }
+        Self { mounts: self.mounts.clone(), path: self.path.join(name), slice: None }
+    }
+    /// Who makes it.
+    pub fn driver(&self) -> CgroupDriver {
+        if self.slice.is_some() { CgroupDriver::Systemd } else { CgroupDriver::Cgroupfs }
+    }
+    /// What an engine is told that puts a container below it.
+    pub fn parent_for_engines(&self) -> String {
+        self.slice.as_ref().map_or_else(|| format!("/{}", self.path.display()), Slice::unit)
+    }
+    /// The names of the instances, or of the stacks, that are right below it, with their directories.
+    pub fn children(&self) -> Vec<(String, PathBuf)> {
+        let directories = child_directories(&self.v2_path()).unwrap_or_default().into_iter();
+        let named = directories.filter_map(|path| {
+            let name = path.file_name()?.to_str()?;
+            let name = self.slice.as_ref().map_or_else(|| Some(name.to_owned()), |slice| slice.child(name))?;
+            Some((name, path))
+        });
+        named.collect()
     }
     /// The mounts that it is below.
     pub fn mounts(&self) -> &Mounts {
@@ -265,7 +331,61 @@ impl Cgroup {
     /// Makes the cgroup2 directory and those above it.
     pub fn create(&self) -> Result<()> {
         let path = self.v2_path();
-        at(fs::create_dir_all(&path), "make cgroup", &path)
+        let Some(slice) = &self.slice else { return at(fs::create_dir_all(&path), "make cgroup", &path) };
+        self.ask_systemd("start", Slice::start)?;
+        if !self.exists() {
+            // One whose directory was taken away from systemd counts as started.
+            self.ask_systemd("stop", Slice::stop)?;
+            self.ask_systemd("start", Slice::start)?;
+        }
+        if self.exists() { Ok(()) } else { Err(Error::NoSlice { unit: slice.unit(), path }) }
+    }
+
+    fn ask_systemd(
+        &self,
+        operation: &'static str,
+        ask: fn(&Slice) -> std::result::Result<(), ToolError>,
+    ) -> Result<()> {
+        let Some(slice) = &self.slice else { return Ok(()) };
+        ask(slice).map_err(|source| Error::Systemd { operation, unit: slice.unit(), source })
+    }
+
+    /// Notes in a slice that its directory has the guard. Any other cgroup is made and removed by us alone.
+    pub fn mark_guarded(&self) -> Result<()> {
+        let Some(mark) = self.mark() else { return Ok(()) };
+        make_one(&mark)
+    }
+
+    /// Takes that back.
+    pub fn unmark(&self) -> Result<()> {
+        self.mark().map_or(Ok(()), |mark| remove_tree(&mark))
+    }
+
+    /// Whether it is there, and is still the directory that the guard was attached to.
+    pub fn is_guardable(&self) -> bool {
+        self.mark().unwrap_or_else(|| self.v2_path()).is_dir()
+    }
+
+    fn mark(&self) -> Option<PathBuf> {
+        self.slice.is_some().then(|| self.v2_path().join(GUARDED))
+    }
+
+    /// The file that a container in a slice mounts, so that it can be started only while there is the gate: by the agent,
+    /// in the directory that has the guard.
+    pub fn gate(&self) -> Option<PathBuf> {
+        self.mark().map(|mark| mark.join(GATE).join("cgroup.events"))
+    }
+
+    /// Lets the container of a slice be started as long as the result is kept. Fails when the slice isn't the one that was guarded.
+    pub fn open_gate(&self) -> Result<Option<Gate>> {
+        let Some(mark) = self.mark() else { return Ok(None) };
+        let gate = Gate(mark.join(GATE));
+        make_one(&gate.0).map(|()| Some(gate))
+    }
+
+    /// Closes a gate that somebody has left open who was killed.
+    pub fn close_gate(&self) {
+        drop(self.mark().map(|mark| Gate(mark.join(GATE))));
     }
 
     /// Makes the mirrored directories of version 1 controllers.
@@ -514,11 +634,23 @@ impl Cgroup {
     /// Kills what is left in it, then removes it with everything below it, in every mount. What isn't there is fine.
     pub fn remove(&self) -> Result<()> {
         self.kill()?;
+        if self.slice.is_some() && self.exists() {
+            self.ask_systemd("stop", Slice::stop)?;
+        }
         self.paths().try_for_each(|path| remove_tree(&path))
     }
 
-    /// Removes the stack's and the realm's directories if nothing else is left in them.
+    /// Removes it if nothing is in it.
+    pub fn remove_if_empty(&self) -> Result<()> {
+        let is_empty = child_directories(&self.v2_path())?.is_empty() && self.pids()?.is_empty();
+        if is_empty { self.remove() } else { Ok(()) }
+    }
+
+    /// Removes the stack's and the realm's directories if nothing else is left in them. Slices above are systemd's.
     pub fn remove_empty_parents(&self) {
+        if self.slice.is_some() {
+            return;
+        }
         for path in self.paths() {
             let mut parent = path.parent();
             for _ in self.path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()) {
@@ -530,6 +662,17 @@ impl Cgroup {
                 parent = directory.parent();
             }
         }
+    }
+}
+
+/// The gate of a slice while it is open.
+#[derive(Debug)]
+pub struct Gate(PathBuf);
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        // It may be gone with the slice, or never have been there.
+        let _ = fs::remove_dir(&self.0);
     }
 }
 
@@ -551,6 +694,14 @@ fn write_if_there(path: &Path, value: &str) -> Result<()> {
 
 fn read_number(path: &Path) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// Only where the directory above it is still there.
+fn make_one(path: &Path) -> Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => at(made, "make cgroup", path),
+    }
 }
 
 fn child_directories(path: &Path) -> Result<Vec<PathBuf>> {

@@ -14,7 +14,7 @@ mod wait;
 use palisade_core::action::{Action, VolumeName};
 use palisade_core::address::InstanceAddress;
 use palisade_core::apply::{Host, Undo};
-use palisade_core::instance::InstanceSpec;
+use palisade_core::instance::{CgroupDriver, InstanceSpec};
 use palisade_core::names::{InstanceId, ServiceName};
 use palisade_core::observed::EngineState;
 use palisade_core::policy::Policy;
@@ -86,6 +86,9 @@ pub(crate) enum HostError {
     /// The guard isn't loaded.
     #[error("the guard isn't in the kernel")]
     NoGuard,
+    /// Somebody else changes our slices.
+    #[error("somebody has stopped {0} while the guard was attached to it")]
+    SliceReplaced(String),
     /// The owner of a volume.
     #[error("this host has no user or group `{0}`")]
     NoUser(String),
@@ -230,11 +233,12 @@ impl Adapters {
         if run.exists() {
             fs::remove_dir_all(&run).map_err(io_error("removing", &run))?;
         }
-        let stack = Cgroup::of_stack(&self.layout)?;
-        if stack.exists() {
-            stack.remove()?;
+        for stack in Cgroup::all_of_stack(&self.layout)? {
+            if stack.exists() {
+                stack.remove()?;
+            }
+            stack.remove_empty_parents();
         }
-        stack.remove_empty_parents();
         let pins = pin_root(&self.layout.realm, &self.layout.realm_run());
         // A bpffs has files of its own; stacks have folders.
         let is_folder =
@@ -263,6 +267,9 @@ impl Adapters {
             // Whoever changes the firewall has a folder in the realm, so nobody holds this lock. Nothing depends on
             // any of it: what stays is untidy and no more.
             let _ = fs::remove_file(format!("/run/{}-firewall.lock", self.firewall.table()));
+            for cgroup in Cgroup::all_of_realm(&self.layout).into_iter().flatten() {
+                let _ = cgroup.remove_if_empty();
+            }
             let _ = fs::remove_file(&lock).and_then(|()| fs::remove_dir(&realm));
         }
     }
@@ -292,6 +299,20 @@ impl Adapters {
             self.guard = Guard::open(&pins(&self.layout))?;
         }
         self.guard.as_ref().ok_or(HostError::NoGuard)
+    }
+
+    /// A slice may have been stopped and made anew while the guard was attached: then the mark must not stay.
+    fn require_guard(&mut self, cgroup: &Cgroup) -> Result<(), HostError> {
+        let missing = match cgroup.driver() {
+            CgroupDriver::Cgroupfs => return Ok(()),
+            CgroupDriver::Systemd => self.guard()?.missing_hooks(&cgroup.v2_path()),
+        };
+        if missing.as_ref().is_ok_and(Vec::is_empty) {
+            return Ok(());
+        }
+        cgroup.unmark()?;
+        missing?;
+        Err(HostError::SliceReplaced(cgroup.parent_for_engines()))
     }
 
     fn create_volume(&self, name: &VolumeName, owner: Option<&str>) -> Result<Undo, HostError> {
@@ -498,11 +519,13 @@ impl Host for Adapters {
                 Ok(Undo::Do(vec![Action::StopAgent]))
             }
             Action::LoadGuard => self.load_guard(),
-            Action::GuardInstance { id, address } => {
-                let cgroup = Cgroup::of_instance(&self.layout, id)?;
+            Action::GuardInstance { id, address, driver } => {
+                let cgroup = Cgroup::made_by(&self.layout, id, *driver)?;
                 let existed = cgroup.exists();
                 cgroup.create()?;
                 self.guard()?.attach(&cgroup.v2_path(), *address)?;
+                cgroup.mark_guarded()?;
+                self.require_guard(&cgroup)?;
                 if has_ipv6() {
                     link::add_private_ipv6(address.ipv6())?;
                 }
@@ -548,17 +571,21 @@ impl Host for Adapters {
             Action::StopInstance { id } => self.stop_instance(id),
             Action::StopInstances { ids } => self.stop_instances(ids),
             Action::RemoveInstance { id } => {
-                let cgroup = Cgroup::of_instance(&self.layout, id)?;
-                let address = self.guard()?.identity(&cgroup.v2_path()).ok().flatten();
+                let cgroups = Cgroup::all_of_instance(&self.layout, id)?;
+                let guard = self.guard()?;
+                let guarded = cgroups.iter().find_map(|cgroup| {
+                    let address = guard.identity(&cgroup.v2_path()).ok().flatten()?;
+                    Some((InstanceAddress::from_ip(address)?, cgroup.driver()))
+                });
                 agent::remove(&self.layout, id)?;
-                cgroup.remove()?;
-                if let Some(address) = address.and_then(InstanceAddress::from_ip) {
+                cgroups.iter().try_for_each(Cgroup::remove)?;
+                if let Some((address, driver)) = guarded {
                     self.guard()?.detach(address)?;
                     self.end_datagrams_to(address);
                     if has_ipv6() {
                         link::remove_private_ipv6(address.ipv6())?;
                     }
-                    return Ok(Undo::Do(vec![Action::GuardInstance { id: id.clone(), address }]));
+                    return Ok(Undo::Do(vec![Action::GuardInstance { id: id.clone(), address, driver }]));
                 }
                 Ok(Undo::Nothing)
             }

@@ -12,12 +12,13 @@ use std::path::{Path, PathBuf};
 use palisade_core::action::VolumeName;
 use palisade_core::address::InstanceAddress;
 use palisade_core::digest::digest_of;
+use palisade_core::instance::CgroupDriver;
 use palisade_core::names::{InstanceId, ProjectName};
 use palisade_core::observed::{
     AgentSeen, FileSeen, FirewallSeen, GuardSeen, InstanceSeen, KernelFacts, Observed, SocketOwner, SocketSeen,
 };
 use palisade_core::stack::{FileSource, Proto, Stack};
-use palisade_guard::Guard;
+use palisade_guard::{Guard, GuardError};
 use palisade_host::cgroup::{Cgroup, Mounts};
 use palisade_host::engine;
 use palisade_host::firewall::Firewall;
@@ -37,7 +38,7 @@ pub(crate) fn pins(layout: &Layout) -> PathBuf {
 /// engine has of it.
 pub(crate) fn observe_for(layout: &Layout, stack: &Stack) -> Observed {
     let mut host = observe(layout);
-    host.engine = engine::look(stack, std::env::var("DOCKER_HOST").ok().as_deref());
+    host.engine = engine::look(layout, stack, std::env::var("DOCKER_HOST").ok().as_deref());
     name_replaced(&mut host);
     let files = stack.services.iter().flat_map(|service| &service.files);
     for file in files {
@@ -173,12 +174,18 @@ impl Observer<'_> {
                 Err(error) => self.unknown("the policy in the kernel", error),
             }
         }
-        for (id, cgroup) in instance_cgroups(self.layout) {
-            let attached = guard.missing_hooks(&cgroup).and_then(|missing| {
-                Ok(if missing.is_empty() { guard.identity(&cgroup)?.and_then(InstanceAddress::from_ip) } else { None })
-            });
-            match attached {
-                Ok(address) => seen.attached.extend(address.map(|address| (id, address))),
+        for (id, cgroups) in instance_cgroups(self.layout) {
+            match cgroups.iter().map(|cgroup| address_in(&guard, cgroup)).collect::<Result<Vec<_>, _>>() {
+                // Wherever a process of it may be, the guard must be.
+                Ok(addresses) => match addresses[..] {
+                    [Some(address), ref others @ ..] if others.iter().all(|other| *other == Some(address)) => {
+                        if cgroups.iter().any(|cgroup| cgroup.driver() == CgroupDriver::Systemd) {
+                            seen.in_slices.insert(id.clone());
+                        }
+                        seen.attached.insert(id, address);
+                    }
+                    _ => {}
+                },
                 Err(error) => self.unknown(&format!("whether {id} is guarded"), error),
             }
         }
@@ -342,26 +349,42 @@ fn folders(path: &Path) -> impl Iterator<Item = String> {
 }
 
 /// Cgroups of the stack's instances that are there.
-pub(crate) fn instance_cgroups(layout: &Layout) -> BTreeMap<InstanceId, PathBuf> {
-    let Ok(stack) = Cgroup::of_stack(layout) else { return BTreeMap::new() };
-    let path = stack.v2_path();
-    folders(&path).filter_map(|name| Some((InstanceId::parse(&name)?, path.join(name)))).collect()
+fn instance_cgroups(layout: &Layout) -> BTreeMap<InstanceId, Vec<Cgroup>> {
+    let mut found: BTreeMap<InstanceId, Vec<Cgroup>> = BTreeMap::new();
+    for stack in Cgroup::all_of_stack(layout).into_iter().flatten() {
+        for (name, _) in stack.children() {
+            let Some(id) = InstanceId::parse(&name) else { continue };
+            let cgroup = Cgroup::made_by(layout, &id, stack.driver());
+            found.entry(id).or_default().extend(cgroup);
+        }
+    }
+    found
+}
+
+/// Who the kernel thinks the cgroup is, if it has the whole guard.
+fn address_in(guard: &Guard, cgroup: &Cgroup) -> Result<Option<InstanceAddress>, GuardError> {
+    let path = cgroup.v2_path();
+    if !cgroup.is_guardable() || !guard.missing_hooks(&path)?.is_empty() {
+        return Ok(None);
+    }
+    Ok(guard.identity(&path)?.and_then(InstanceAddress::from_ip))
 }
 
 /// Who owns the sockets of a cgroup, by the cgroup's id, for all cgroups of the realm and those below.
 fn cgroup_owners(layout: &Layout) -> HashMap<u64, SocketOwner> {
     let mut owners = HashMap::new();
-    let Ok(realm) = Cgroup::of_realm(layout) else { return owners };
-    let realm = realm.v2_path();
-    for project in folders(&realm) {
-        for instance in folders(&realm.join(&project)) {
-            let Some(id) = InstanceId::parse(&instance) else { continue };
-            let owner = if project == layout.project.as_str() {
+    let realms = Cgroup::all_of_realm(layout).into_iter().flatten();
+    let projects = realms.flat_map(|realm| realm.children()).filter_map(|(name, _)| ProjectName::parse(name).ok());
+    for project in projects.collect::<BTreeSet<_>>() {
+        let stack = Layout { project, ..layout.clone() };
+        for (name, path) in Cgroup::all_of_stack(&stack).into_iter().flatten().flat_map(|cgroup| cgroup.children()) {
+            let Some(id) = InstanceId::parse(&name) else { continue };
+            let owner = if stack.project == layout.project {
                 SocketOwner::Instance(id)
             } else {
-                SocketOwner::OtherStack(format!("{project}/{id}"))
+                SocketOwner::OtherStack(format!("{}/{id}", stack.project))
             };
-            add_below(&realm.join(&project).join(instance), &owner, &mut owners);
+            add_below(&path, &owner, &mut owners);
         }
     }
     owners
@@ -386,9 +409,10 @@ pub(crate) fn stacks_of(layout: &Layout) -> Vec<Layout> {
 
 /// Ids of an instance's cgroup and of those below it.
 pub(crate) fn cgroups_of(layout: &Layout, id: &InstanceId) -> HashSet<u64> {
-    let Ok(cgroup) = Cgroup::of_instance(layout, id) else { return HashSet::new() };
     let mut owners = HashMap::new();
-    add_below(&cgroup.v2_path(), &SocketOwner::Instance(id.clone()), &mut owners);
+    for cgroup in Cgroup::all_of_instance(layout, id).into_iter().flatten() {
+        add_below(&cgroup.v2_path(), &SocketOwner::Instance(id.clone()), &mut owners);
+    }
     owners.into_keys().collect()
 }
 

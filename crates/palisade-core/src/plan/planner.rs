@@ -101,7 +101,8 @@ impl<'a> Planner<'a> {
         for instance in &self.compiled.instances {
             let id = &instance.spec.id;
             if let Some(cause) = &fates[id].guard {
-                self.push(Action::GuardInstance { id: id.clone(), address: instance.spec.address }, cause.clone());
+                let (address, driver) = (instance.spec.address, instance.spec.cgroup_driver());
+                self.push(Action::GuardInstance { id: id.clone(), address, driver }, cause.clone());
             }
         }
         self.set_policy(&fates);
@@ -149,10 +150,13 @@ impl<'a> Planner<'a> {
     fn fate(&self, instance: &CompiledInstance) -> Fate {
         let id = &instance.spec.id;
         let attached = self.observed.guard.as_ref().and_then(|guard| guard.attached.get(id));
-        let moved = attached.is_some_and(|address| *address != instance.spec.address);
+        let moved = self.observed.guard.as_ref().is_some_and(|guard| guard.has_elsewhere(&instance.spec));
         let guard = match attached {
             None => Some(Cause::Missing),
-            Some(_) if moved => Some(Cause::Changed { keys: vec!["address".into()] }),
+            Some(address) if moved => {
+                let key = if *address == instance.spec.address { "engine" } else { "address" };
+                Some(Cause::Changed { keys: vec![key.into()] })
+            }
             Some(_) => None,
         };
         let Some(seen) = self.seen.get(id) else {
@@ -363,7 +367,7 @@ impl<'a> Planner<'a> {
 pub(super) fn change(observed: &Observed, seen: &InstanceSeen, instance: &CompiledInstance) -> Option<Cause> {
     let id = &instance.spec.id;
     let attached = observed.guard.as_ref().and_then(|guard| guard.attached.get(id));
-    let moved = attached.is_some_and(|address| *address != instance.spec.address);
+    let moved = observed.guard.as_ref().is_some_and(|guard| guard.has_elsewhere(&instance.spec));
     if seen.status.spec_digest != instance.fingerprint.digest {
         let keys = seen.fingerprint.as_ref().map(|seen| seen.differences(&instance.fingerprint));
         Some(Cause::Changed { keys: keys.unwrap_or_default() })

@@ -75,7 +75,7 @@ pub(super) fn after(plan: &Plan, before: &Observed) -> Observed {
             Action::StopAgent => host.agent = None,
             Action::LoadGuard => host.guard = Some(GuardSeen::default()),
             Action::UnloadGuard => host.guard = None,
-            Action::GuardInstance { id, address } => {
+            Action::GuardInstance { id, address, .. } => {
                 let mut guard = guard(&mut host);
                 assert_eq!(guard.attached.insert(id.clone(), *address), None, "{id} was guarded already");
                 host.guard = Some(guard);
@@ -125,6 +125,7 @@ pub(super) fn after(plan: &Plan, before: &Observed) -> Observed {
                 host.instances.retain(|i| i.status.id != *id);
                 if let Some(guard) = &mut host.guard {
                     guard.attached.remove(id);
+                    guard.in_slices.remove(id);
                 }
             }
             Action::Watch { ids, .. } => {
@@ -360,6 +361,17 @@ fn an_instance_at_another_address_is_removed_before_it_is_guarded_anew() {
     let text = plan.to_string();
     let at = |line: &str| text.find(line).unwrap_or_else(|| panic!("{line} is missing in {text}"));
     assert!(at("stop web.1") < at("remove web.1") && at("remove web.1") < at("guard web.1 at 127.77.14.1"));
+}
+
+#[test]
+fn an_instance_in_a_cgroup_of_another_kind_is_removed_before_it_is_guarded_anew() {
+    let mut host = running(&shop());
+    let web = InstanceId::parse("web.1").unwrap();
+    host.guard.as_mut().unwrap().in_slices.insert(web);
+    let text = planned(&shop(), &host).to_string();
+    let at = |line: &str| text.find(line).unwrap_or_else(|| panic!("{line} is missing in {text}"));
+    assert!(at("stop web.1") < at("remove web.1") && at("remove web.1") < at("guard web.1 at"));
+    assert!(!text.contains("db.1"), "{text}");
 }
 
 #[test]

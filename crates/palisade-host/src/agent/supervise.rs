@@ -128,6 +128,7 @@ impl Supervised {
     /// Takes over an instance that an earlier agent started, whether it still runs or has ended since.
     pub(super) fn adopt(surroundings: Surroundings, spec: InstanceSpec) -> Result<Self, String> {
         let path = surroundings.layout.instance(&spec.id).join("status.json");
+        Cgroup::of(&surroundings.layout, &spec).map_err(|error| chain(&error))?.close_gate();
         let saved = runtime::read_json::<Saved>(&path).map_err(|error| chain(&error))?;
         let found = runtime::find(&surroundings.layout, &spec.id).map_err(|error| chain(&error))?;
         Self::spawn(surroundings, spec, Some((saved, found)))
@@ -414,7 +415,7 @@ impl Worker {
         if !waits || self.spec.program.container().is_none() {
             (self.events, self.look) = (None, None);
         } else if self.events.is_none() {
-            self.events = Cgroup::of_instance(self.layout(), self.id()).and_then(|cgroup| cgroup.events()).ok();
+            self.events = Cgroup::of(self.layout(), &self.spec).and_then(|cgroup| cgroup.events()).ok();
             self.look_soon();
         }
     }
@@ -628,7 +629,7 @@ impl Worker {
         self.last_code = exit.code;
         // A health check may be on its way inside. What an engine has in there is its own to end: it still writes down
         // how the container ended.
-        let leftovers = Cgroup::of_instance(self.layout(), self.id()).and_then(|cgroup| match self.spec.program {
+        let leftovers = Cgroup::of(self.layout(), &self.spec).and_then(|cgroup| match self.spec.program {
             Program::Process(_) => cgroup.kill(),
             Program::Container(_) => Ok(()),
         });

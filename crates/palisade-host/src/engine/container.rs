@@ -1,13 +1,14 @@
 //! One container: made and started in its guarded cgroup, asked how it ended, entered, taken away.
 //!
-//! A file below `/run` that the container mounts keeps it from being started by somebody else when there is no guard: it
-//! is gone after a boot and after `down`, and without it the engine can't start the container. The mount of `/etc/hosts`
-//! would not do: `docker restart` leaves it out when its file is missing.
+//! A file that the container mounts, the gate, keeps it from being started by somebody else when there is no guard: without
+//! it the engine can't start the container. The mount of `/etc/hosts` would not do: `docker restart` leaves it out when its
+//! file is missing. The gate is below `/run`, where it is gone after a boot and after `down`; or, where systemd makes cgroups,
+//! in the guarded slice itself and only while the agent starts the container ([`crate::slice`] says why).
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bollard::container::LogOutput;
@@ -23,10 +24,11 @@ use palisade_core::names::InstanceId;
 
 use super::body::{Placed, body};
 use super::{Engine, EngineError, LABEL_INSTANCE, LABEL_REALM, LABEL_SPEC, filter, is_podman};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{self, Cgroup};
 use crate::hosts_file;
 use crate::layout::Layout;
 use crate::runtime::{self, EnterOptions, EnterResult, Exit, files};
+use crate::slice;
 
 /// How long the engine gets to notice that a container has ended.
 const NOTICED: Duration = Duration::from_secs(10);
@@ -46,22 +48,17 @@ pub(crate) enum Started {
 /// specification before is started again, with what it has written; any other is made anew.
 pub(crate) fn start(layout: &Layout, spec: &InstanceSpec, program: &ContainerProgram) -> Result<Started, EngineError> {
     let engine = Engine::connect(&program.socket)?;
-    let placed = place_files(layout, spec, program)?;
+    let cgroup = Cgroup::of(layout, spec).map_err(of_cgroup("find its cgroup"))?;
+    let placed = place_files(layout, spec, program, cgroup.gate())?;
     let name = &program.name;
     let digest = spec.fingerprint().digest;
     let reusable = engine.clear_the_way(layout, spec, name, &digest)?;
+    // The engine looks for what a container mounts also when it makes it.
+    let _gate = cgroup.open_gate().map_err(of_cgroup("open the gate of its slice"))?;
     if !reusable {
-        let cgroup = Cgroup::of_instance(layout, &spec.id).map_err(|error| EngineError::Local {
-            operation: "find its cgroup".into(),
-            source: io::Error::other(error),
-        })?;
-        let parent = match program.cgroup_driver {
-            CgroupDriver::Cgroupfs => format!("/{}", cgroup.path().display()),
-            CgroupDriver::Systemd => cgroup.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
-        };
         let hostname = (!program.host_mode || spec.settings.hostname.is_some()).then(|| runtime::hostname_of(spec));
         let security = security_options(layout, spec, program)?;
-        let mut body = body(layout, spec, program, parent, &placed, hostname, security);
+        let mut body = body(layout, spec, program, cgroup.parent_for_engines(), &placed, hostname, security);
         // People look for the name in `docker ps`; it counts as long as it stands for the image that was planned.
         let named =
             engine.ask(|| format!("describe image {}", program.image), engine.docker.inspect_image(&program.image));
@@ -75,16 +72,28 @@ pub(crate) fn start(layout: &Layout, spec: &InstanceSpec, program: &ContainerPro
         let create = engine.docker.create_container(Some(options.build()), body);
         engine.ask(|| format!("create container {name}"), create)?;
     }
+    if program.cgroup_driver == CgroupDriver::Systemd {
+        let id = engine.inspect(name)?.id.unwrap_or_default();
+        slice::forget_scope(&id).map_err(|why| EngineError::Local {
+            operation: format!("give container {name} a scope of its own"),
+            source: io::Error::other(why),
+        })?;
+    }
     let start = engine.docker.start_container(name, None::<StartContainerOptions>);
     engine.ask(|| format!("start container {name}"), start)?;
     let state = engine.inspect(name)?.state.unwrap_or_default();
     match pid_of(&state) {
         Some(pid) => {
-            engine.require_guarded(layout, spec, name, pid)?;
+            engine.require_guarded(&cgroup, name, pid)?;
             Ok(Started::Running(pid))
         }
         None => Ok(Started::Ended(exit_of(&state))),
     }
+}
+
+fn of_cgroup(operation: &str) -> impl FnOnce(cgroup::Error) -> EngineError {
+    let operation = operation.to_owned();
+    |error| EngineError::Local { operation, source: io::Error::other(error) }
 }
 
 /// The first process of the instance's container, if that runs, whoever started it. It is in the guarded cgroup.
@@ -103,7 +112,8 @@ pub(crate) fn running(
         return Ok(None);
     }
     let Some(pid) = found.state.as_ref().and_then(pid_of).filter(|pid| !has_ended(*pid)) else { return Ok(None) };
-    engine.require_guarded(layout, spec, &program.name, pid)?;
+    let cgroup = Cgroup::of(layout, spec).map_err(of_cgroup("find its cgroup"))?;
+    engine.require_guarded(&cgroup, &program.name, pid)?;
     Ok(Some(pid))
 }
 
@@ -270,8 +280,9 @@ impl Engine {
     }
 
     /// The engine was told where to put it; what isn't there is ended.
-    fn require_guarded(&self, layout: &Layout, spec: &InstanceSpec, name: &str, pid: i32) -> Result<(), EngineError> {
-        let held = Cgroup::of_instance(layout, &spec.id).and_then(|cgroup| cgroup.holds(pid)).unwrap_or(false);
+    fn require_guarded(&self, guarded: &Cgroup, name: &str, pid: i32) -> Result<(), EngineError> {
+        // In this order: a directory that has a process in it isn't replaced by another one meanwhile.
+        let held = guarded.holds(pid).unwrap_or(false) && guarded.is_guardable();
         // One that has ended is in no list of a cgroup, also as long as the engine hasn't noticed.
         if held || has_ended(pid) {
             return Ok(());
@@ -334,7 +345,12 @@ fn security_options(
 }
 
 /// Writes what the container shows at fixed places: its hosts file, name servers, secrets and configs.
-fn place_files(layout: &Layout, spec: &InstanceSpec, program: &ContainerProgram) -> Result<Vec<Placed>, EngineError> {
+fn place_files(
+    layout: &Layout,
+    spec: &InstanceSpec,
+    program: &ContainerProgram,
+    gate: Option<PathBuf>,
+) -> Result<Vec<Placed>, EngineError> {
     let folder = layout.instance(&spec.id);
     let local = |operation: &str, path: &Path| {
         let operation = format!("{operation} {}", path.display());
@@ -349,7 +365,9 @@ fn place_files(layout: &Layout, spec: &InstanceSpec, program: &ContainerProgram)
         placed.push(Placed { source: path, target: target.into() });
         Ok::<_, EngineError>(())
     };
-    write("gate", "This container runs under the guard of Palisade.\n".to_owned(), GATE)?;
+    if gate.is_none() {
+        write("gate", "This container runs under the guard of Palisade.\n".to_owned(), GATE)?;
+    }
     let hostname = if program.host_mode { None } else { Some(runtime::hostname_of(spec)) };
     write("hosts", hosts_file::text(spec, hostname.as_deref()), "/etc/hosts")?;
     if spec.settings.dns.is_some() {
@@ -359,5 +377,6 @@ fn place_files(layout: &Layout, spec: &InstanceSpec, program: &ContainerProgram)
     let provided = files::provide(&spec.files, &folder.join("files"))
         .map_err(|(operation, source)| EngineError::Local { operation, source })?;
     placed.extend(provided.into_iter().map(|(target, source)| Placed { source, target }));
+    placed.extend(gate.map(|source| Placed { source, target: GATE.into() }));
     Ok(placed)
 }

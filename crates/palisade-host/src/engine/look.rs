@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
-use bollard::models::{ContainerSummaryStateEnum, HealthConfig, ImageInspect, SystemInfo};
+use bollard::models::{
+    ContainerSummaryStateEnum, HealthConfig, ImageInspect, SystemInfo, SystemInfoCgroupDriverEnum as Driver,
+    SystemInfoCgroupVersionEnum as Version,
+};
 use bollard::query_parameters::{ListContainersOptionsBuilder, ListVolumesOptions};
 use palisade_core::image::{self, health_test};
 use palisade_core::instance::CgroupDriver;
@@ -12,9 +15,11 @@ use palisade_core::observed::{EngineSeen, EngineState, ForeignContainer, ImageSe
 use palisade_core::stack::{Healthcheck, PortProto, Proto, Stack};
 
 use super::{COMPOSE_PROJECT, COMPOSE_SERVICE, Engine, EngineError, LABEL_REALM, socket};
+use crate::layout::Layout;
+use crate::slice;
 
 /// What the host's engine has of this stack; asked only when a service of it needs one.
-pub fn look(stack: &Stack, docker_host: Option<&str>) -> EngineState {
+pub fn look(layout: &Layout, stack: &Stack, docker_host: Option<&str>) -> EngineState {
     if !stack.needs_engine() {
         return EngineState::NotAsked;
     }
@@ -25,7 +30,7 @@ pub fn look(stack: &Stack, docker_host: Option<&str>) -> EngineState {
             return away(why, "install Docker Engine or Podman, or add x-palisade.process with the command to run");
         }
     };
-    match Engine::connect(&path).and_then(|engine| engine.seen(stack)) {
+    match Engine::connect(&path).and_then(|engine| engine.seen(layout, stack)) {
         Ok(Ok(seen)) => EngineState::There(Box::new(seen)),
         Ok(Err(Unfit { why, remedy })) => away(why, remedy),
         Err(error) => {
@@ -42,9 +47,11 @@ struct Unfit {
 }
 
 impl Engine {
-    fn seen(&self, stack: &Stack) -> Result<Result<EngineSeen, Unfit>, EngineError> {
+    fn seen(&self, layout: &Layout, stack: &Stack) -> Result<Result<EngineSeen, Unfit>, EngineError> {
         let info = self.ask(|| "say what it is".to_owned(), self.docker.info())?;
-        let fit = match fit(&info) {
+        let services = stack.services.iter().filter(|service| service.run.container_run().is_some());
+        let slices = || slice::unfit(layout, services.map(|service| service.name.as_str()));
+        let fit = match fit(&info, slices) {
             Ok(fit) => fit,
             Err(unfit) => return Ok(Err(unfit)),
         };
@@ -64,8 +71,7 @@ impl Engine {
         }
         let foreign = self.foreign(stack)?;
         let version = info.server_version.clone().unwrap_or_default();
-        let podman =
-            info.name.is_none() && info.docker_root_dir.as_deref().is_some_and(|dir| dir.contains("containers"));
+        let podman = is_podman(&info);
         let root = PathBuf::from(info.docker_root_dir.unwrap_or_else(|| "/var/lib/docker".to_owned()));
         Ok(Ok(EngineSeen {
             socket: self.socket.clone(),
@@ -99,12 +105,17 @@ impl Engine {
     }
 }
 
+fn is_podman(info: &SystemInfo) -> bool {
+    info.name.is_none() && info.docker_root_dir.as_deref().is_some_and(|dir| dir.contains("containers"))
+}
+
 struct Fit {
     cgroup_driver: CgroupDriver,
     remaps_users: bool,
 }
 
-fn fit(info: &SystemInfo) -> Result<Fit, Unfit> {
+/// `slices` says why this host's slices can't hold the stack's containers, if they can't.
+fn fit(info: &SystemInfo, slices: impl FnOnce() -> Option<String>) -> Result<Fit, Unfit> {
     let option = |name: &str| {
         let options = info.security_options.iter().flatten();
         options.flat_map(|option| option.split(',')).any(|part| part == format!("name={name}"))
@@ -115,20 +126,29 @@ fn fit(info: &SystemInfo) -> Result<Fit, Unfit> {
             remedy: "use the engine of the system (`unset DOCKER_HOST`), or run the services with x-palisade.process",
         });
     }
-    // With systemd the engine asks systemd for a scope of its own below a slice, which isn't in the instance's cgroup.
-    let cgroup_driver = match info.cgroup_driver.map(|driver| driver.to_string()).as_deref() {
-        Some("cgroupfs") => CgroupDriver::Cgroupfs,
-        other => {
-            let driver = other.unwrap_or("none").to_owned();
-            return Err(Unfit {
-                why: format!(
-                    "the container engine's cgroup driver is `{driver}`, so its containers can't be put under the guard"
-                ),
-                remedy: "set `\"exec-opts\": [\"native.cgroupdriver=cgroupfs\"]` in /etc/docker/daemon.json (Podman: `cgroup_manager = \"cgroupfs\"` in containers.conf), and restart the engine",
-            });
+    let cgroup_driver = match info.cgroup_driver.unwrap_or(Driver::NONE) {
+        Driver::CGROUPFS => CgroupDriver::Cgroupfs,
+        // Only what was tried: Docker with version 2 of cgroups.
+        Driver::SYSTEMD if is_podman(info) => return Err(unfit("`systemd`, which Palisade knows of Docker only")),
+        Driver::SYSTEMD if info.cgroup_version != Some(Version::_2) => {
+            return Err(unfit("`systemd` on a host with cgroups of version 1"));
         }
+        Driver::SYSTEMD => match slices() {
+            None => CgroupDriver::Systemd,
+            Some(why) => return Err(unfit(&format!("`systemd`, and {why}"))),
+        },
+        other => return Err(unfit(&format!("`{}`", if other == Driver::EMPTY { Driver::NONE } else { other }))),
     };
     Ok(Fit { cgroup_driver, remaps_users: option("userns") })
+}
+
+fn unfit(driver: &str) -> Unfit {
+    Unfit {
+        why: format!(
+            "the container engine's cgroup driver is {driver}, so its containers can't be put under the guard"
+        ),
+        remedy: "set `\"exec-opts\": [\"native.cgroupdriver=cgroupfs\"]` in /etc/docker/daemon.json (Podman: `cgroup_manager = \"cgroupfs\"` in containers.conf), and restart the engine",
+    }
 }
 
 fn image_seen(image: ImageInspect) -> ImageSeen {
@@ -185,14 +205,30 @@ mod tests {
     #[test]
     fn an_engine_that_puts_containers_elsewhere_is_refused_with_the_way_out() {
         let answer = |text: &str| serde_json::from_str::<SystemInfo>(text).unwrap();
-        let fits = fit(&answer(r#"{"CgroupDriver": "cgroupfs", "SecurityOptions": ["name=seccomp,profile=default"]}"#));
+        let fit = |text: &str| fit(&answer(text), || None);
+        let fits = fit(r#"{"CgroupDriver": "cgroupfs", "SecurityOptions": ["name=seccomp,profile=default"]}"#);
         assert!(fits.is_ok_and(|fit| fit.cgroup_driver == CgroupDriver::Cgroupfs && !fit.remaps_users));
-        for driver in ["systemd", "none"] {
-            let Err(unfit) = fit(&answer(&format!(r#"{{"CgroupDriver": "{driver}"}}"#))) else { panic!("{driver}") };
-            assert!(unfit.why.contains(&format!("cgroup driver is `{driver}`")), "{}", unfit.why);
+        let fits = fit(r#"{"CgroupDriver": "systemd", "CgroupVersion": "2", "Name": "host"}"#);
+        assert!(fits.is_ok_and(|fit| fit.cgroup_driver == CgroupDriver::Systemd));
+        let refused = [
+            ("`none`", r#"{"CgroupDriver": "none"}"#),
+            ("`none`", "{}"),
+            ("`systemd` on a host with cgroups of version 1", r#"{"CgroupDriver": "systemd", "CgroupVersion": "1"}"#),
+            ("`systemd` on a host with cgroups of version 1", r#"{"CgroupDriver": "systemd"}"#),
+            (
+                "`systemd`, which Palisade knows of Docker only",
+                r#"{"CgroupDriver": "systemd", "CgroupVersion": "2", "DockerRootDir": "/var/lib/containers/storage"}"#,
+            ),
+        ];
+        for (driver, text) in refused {
+            let Err(unfit) = fit(text) else { panic!("{text}") };
+            assert!(unfit.why.contains(&format!("cgroup driver is {driver}")), "{}", unfit.why);
             assert!(unfit.remedy.contains("native.cgroupdriver=cgroupfs"), "{}", unfit.remedy);
         }
-        let rootless = fit(&answer(r#"{"CgroupDriver": "cgroupfs", "SecurityOptions": ["name=rootless"]}"#));
+        let two = answer(r#"{"CgroupDriver": "systemd", "CgroupVersion": "2", "Name": "host"}"#);
+        let Err(unfit) = super::fit(&two, || Some("the names are too long".to_owned())) else { panic!("it fits") };
+        assert!(unfit.why.contains("`systemd`, and the names are too long"), "{}", unfit.why);
+        let rootless = fit(r#"{"CgroupDriver": "cgroupfs", "SecurityOptions": ["name=rootless"]}"#);
         assert!(rootless.is_err_and(|unfit| unfit.why.contains("rootless")));
     }
 

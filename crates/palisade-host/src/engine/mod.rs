@@ -105,7 +105,7 @@ impl EngineError {
                 Some(format!("look at it with `docker inspect {name}`; take it away (`docker rm {name}`) or rename it"))
             }
             Self::Elsewhere { .. } => Some(
-                "the engine's cgroup driver and its parent (`docker info`) decide that: please report it".to_owned(),
+                "the engine's cgroup driver and its parent (`docker info`), and runc, decide that: please report it with their versions".to_owned(),
             ),
             Self::Refused { .. } | Self::Local { .. } => None,
         }

@@ -280,7 +280,7 @@ pub(super) fn join(
     let identity =
         identity.map_err(|error| Failure::new("find the service's user".into(), std::io::Error::other(error)))?;
     let confinement = Confinement::of(spec, identity)?;
-    let mut cgroup = Cgroup::of_instance(layout, &spec.id);
+    let mut cgroup = Cgroup::of(layout, spec);
     let mut namespaces = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWIPC

@@ -189,7 +189,7 @@ fn prepare_and_fork(request: Request, reporter: &mut Reporter) -> Result<(), Fai
 
     let of_cgroup =
         |error: crate::cgroup::Error| Failure::new("set up the cgroup".into(), io::Error::other(Chain(error)));
-    let cgroup = Cgroup::of_instance(layout, &spec.id).map_err(of_cgroup)?;
+    let cgroup = Cgroup::of(layout, spec).map_err(of_cgroup)?;
     cgroup.create_v1().map_err(of_cgroup)?;
     cgroup.limit(&spec.limits).map_err(of_cgroup)?;
     // Before anything of the service exists: all that comes is born inside, under the guard and the limits.

@@ -29,7 +29,7 @@ use std::time::Duration;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use palisade_core::instance::{ContainerProgram, InstanceSpec, Program};
+use palisade_core::instance::{CgroupDriver, ContainerProgram, InstanceSpec, Program};
 use palisade_core::names::InstanceId;
 
 use crate::cgroup::{self, Cgroup};
@@ -57,6 +57,16 @@ pub enum Error {
         instance: InstanceId,
         /// The directory that is missing.
         path: PathBuf,
+    },
+    /// The slice that the guard was attached to is gone: somebody has stopped it.
+    #[error(
+        "instance {instance} is not started: somebody has stopped {slice}, and the guard went with it; `palisade up` makes both anew"
+    )]
+    SliceLost {
+        /// Which.
+        instance: InstanceId,
+        /// The unit of systemd.
+        slice: String,
     },
     /// It runs already.
     #[error("instance {0} runs already")]
@@ -210,9 +220,12 @@ pub fn start(layout: &Layout, spec: &InstanceSpec, exe: &Path) -> Result<Found, 
         let (instance, operation) = (instance(), operation.to_owned());
         move |source: io::Error| Error::Start { instance, operation, source }
     };
-    let cgroup = Cgroup::of_instance(layout, &spec.id)?;
-    if !cgroup.exists() {
-        return Err(Error::Unguarded { instance: instance(), path: cgroup.v2_path() });
+    let cgroup = Cgroup::of(layout, spec)?;
+    if !cgroup.is_guardable() {
+        return Err(match cgroup.driver() {
+            CgroupDriver::Cgroupfs => Error::Unguarded { instance: instance(), path: cgroup.v2_path() },
+            CgroupDriver::Systemd => Error::SliceLost { instance: instance(), slice: cgroup.parent_for_engines() },
+        });
     }
     let directory = layout.instance(&spec.id);
     make_private_directory(&directory)?;
@@ -311,7 +324,7 @@ pub fn stop(layout: &Layout, spec: &InstanceSpec, running: &Running) -> Result<(
     if !running.wait(Duration::from_millis(spec.stop_grace_ms)) {
         running.signal(libc::SIGKILL)?;
     }
-    Ok(Cgroup::of_instance(layout, &spec.id)?.kill()?)
+    Ok(Cgroup::of(layout, spec)?.kill()?)
 }
 
 /// Removes what is left of an instance that has ended: its cgroups and its folder. Its log and volumes stay.
@@ -321,7 +334,7 @@ pub fn remove(layout: &Layout, id: &InstanceId) -> Result<(), Error> {
     if let Some(InstanceSpec { program: Program::Container(program), .. }) = read_json(&path.join("spec.json"))? {
         engine::take_away(layout, id, &program)?;
     }
-    Cgroup::of_instance(layout, id)?.remove()?;
+    Cgroup::all_of_instance(layout, id)?.iter().try_for_each(Cgroup::remove)?;
     match fs::remove_dir_all(&path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(Error::State { operation: "remove", path, source })

@@ -36,7 +36,7 @@ pub(crate) fn run(args: &StackArgs, number: Option<u64>, yes: bool) -> Result<An
             .hint("`palisade history` lists generations; `palisade rollback N` takes another one")
     })?;
     signals::catch();
-    require_images(&generation)?;
+    require_images(&layout, &generation)?;
     let goal = Goal {
         origin: Origin::Rollback { to: number },
         images: generation.images.clone(),
@@ -53,7 +53,7 @@ pub(crate) fn run(args: &StackArgs, number: Option<u64>, yes: bool) -> Result<An
 }
 
 /// The images that ran then have to be here; one that isn't is pulled by its digest, if it came from a registry.
-fn require_images(generation: &Generation) -> Result<(), Failure> {
+fn require_images(layout: &Layout, generation: &Generation) -> Result<(), Failure> {
     let stack = &generation.stack;
     if !stack.needs_engine() {
         return Ok(());
@@ -67,7 +67,7 @@ fn require_images(generation: &Generation) -> Result<(), Failure> {
             container.image = image;
         }
     }
-    let look = || engine::look(&exact, std::env::var("DOCKER_HOST").ok().as_deref());
+    let look = || engine::look(layout, &exact, std::env::var("DOCKER_HOST").ok().as_deref());
     let missing = |engine: &EngineState| -> Vec<&ImageSeen> {
         let there = |id: &String| engine.seen().is_some_and(|engine| engine.images.contains_key(id));
         let wanted = image::names(&exact);

@@ -136,7 +136,8 @@ fn clear_realm(realm: &str) -> Vec<String> {
     let Ok(any_project) = ProjectName::parse("any") else { return left };
     let layout = Layout { realm: realm.to_owned(), project: any_project };
     // Processes first: agents and instances alike are in the realm's cgroup.
-    tell("cgroups", Cgroup::of_realm(&layout).and_then(|cgroup| cgroup.remove()).map_err(Into::into));
+    let removed = Cgroup::all_of_realm(&layout).and_then(|all| all.iter().try_for_each(Cgroup::remove));
+    tell("cgroups", removed.map_err(Into::into));
     let pins = pin_root(realm, &layout.realm_run());
     if pins.exists() {
         for stack in pinned_stacks(&pins) {

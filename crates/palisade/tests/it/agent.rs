@@ -89,7 +89,7 @@ fn an_instance_is_started_restarted_stopped_and_removed() {
     client.remove(&spec.id).unwrap();
     client.remove(&spec.id).unwrap();
     assert!(client.status().unwrap().is_empty());
-    assert!(!Cgroup::of_instance(&realm.layout, &spec.id).unwrap().exists());
+    assert!(!Cgroup::of(&realm.layout, &spec).unwrap().exists());
     let pid = client.pid().unwrap();
     client.shutdown().unwrap();
     assert!(!is_alive(pid));
@@ -157,7 +157,7 @@ fn health_follows_the_check() {
     slower.healthcheck.as_mut().unwrap().timeout_ms = 100_000;
     slower.stop_grace_ms = 0;
     client.start(&slower).unwrap();
-    let cgroup = Cgroup::of_instance(&realm.layout, &slower.id).unwrap();
+    let cgroup = Cgroup::of(&realm.layout, &slower).unwrap();
     eventually("a check that runs", || {
         let line = |pid| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         cgroup.pids().unwrap().into_iter().any(|pid| line(pid).contains("999")).then_some(())
@@ -212,7 +212,7 @@ fn without_its_cgroup_nothing_is_started_again() {
     let mut spec = realm.shell("web", "sleep 1000");
     spec.restart = Restart::Always;
     client.start(&spec).unwrap();
-    let cgroup = Cgroup::of_instance(&realm.layout, &spec.id).unwrap();
+    let cgroup = Cgroup::of(&realm.layout, &spec).unwrap();
     cgroup.remove().unwrap();
     eventually("the refusal", || {
         let refusals = events(&realm, "start_failed");

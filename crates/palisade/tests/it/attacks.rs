@@ -11,6 +11,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use palisade_core::address::{InstanceAddress, ServiceIndex};
+use palisade_core::instance::CgroupDriver;
 use palisade_core::names::{InstanceId, ServiceName};
 use palisade_core::policy::{EgressPolicy, Mode, PeerGrant, Policy, ServicePolicy};
 use palisade_core::stack::{EgressRule, PortProto, Proto};
@@ -307,7 +308,7 @@ fn guarded(realm: &Realm) -> Guarded {
     let (mut cgroups, mut ids) = (vec![], vec![]);
     for (index, name) in ["sibling", "granted", "restricted", "open"].into_iter().enumerate() {
         let id = InstanceId { service: ServiceName::parse(name).unwrap(), number: 1 };
-        let cgroup = Cgroup::of_instance(&realm.layout, &id).unwrap();
+        let cgroup = Cgroup::made_by(&realm.layout, &id, CgroupDriver::Cgroupfs).unwrap();
         cgroup.create().unwrap();
         guard.attach(&cgroup.v2_path(), instance(index as u16)).unwrap();
         cgroups.push(cgroup.v2_path());

@@ -1,7 +1,8 @@
 //! A Docker Engine for one scratch host, with an image that has nothing but busybox; everything of it is removed at the
 //! end, also when the test panics.
 //!
-//! It is in no PID namespace: Palisade looks at the processes of containers by the engine's numbers.
+//! It is in no PID namespace: Palisade looks at the processes of containers by the engine's numbers. An engine that is run by
+//! systemd is in one with it ([`Systemd`]), and so are Palisade's commands.
 
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
@@ -12,18 +13,28 @@ use std::time::{Duration, Instant};
 use palisade_host::cgroup::Mounts;
 
 use crate::scratch::{Host, PATIENCE, Ran, Running};
+use crate::support::PALISADE;
+use crate::systemd::Systemd;
 
 /// Busybox, and nothing to run by default.
 pub(crate) const IMAGE: &str = "box:1";
 
 /// The engine of a scratch host. The thread that starts it is on that host.
 pub(crate) struct Dockerd {
-    /// Keeps the mounts of the engine while the engine is dead.
-    holder: Child,
-    daemon: Child,
+    runs: Runs,
     /// Of its folder and of its cgroups.
     name: String,
     folder: PathBuf,
+}
+
+/// Who runs the daemon.
+enum Runs {
+    Here {
+        /// Keeps the mounts of the engine while the engine is dead.
+        holder: Child,
+        daemon: Child,
+    },
+    BySystemd(Systemd),
 }
 
 /// Programs that a machine without `scripts/install-deps test` may lack.
@@ -119,11 +130,36 @@ impl Dockerd {
         let lines = holder.stdout.as_mut().map(std::io::BufReader::new);
         let _ = lines.map(|mut lines| std::io::BufRead::read_line(&mut lines, &mut said));
         let daemon = Self::daemon(&name, &folder, holder.id())?;
-        let mut engine = Self { holder, daemon, name, folder };
-        engine.wait()?;
-        let root = engine.root();
-        engine.import(&root, IMAGE);
-        Ok(engine)
+        Self { runs: Runs::Here { holder, daemon }, name, folder }.ready()
+    }
+
+    /// The same with systemd, which runs it and makes the cgroups of its containers.
+    pub(crate) fn start_with_systemd(host: &Host) -> Result<Self, String> {
+        let name = host.layout.realm.replace("palisade-test", "palisade-systemd");
+        let folder = Path::new("/var/tmp").join(&name);
+        fs::create_dir_all(&folder).map_err(|error| error.to_string())?;
+        let booted = Systemd::boot(&name, &folder);
+        let systemd = booted.inspect_err(|_| drop(fs::remove_dir_all(&folder)))?;
+        let path = |file: &str| folder.join(file).display().to_string();
+        let command = format!(
+            "dockerd --data-root {} --exec-root {} --pidfile {} --host unix://{} --exec-opt native.cgroupdriver=systemd \
+             --log-level warn --bridge=none --iptables=false --ip-forward=false --ip-masq=false",
+            path("data"),
+            path("exec"),
+            path("pid"),
+            path("docker.sock"),
+        );
+        systemd.add_service("docker", &command, &folder.join("log"));
+        let engine = Self { runs: Runs::BySystemd(systemd), name, folder };
+        engine.systemctl(&["start", "--no-block", "docker"])?;
+        engine.ready()
+    }
+
+    fn ready(mut self) -> Result<Self, String> {
+        self.wait()?;
+        let root = self.root();
+        self.import(&root, IMAGE);
+        Ok(self)
     }
 
     fn daemon(name: &str, folder: &Path, holder: u32) -> Result<Child, String> {
@@ -143,7 +179,11 @@ impl Dockerd {
     fn wait(&mut self) -> Result<(), String> {
         let deadline = Instant::now() + PATIENCE;
         while !self.docker(&["version"]).is_ok_and(|text| text.contains("Server")) {
-            if Instant::now() > deadline || !matches!(self.daemon.try_wait(), Ok(None)) {
+            let ended = match &mut self.runs {
+                Runs::Here { daemon, .. } => !matches!(daemon.try_wait(), Ok(None)),
+                Runs::BySystemd(_) => self.systemctl(&["is-failed", "docker"]).is_ok(),
+            };
+            if Instant::now() > deadline || ended {
                 let log = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
                 return Err(format!("dockerd didn't start; its log ends with: {}", log.lines().last().unwrap_or("")));
             }
@@ -171,8 +211,16 @@ impl Dockerd {
 
     /// Kills the daemon as a crash would, without a chance to tidy up.
     pub(crate) fn kill(&mut self) {
-        let _ = self.daemon.kill();
-        let _ = self.daemon.wait();
+        match &mut self.runs {
+            Runs::Here { daemon, .. } => {
+                let _ = daemon.kill();
+                let _ = daemon.wait();
+            }
+            Runs::BySystemd(systemd) => {
+                let _ = systemd.run("systemctl", &["kill", "--signal=KILL", "docker"]);
+                return;
+            }
+        }
         // Its containerd follows; a daemon that starts before that waits for the dying one.
         let pid = fs::read_to_string(self.folder.join("exec/containerd/containerd.pid")).unwrap_or_default();
         let alive = Path::new("/proc").join(pid.trim());
@@ -185,8 +233,26 @@ impl Dockerd {
     /// Starts it again, with what it knows.
     pub(crate) fn start_again(&mut self) {
         let _ = fs::remove_file(self.folder.join("pid"));
-        self.daemon = Self::daemon(&self.name, &self.folder, self.holder.id()).unwrap();
+        match &mut self.runs {
+            Runs::Here { holder, daemon } => {
+                *daemon = Self::daemon(&self.name, &self.folder, holder.id()).unwrap();
+            }
+            Runs::BySystemd(systemd) => drop(systemd.run("systemctl", &["restart", "docker"]).unwrap()),
+        }
         self.wait().unwrap();
+    }
+
+    /// What systemd says to this.
+    pub(crate) fn systemctl(&self, arguments: &[&str]) -> Result<String, String> {
+        self.inside("systemctl", arguments)
+    }
+
+    /// Runs a command where the engine is: what it printed, or its errors.
+    pub(crate) fn inside(&self, program: &str, arguments: &[&str]) -> Result<String, String> {
+        match &self.runs {
+            Runs::Here { .. } => Err("no systemd runs this engine".to_owned()),
+            Runs::BySystemd(systemd) => systemd.run(program, arguments),
+        }
     }
 
     pub(crate) fn socket(&self) -> String {
@@ -217,8 +283,11 @@ impl Dockerd {
 
     /// Runs a script where the engine's disk is.
     pub(crate) fn on_its_disk(&self, script: &str) {
+        let Runs::Here { holder, .. } = &self.runs else {
+            panic!("the disk of an engine that systemd runs is its own")
+        };
         let mut command = Command::new("nsenter");
-        command.arg(format!("--mount=/proc/{}/ns/mnt", self.holder.id())).args(["sh", "-c", script]);
+        command.arg(format!("--mount=/proc/{}/ns/mnt", holder.id())).args(["sh", "-c", script]);
         let status = command.env("DATA", self.folder.join("data")).stderr(Stdio::null()).status().unwrap();
         assert!(status.success(), "{script}: {status}");
     }
@@ -235,7 +304,9 @@ impl Dockerd {
         command.env("DOCKER_HOST", self.socket()).env("DOCKER_CONFIG", &self.folder);
         let output = command.output().map_err(|error| error.to_string())?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
-        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+        // What can't be executed inside is told on standard output.
+        let failed = || format!("{}{}", text(&output.stdout), text(&output.stderr));
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(failed()) }
     }
 
     /// One value of `docker inspect`.
@@ -245,7 +316,15 @@ impl Dockerd {
 
     /// The binary, with this engine.
     pub(crate) fn palisade(&self, host: &Host, arguments: &[&str]) -> Ran {
-        let mut command = host.command(arguments);
+        let mut command = match &self.runs {
+            Runs::Here { .. } => host.command(arguments),
+            Runs::BySystemd(systemd) => {
+                let folder = format!("--chdir={}", host.folder.display());
+                let prefix = systemd.prefix();
+                let wrapper: Vec<&str> = prefix.iter().map(String::as_str).chain(["env", &folder]).collect();
+                host.wrapped(&wrapper, Path::new(PALISADE), arguments)
+            }
+        };
         command.env("DOCKER_HOST", self.socket()).env("DOCKER_CONFIG", &self.folder);
         Running::start(command).end(PATIENCE)
     }
@@ -271,7 +350,7 @@ impl Dockerd {
 }
 
 /// With everything below, also of hierarchies that only an engine uses.
-fn remove_cgroup(path: &Path) {
+pub(crate) fn remove_cgroup(path: &Path) {
     for entry in fs::read_dir(path).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir()) {
         remove_cgroup(&entry.path());
     }
@@ -283,7 +362,10 @@ fn remove_cgroup(path: &Path) {
 
 impl Drop for Dockerd {
     fn drop(&mut self) {
-        self.kill();
+        match &mut self.runs {
+            Runs::Here { .. } => self.kill(),
+            Runs::BySystemd(systemd) => systemd.end(),
+        }
         // Shims and containers, which outlive the daemon.
         if let Ok(mounts) = Mounts::find() {
             let _ = fs::write(mounts.v2.join(&self.name).join("cgroup.kill"), "1");
@@ -292,8 +374,10 @@ impl Drop for Dockerd {
             remove_cgroup(&cgroup);
         }
         // Its mounts go with the last process that sees them.
-        let _ = self.holder.kill();
-        let _ = self.holder.wait();
+        if let Runs::Here { holder, .. } = &mut self.runs {
+            let _ = holder.kill();
+            let _ = holder.wait();
+        }
         let deadline = Instant::now() + Duration::from_secs(10);
         while fs::remove_dir_all(&self.folder).is_err() && self.folder.exists() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(50));

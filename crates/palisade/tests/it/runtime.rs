@@ -49,7 +49,7 @@ fn an_instance_runs_logs_and_leaves_its_exit_code() {
     lines.sort_unstable();
     assert_eq!(lines, ["stderr F err", "stdout F out", "stdout F tailweb-1"]);
     runtime::remove(&realm.layout, &spec.id).unwrap();
-    assert!(!Cgroup::of_instance(&realm.layout, &spec.id).unwrap().exists());
+    assert!(!Cgroup::of(&realm.layout, &spec).unwrap().exists());
     assert!(runtime::find(&realm.layout, &spec.id).unwrap().is_none());
 }
 
@@ -75,10 +75,10 @@ fn what_cannot_start_says_why_and_leaves_no_process() {
     capability.cap_add.insert("SYS_ADMIN".into());
     assert!(refusal(&realm, &capability).contains("capability `SYS_ADMIN`"));
     for spec in [&missing, &bind, &user, &capability] {
-        assert!(Cgroup::of_instance(&realm.layout, &spec.id).unwrap().pids().unwrap().is_empty());
+        assert!(Cgroup::of(&realm.layout, spec).unwrap().pids().unwrap().is_empty());
     }
     let unguarded = realm.shell("e", "true");
-    std::fs::remove_dir(Cgroup::of_instance(&realm.layout, &unguarded.id).unwrap().v2_path()).unwrap();
+    std::fs::remove_dir(Cgroup::of(&realm.layout, &unguarded).unwrap().v2_path()).unwrap();
     let error = runtime::start(&realm.layout, &unguarded, Path::new(PALISADE)).unwrap_err();
     assert!(matches!(error, Error::Unguarded { .. }), "{error}");
 }
@@ -105,7 +105,7 @@ fn a_stop_signal_is_forwarded_and_who_ignores_it_is_killed_with_its_children() {
     runtime::stop(&realm.layout, &stubborn, &running).unwrap();
     let took = before.elapsed();
     assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(60), "{took:?}");
-    assert!(Cgroup::of_instance(&realm.layout, &stubborn.id).unwrap().pids().unwrap().is_empty());
+    assert!(Cgroup::of(&realm.layout, &stubborn).unwrap().pids().unwrap().is_empty());
     assert!(matches!(runtime::find(&realm.layout, &stubborn.id).unwrap(), Some(Found::Ended(None))));
 }
 
@@ -299,7 +299,7 @@ fn limits_hold() {
     let before = Instant::now();
     let (code, log) = run(&realm, &eater);
     assert_eq!((code, log.contains("ate")), (137, false), "{log} after {:?}", before.elapsed());
-    assert!(Cgroup::of_instance(&realm.layout, &eater.id).unwrap().oom_kills() > 0);
+    assert!(Cgroup::of(&realm.layout, &eater).unwrap().oom_kills() > 0);
 
     let mut forks = realm.shell("forks", "for i in 1 2 3 4 5 6 7 8 9; do sleep 5 & done; wait");
     forks.limits.pids = Some(5);
@@ -310,7 +310,7 @@ fn limits_hold() {
     busy.limits.cpu_milli = Some(100);
     let running = start(&realm, &busy);
     std::thread::sleep(Duration::from_secs(1));
-    let used_us = Cgroup::of_instance(&realm.layout, &busy.id).unwrap().stats().cpu_usage_us.unwrap();
+    let used_us = Cgroup::of(&realm.layout, &busy).unwrap().stats().cpu_usage_us.unwrap();
     assert!(used_us < 400_000, "{used_us} µs of one second at a tenth of a processor");
     running.signal(nix::libc::SIGKILL).unwrap();
     assert!(running.wait(Duration::from_secs(60)));

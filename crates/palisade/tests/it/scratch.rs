@@ -215,7 +215,7 @@ pub(crate) fn remove_all(layout: &Layout) {
     for (pid, _) in processes_of(&layout.realm) {
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
-    if let Err(error) = Cgroup::of_realm(layout).and_then(|cgroup| cgroup.remove()) {
+    if let Err(error) = Cgroup::all_of_realm(layout).and_then(|all| all.iter().try_for_each(Cgroup::remove)) {
         eprintln!("cannot clean up {}: {error}", layout.realm);
     }
     let pins = palisade_guard::pin_root(&layout.realm, &layout.realm_run());

@@ -290,7 +290,7 @@ fn limits_are_what_the_kernel_enforces() {
     impossible.limits.cpuset = Some(CpuSet("4095".into()));
     assert!(refusal(&realm, &impossible).contains("cpuset.cpus"), "{}", refusal(&realm, &impossible));
     runtime::remove(&realm.layout, &spec.id).unwrap();
-    Cgroup::of_realm(&realm.layout).unwrap().remove().unwrap();
+    Cgroup::all_of_realm(&realm.layout).unwrap().iter().for_each(|cgroup| cgroup.remove().unwrap());
     assert!(!mounts.v2.join(&realm.layout.realm).exists());
     if let Some(cpuset) = mounts.v1("cpuset") {
         assert!(!cpuset.join(&realm.layout.realm).exists(), "the cpuset hierarchy is cleaned up too");

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use palisade_core::address::ServiceIndex;
-use palisade_core::instance::{InstanceSpec, Program};
+use palisade_core::instance::{CgroupDriver, InstanceSpec, Program};
 use palisade_core::names::{InstanceId, ProjectName, ServiceName};
 use palisade_core::stack::{Limits, LogRotation, Process, ProcessSettings, Restart};
 use palisade_host::cgroup::Cgroup;
@@ -60,7 +60,7 @@ impl Realm {
     /// The same with an argument vector.
     pub(crate) fn command(&self, service: &str, command: &[&str]) -> InstanceSpec {
         let id = InstanceId { service: ServiceName::parse(service).unwrap(), number: 1 };
-        Cgroup::of_instance(&self.layout, &id).unwrap().create().unwrap();
+        Cgroup::made_by(&self.layout, &id, CgroupDriver::Cgroupfs).unwrap().create().unwrap();
         InstanceSpec {
             project: self.layout.project.clone(),
             id,
@@ -104,7 +104,7 @@ pub(crate) fn process_of(spec: &mut InstanceSpec) -> &mut Process {
 impl Drop for Realm {
     fn drop(&mut self) {
         // Everything that was started is in the realm's cgroups, whatever became of the test.
-        match Cgroup::of_realm(&self.layout).and_then(|cgroup| cgroup.remove()) {
+        match Cgroup::all_of_realm(&self.layout).and_then(|all| all.iter().try_for_each(Cgroup::remove)) {
             Ok(()) => {}
             Err(error) => {
                 eprintln!("cannot clean up {}: {error}: {:?}", self.layout.realm, std::error::Error::source(&error))

@@ -260,8 +260,8 @@ fn killed_rehearsals_are_cleared_by_the_next_one() {
     let mut gone = std::process::Command::new("true").spawn().unwrap();
     gone.wait().unwrap();
     let realm = format!("palisade-rehearse-{}", gone.id());
-    let cgroup =
-        Cgroup::of_realm(&Layout { realm: realm.clone(), project: ProjectName::parse("any").unwrap() }).unwrap();
+    let layout = Layout { realm: realm.clone(), project: ProjectName::parse("any").unwrap() };
+    let [cgroup, _] = Cgroup::all_of_realm(&layout).unwrap();
     cgroup.create().and_then(|()| cgroup.create_v1()).unwrap();
     realms.push(realm);
     // Another rehearsal that runs beside this test may be clearing already, or all of it is still there.

@@ -267,7 +267,8 @@ fn a_killed_agent_is_replaced_and_nothing_else_happens() {
     need_root!("up::a_killed_agent_is_replaced_and_nothing_else_happens");
     let stage = Stage::new();
     stage.up();
-    let pids = || Cgroup::of_stack(&stage.realm.layout).unwrap().pids().unwrap();
+    let [cgroup, _] = Cgroup::all_of_stack(&stage.realm.layout).unwrap();
+    let pids = || cgroup.pids().unwrap();
     let agent = Cgroup::of_agent(&stage.realm.layout).unwrap().pids().unwrap();
     let before = pids();
     assert_eq!(agent.len(), 1);
