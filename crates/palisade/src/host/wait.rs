@@ -30,14 +30,15 @@ impl Adapters {
         let began = Instant::now();
         let deadline = timeout_ms.map(|ms| began + Duration::from_millis(ms));
         let failed = |what: String| Err(HostError::NotReady { id: id.clone(), what, log: self.log_end(id, 6) });
-        let mut at_first = None;
+        // What was started in this run began with no restart.
+        let mut at_first = self.log_starts.contains_key(id).then_some(0);
         loop {
             if self.interrupted() {
                 return Err(HostError::Interrupted);
             }
             let status = self.status(id)?;
             let restarts = status.as_ref().map_or(0, |status| status.restarts);
-            // Who was to be started again already when the waiting began gets that chance.
+            // Whoever was about to be started again when the waiting began gets that chance.
             let exited = restarts > *at_first.get_or_insert(restarts);
             match judge(status.as_ref(), condition, began.elapsed(), exited) {
                 Verdict::Reached => return Ok(Undo::Nothing),

@@ -529,3 +529,59 @@ fn the_reference_stack_runs_from_images() {
         host.assert_nothing_left();
     });
 }
+
+#[test]
+fn an_audit_tells_what_containers_may_do_to_the_host() {
+    need_root!("an_audit_tells_what_containers_may_do_to_the_host");
+    with_engine("an_audit_tells_what_containers_may_do_to_the_host", |host, engine| {
+        let run = |arguments: &[&str], command: &[&str]| {
+            let all = [&["run", "--detach", "--network", "host"], arguments, &[IMAGE], command].concat();
+            engine.docker(&all).unwrap();
+        };
+        let idle = ["sleep", "1000"];
+        run(&["--name", "power", "--privileged"], &idle);
+        run(&["--name", "boss", "--volume", &format!("{}:/var/run/docker.sock:ro", &engine.socket()[7..])], &idle);
+        run(&["--name", "admin", "--cap-add", "NET_ADMIN", "--user", "65534", "--log-opt", "max-size=1m"], &idle);
+        run(&["--name", "db"], &["sh", "-c", "exec nc -lk -p 5432 -e cat"]);
+        patiently("the container to listen", || connects("127.0.0.1:5432".parse().unwrap()).then_some(()));
+        host.write(&shop("hello"));
+        engine.palisade(host, &["up", "--wait"]).expect(0);
+        let ran = engine.palisade(host, &["audit", "--format", "json"]);
+        let report: serde_json::Value =
+            serde_json::from_str(&ran.out).unwrap_or_else(|error| panic!("{error}: {ran:?}"));
+        let of_containers: Vec<String> = report["findings"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|it| format!("{} {}", it["id"].as_str().unwrap(), it["subject"].as_str().unwrap()))
+            .filter(|text| text.starts_with("container-") || text.contains("5432"))
+            .collect();
+        assert_eq!(
+            of_containers,
+            [
+                "container-privileged power",
+                "container-engine-socket boss",
+                "only-firewall 5432/tcp",
+                "container-capability admin",
+                "container-capability boss",
+                "container-capability db",
+                "container-host-namespace admin",
+                "container-host-namespace boss",
+                "container-host-namespace db",
+                "container-host-namespace power",
+                "container-logs boss",
+                "container-logs db",
+                "container-logs power",
+                "container-root boss",
+                "container-root db",
+                "container-root power",
+            ],
+            "what Palisade runs is guarded, and its file answers for it"
+        );
+        let db = report["ports"].as_array().unwrap().iter().find(|row| row["port"] == 5432).unwrap();
+        assert_eq!(db["who"], "nc in container db");
+        engine.palisade(host, &["down", "--volumes", "--yes"]).expect(0);
+        engine.docker(&["rm", "--force", "power", "boss", "admin", "db"]).unwrap();
+        host.assert_nothing_left();
+    });
+}
