@@ -27,6 +27,7 @@ pub mod observed;
 pub mod place;
 pub mod plan;
 pub mod policy;
+pub mod port_document;
 pub mod port_set;
 mod ports;
 pub mod prove;

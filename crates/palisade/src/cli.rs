@@ -172,6 +172,10 @@ pub(crate) enum Verb {
     /// Nothing is changed. What can be reached is found out with real packets in a copy of this host; the exit code is 1
     /// when something is found that is at least as bad as --fail-on.
     Audit(AuditArgs),
+    /// Print the port document: who may reach which port, what services may reach, and which line says so
+    ///
+    /// It is Markdown, made from the file alone and the same on every machine: to be committed and reviewed like code.
+    Ports(PortsArgs),
     /// Prove with real packets that a stack that is up is reachable as its file says, and not otherwise
     Prove {
         /// Text for people, JSON for programs
@@ -259,6 +263,23 @@ impl FailOn {
             FailOn::Note => Severity::Note,
         }
     }
+}
+
+/// Options of `ports`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct PortsArgs {
+    /// Write it to PORTS.md beside the Compose file
+    #[arg(long, conflicts_with = "check")]
+    pub(crate) write: bool,
+    /// Show what differs in PORTS.md and, as root, on this host if the stack is up; exit code 1 if something does
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// Another file than PORTS.md; it is written, or compared with --check
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Text for people, JSON for programs
+    #[arg(long, default_value = "text")]
+    pub(crate) format: Format,
 }
 
 /// Options of `exec`.

@@ -13,6 +13,7 @@ pub(crate) mod learn;
 pub(crate) mod life;
 pub(crate) mod logs;
 pub(crate) mod plan;
+pub(crate) mod ports;
 pub(crate) mod prove;
 pub(crate) mod ps;
 pub(crate) mod rollback;
@@ -57,6 +58,7 @@ pub(crate) fn run(cli: Cli) -> Result<Answer, Failure> {
         Verb::Logs { services, follow, tail } => logs::run(&cli.stack, &services, follow, tail),
         Verb::Learn { seconds } => learn::run(&cli.stack, seconds),
         Verb::Audit(args) => audit::run(&cli.stack, &args),
+        Verb::Ports(args) => ports::run(&cli.stack, &args),
         Verb::Prove { format } => prove::run(&cli.stack, format),
         Verb::Rehearse { file, format } => {
             let mut stack = cli.stack;

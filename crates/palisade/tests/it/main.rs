@@ -14,6 +14,7 @@ mod generations;
 mod learn;
 mod life;
 mod meaning;
+mod ports;
 mod rehearse;
 mod replicas;
 mod runtime;

@@ -117,7 +117,8 @@ fn loaded(args: &StackArgs, options: &AuditArgs) -> Result<Option<Loaded>, Failu
     }
 }
 
-fn look(layout: &Layout) -> Result<Facts, Failure> {
+/// What this host is, for this and other verbs.
+pub(crate) fn look(layout: &Layout) -> Result<Facts, Failure> {
     let firewall = Firewall::new(&layout.realm);
     let instances = observe::instance_names(layout);
     let external = proof::external_interfaces()?;
@@ -153,7 +154,7 @@ fn led(layout: &Layout) -> Vec<Listener> {
 }
 
 /// What this stack and all others of the host say; `None` when there is neither.
-fn declared(layout: &Layout, stack: Option<&Stack>) -> Result<Option<Declared>, Failure> {
+pub(crate) fn declared(layout: &Layout, stack: Option<&Stack>) -> Result<Option<Declared>, Failure> {
     let ssh = std::env::var("SSH_CONNECTION").ok();
     let ssh_ports =
         sockets::ssh_ports(ssh.as_deref()).map_err(|error| Failure::new("can't find sshd's ports", error))?;
