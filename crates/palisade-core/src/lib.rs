@@ -13,6 +13,7 @@ pub mod compose;
 pub mod diagnostic;
 pub mod digest;
 pub mod environment;
+pub mod explain;
 pub mod finding;
 pub mod firewall;
 pub mod generation;

@@ -172,6 +172,12 @@ pub(crate) enum Verb {
     /// Nothing is changed. What can be reached is found out with real packets in a copy of this host; the exit code is 1
     /// when something is found that is at least as bad as --fail-on.
     Audit(AuditArgs),
+    /// Tell why a port can or can't be reached: from outside, or from one service to another
+    ///
+    /// Each thing that a packet or a connection meets is told in its order, with the line of the file. The answer comes
+    /// from real packets: through the firewall of a copy of this host, and from inside the service that asks. The exit
+    /// code is 1 when nothing that was asked about can be reached.
+    Explain(ExplainArgs),
     /// Print the port document: who may reach which port, what services may reach, and which line says so
     ///
     /// It is Markdown, made from the file alone and the same on every machine: to be committed and reviewed like code.
@@ -263,6 +269,20 @@ impl FailOn {
             FailOn::Note => Severity::Note,
         }
     }
+}
+
+/// Options of `explain`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// A port of this host (`5432`, `53/udp`), or a service and perhaps one of its ports (`db:5432`)
+    #[arg(value_name = "PORT|SERVICE[:PORT]")]
+    pub(crate) what: String,
+    /// Who asks: `internet`, a service, an address or a network [default: the internet; for a service, its peers, too]
+    #[arg(long, value_name = "internet|SERVICE|NETWORK")]
+    pub(crate) from: Option<String>,
+    /// Text for people, JSON for programs
+    #[arg(long, default_value = "text")]
+    pub(crate) format: Format,
 }
 
 /// Options of `ports`.

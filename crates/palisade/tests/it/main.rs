@@ -9,6 +9,7 @@ mod config;
 mod containers;
 mod dockerd;
 mod engine;
+mod explain;
 mod files;
 mod generations;
 mod learn;
