@@ -178,6 +178,10 @@ pub(crate) enum Verb {
     /// from real packets: through the firewall of a copy of this host, and from inside the service that asks. The exit
     /// code is 1 when nothing that was asked about can be reached.
     Explain(ExplainArgs),
+    /// Print the stack's host firewall as files of another tool, for hosts that don't run Palisade
+    ///
+    /// What such files can't do stands in them as comments. Nothing is loaded.
+    Export(ExportArgs),
     /// Print the port document: who may reach which port, what services may reach, and which line says so
     ///
     /// It is Markdown, made from the file alone and the same on every machine: to be committed and reviewed like code.
@@ -283,6 +287,36 @@ pub(crate) struct ExplainArgs {
     /// Text for people, JSON for programs
     #[arg(long, default_value = "text")]
     pub(crate) format: Format,
+}
+
+/// Options of `export`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// For which tool
+    pub(crate) tool: FirewallTool,
+    /// Only the file for IPv4; for iptables
+    #[arg(short = '4', long, conflicts_with = "ipv6")]
+    pub(crate) ipv4: bool,
+    /// Only the file for IPv6; for iptables
+    #[arg(short = '6', long)]
+    pub(crate) ipv6: bool,
+    /// Where sshd listens on the host that the files are for [default: where it does here, or 22]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) ssh: Vec<u16>,
+    /// Write the files into this folder
+    #[arg(short, long, value_name = "FOLDER")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+/// Tools that keep a firewall.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FirewallTool {
+    /// One file for `nft -f`.
+    Nftables,
+    /// One file for iptables-restore, one for ip6tables-restore.
+    Iptables,
+    /// A zone.
+    Firewalld,
 }
 
 /// Options of `ports`.

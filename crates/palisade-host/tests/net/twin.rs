@@ -11,7 +11,7 @@ use palisade_host::twin::{self, PortSet, TwinReport, TwinSpec, Why};
 
 use crate::{HOST4, HOST6, nft, scratch, tool};
 
-fn run(host: &Netns) -> TwinReport {
+pub(crate) fn run(host: &Netns) -> TwinReport {
     host.run(|| twin::probe(&TwinSpec::new("eth0"))).unwrap().unwrap()
 }
 

@@ -9,6 +9,7 @@ pub(crate) mod down;
 pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod explain;
+pub(crate) mod export;
 pub(crate) mod history;
 pub(crate) mod learn;
 pub(crate) mod life;
@@ -60,6 +61,7 @@ pub(crate) fn run(cli: Cli) -> Result<Answer, Failure> {
         Verb::Learn { seconds } => learn::run(&cli.stack, seconds),
         Verb::Audit(args) => audit::run(&cli.stack, &args),
         Verb::Explain(args) => explain::run(&cli.stack, &args),
+        Verb::Export(args) => export::run(&cli.stack, &args),
         Verb::Ports(args) => ports::run(&cli.stack, &args),
         Verb::Prove { format } => prove::run(&cli.stack, format),
         Verb::Rehearse { file, format } => {

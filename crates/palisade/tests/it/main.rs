@@ -10,6 +10,7 @@ mod containers;
 mod dockerd;
 mod engine;
 mod explain;
+mod export;
 mod files;
 mod generations;
 mod learn;
