@@ -177,6 +177,7 @@ impl FromPeer<'_> {
         }
         let ready = serving.iter().filter(|status| is_ready(status)).count();
         let mut answers = false;
+        let told = hints.len();
         for status in &serving {
             let get = match (is_ready(status), ready) {
                 (true, _) => Step::yes(format!("{} at {}", state(status), status.address)),
@@ -192,7 +193,7 @@ impl FromPeer<'_> {
             answers |= gets && step.passes == Some(true);
             steps.push(step);
         }
-        if !answers {
+        if !answers && hints.len() == told {
             hints.push(logs);
         }
         answers
