@@ -13,7 +13,7 @@ use palisade_core::port_document::{Change, PortDocument, changes, host};
 use palisade_core::stack::Stack;
 use serde_json::json;
 
-use super::audit as auditing;
+use super::audit::looked_at;
 use crate::cli::{Format, PortsArgs, StackArgs};
 use crate::exit::{Answer, Failure};
 use crate::load::{self, Loaded};
@@ -174,8 +174,7 @@ fn look_at_host(args: &StackArgs, stack: &Stack) -> Result<Host, Failure> {
     if observe::observe(&layout).instances.is_empty() {
         return Ok(Host::NotCompared(format!("{} isn't up on this host", stack.project)));
     }
-    let facts = auditing::look(&layout)?;
-    let declared = auditing::declared(&layout, Some(stack))?;
+    let (facts, declared) = looked_at(&layout, stack)?;
     let audit = audit(&facts, declared.as_ref());
     Ok(Host::Compared(host::unnamed(stack, &facts, &audit, &ephemeral_ports())))
 }

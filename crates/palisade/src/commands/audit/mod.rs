@@ -117,8 +117,7 @@ fn loaded(args: &StackArgs, options: &AuditArgs) -> Result<Option<Loaded>, Failu
     }
 }
 
-/// What this host is, for this and other verbs.
-pub(crate) fn look(layout: &Layout) -> Result<Facts, Failure> {
+fn look(layout: &Layout) -> Result<Facts, Failure> {
     let firewall = Firewall::new(&layout.realm);
     let instances = observe::instance_names(layout);
     let external = proof::external_interfaces()?;
@@ -154,7 +153,7 @@ fn led(layout: &Layout) -> Vec<Listener> {
 }
 
 /// What this stack and all others of the host say; `None` when there is neither.
-pub(crate) fn declared(layout: &Layout, stack: Option<&Stack>) -> Result<Option<Declared>, Failure> {
+fn declared(layout: &Layout, stack: Option<&Stack>) -> Result<Option<Declared>, Failure> {
     let ssh = std::env::var("SSH_CONNECTION").ok();
     let ssh_ports =
         sockets::ssh_ports(ssh.as_deref()).map_err(|error| Failure::new("can't find sshd's ports", error))?;
@@ -272,4 +271,9 @@ fn to_json(report: &Report) -> serde_json::Value {
             "accepted": report.accepted.len(),
         },
     })
+}
+
+/// What this host is, and what it is meant to be, for other verbs.
+pub(crate) fn looked_at(layout: &Layout, stack: &Stack) -> Result<(Facts, Option<Declared>), Failure> {
+    Ok((look(layout)?, declared(layout, Some(stack))?))
 }
