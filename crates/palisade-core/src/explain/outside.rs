@@ -105,6 +105,14 @@ pub fn from_outside(asked: FromOutside<'_>) -> Explanation {
     if !reachable && ways.iter().zip(&met).any(|(way, met)| way.passage == Passage::Stopped && met.taken) {
         hints.extend(asked.who_stops());
     }
+    let only_ipv4 = ways.iter().zip(&met).any(|(way, met)| {
+        way.target.is_ipv6() && matches!(way.passage, Passage::Local { .. }) && !met.taken && !met.steps.is_empty()
+    });
+    if reachable && only_ipv4 {
+        hints.push(
+            "let the program listen on [::] inside, which takes both, if it is to be reached over IPv6".to_owned(),
+        );
+    }
     let over = if over.is_empty() { String::new() } else { format!(", over {}", over.join(" and ")) };
     let verdict = match (reachable, ways.is_empty()) {
         (true, _) => Verdict::Reachable,

@@ -145,6 +145,7 @@ fn what_keeps_a_published_port_from_being_reached_is_told() {
     });
     assert!(ipv4.starts_with("the internet → 8084/tcp of this host, over IPv4: Reachable\n"), "{ipv4}");
     assert!(ipv4.contains("no: the guard hands connections to service app: app.1 runs, and listens at 127.77.1.1:8094, which takes no IPv6"), "{ipv4}");
+    assert!(ipv4.contains("hint: let the program listen on [::] inside"), "{ipv4}");
 }
 
 #[test]

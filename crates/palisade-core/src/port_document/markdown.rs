@@ -70,13 +70,11 @@ fn reach_rows(reach: &ServiceReach) -> Vec<[String; 3]> {
     if reach.peers.is_empty() {
         row("no other service".to_owned(), plain(&reach.line.to_string()));
     }
-    for peer in &reach.peers {
-        let name = plain(peer.service.as_str());
-        let target = match peer.port {
-            Some(port) => format!("{name}, port {port}"),
-            None => format!("{name}, every port"),
-        };
-        row(target, because(&peer.because, &peer.line));
+    // One line for all that are reached for the same reason: ten services in one network would need ninety.
+    for same in reach.peers.chunk_by(|a, b| (a.port, &a.because, &a.line) == (b.port, &b.because, &b.line)) {
+        let names: Vec<_> = same.iter().map(|peer| plain(peer.service.as_str())).collect();
+        let port = same[0].port.map_or_else(|| "every port".to_owned(), |port| format!("port {port}"));
+        row(format!("{}: {port}", names.join(", ")), because(&same[0].because, &same[0].line));
     }
     for host in &reach.host {
         row(format!("this host's own 127.0.0.1, port {}", host.port), because("x-palisade.host", &host.line));

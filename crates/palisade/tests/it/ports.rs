@@ -67,7 +67,7 @@ fn the_document_is_the_same_wherever_it_is_asked_for() {
         "{text}"
     );
     assert!(text.contains("| 5432/tcp | db | private | web | expose: compose.yaml, line 12 |"), "{text}");
-    assert!(text.contains("| web | db, port 5432/tcp | x-palisade.connect: compose.yaml, line 8 |"), "{text}");
+    assert!(text.contains("| web | db: port 5432/tcp | x-palisade.connect: compose.yaml, line 8 |"), "{text}");
     let file = folder.0.join("compose.yaml");
     let elsewhere = folder.run(Path::new("/"), &["-f", file.to_str().unwrap(), "ports"]);
     assert_eq!(elsewhere, (code, text.clone()));
