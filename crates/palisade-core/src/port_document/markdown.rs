@@ -24,8 +24,14 @@ impl PortDocument {
         };
         text += "Private ports are at addresses of the loopback interface that no packet from outside gets to; root of the \
                  host may\nconnect to them.\n";
+        text += "\n## Who is in which network\n\n";
+        let rows = self.networks.iter().map(|(network, members)| {
+            let names: Vec<_> = members.iter().map(ToString::to_string).collect();
+            [plain(network), plain(&names.join(", "))]
+        });
+        text += &table(["network", "services"], rows.collect(), "There is no network.");
         text += "\n## What services may reach\n\n";
-        let rows = self.reaches.iter().flat_map(reach_rows).collect();
+        let rows = self.reaches.iter().flat_map(|reach| self.reach_rows(reach)).collect();
         text += &table(["service", "may connect to", "because"], rows, "There is no service.");
         text += "\nNobody reaches the metadata of clouds unless it is named, other ports of the host, or other stacks \
                  but by what those publish.\n";
@@ -38,6 +44,32 @@ impl PortDocument {
             text += &table(["service", "what it could do", "accepted because", "where"], rows.collect(), "");
         }
         text
+    }
+
+    fn reach_rows(&self, reach: &ServiceReach) -> Vec<[String; 3]> {
+        let service = plain(reach.service.as_str());
+        let mut rows = Vec::new();
+        let mut row = |target: String, because: String| rows.push([service.clone(), target, because]);
+        if reach.peers.is_empty() {
+            row("no other service".to_owned(), plain(&reach.line.to_string()));
+        }
+        // One line for all that are reached for the same reason: ten services in one network would need ninety.
+        for same in reach.peers.chunk_by(|a, b| (a.port, &a.because, &a.line) == (b.port, &b.because, &b.line)) {
+            let names = self.together(Some(&reach.service), same.iter().map(|peer| &peer.service)).unwrap_or_default();
+            let port = same[0].port.map_or_else(|| "every port".to_owned(), |port| format!("port {port}"));
+            row(format!("{}: {port}", plain(&names)), because(&same[0].because, &same[0].line));
+        }
+        for host in &reach.host {
+            row(format!("this host's own 127.0.0.1, port {}", host.port), because("x-palisade.host", &host.line));
+        }
+        match &reach.outside {
+            OutsideReach::Everything => row("everything outside".to_owned(), because("no egress rule", &reach.line)),
+            OutsideReach::Nothing => row("nothing outside".to_owned(), because("no way out", &reach.line)),
+            OutsideReach::Only(rules) => {
+                rules.iter().for_each(|(rule, line)| row(plain(rule), because("x-palisade.egress", line)));
+            }
+        }
+        rows
     }
 
     fn port_row(&self, entry: &PortEntry) -> [String; 5] {
@@ -57,36 +89,10 @@ impl PortDocument {
             port,
             format!("{}{inside}", plain(service)),
             exposure.to_owned(),
-            plain(&entry.who(self.keeps_firewall)),
+            plain(&self.who(entry)),
             because(entry.key, &entry.line),
         ]
     }
-}
-
-fn reach_rows(reach: &ServiceReach) -> Vec<[String; 3]> {
-    let service = plain(reach.service.as_str());
-    let mut rows = Vec::new();
-    let mut row = |target: String, because: String| rows.push([service.clone(), target, because]);
-    if reach.peers.is_empty() {
-        row("no other service".to_owned(), plain(&reach.line.to_string()));
-    }
-    // One line for all that are reached for the same reason: ten services in one network would need ninety.
-    for same in reach.peers.chunk_by(|a, b| (a.port, &a.because, &a.line) == (b.port, &b.because, &b.line)) {
-        let names: Vec<_> = same.iter().map(|peer| plain(peer.service.as_str())).collect();
-        let port = same[0].port.map_or_else(|| "every port".to_owned(), |port| format!("port {port}"));
-        row(format!("{}: {port}", names.join(", ")), because(&same[0].because, &same[0].line));
-    }
-    for host in &reach.host {
-        row(format!("this host's own 127.0.0.1, port {}", host.port), because("x-palisade.host", &host.line));
-    }
-    match &reach.outside {
-        OutsideReach::Everything => row("everything outside".to_owned(), because("no egress rule", &reach.line)),
-        OutsideReach::Nothing => row("nothing outside".to_owned(), because("no way out", &reach.line)),
-        OutsideReach::Only(rules) => {
-            rules.iter().for_each(|(rule, line)| row(plain(rule), because("x-palisade.egress", line)));
-        }
-    }
-    rows
 }
 
 fn because(key: &str, line: &Line) -> String {

@@ -8,7 +8,7 @@ pub mod host;
 mod markdown;
 
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -27,6 +27,8 @@ pub struct PortDocument {
     pub keeps_firewall: bool,
     /// One entry for each way to reach a port, the most exposed first.
     pub ports: Vec<PortEntry>,
+    /// Who is in which network.
+    pub networks: BTreeMap<String, Vec<ServiceName>>,
     /// What each service may reach, in the order of the file.
     pub reaches: Vec<ServiceReach>,
     /// What the guard can't hold, and why that is accepted.
@@ -174,18 +176,21 @@ impl PortDocument {
             project: stack.project.clone(),
             keeps_firewall: !stack.firewall.disabled,
             ports,
+            networks: networks(stack),
             reaches: stack.services.iter().map(|service| reach(stack, service, &line)).collect(),
             unguarded: unguarded.collect(),
         }
     }
 }
 
-impl PortEntry {
-    /// Who reaches it, in words.
-    pub fn who(&self, keeps_firewall: bool) -> String {
-        match (self.exposure, self.address) {
-            (Exposure::Private, _) if self.callers.is_empty() => "nobody".to_owned(),
-            (Exposure::Private, _) => self.callers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+impl PortDocument {
+    /// Who reaches a port, in words.
+    pub fn who(&self, entry: &PortEntry) -> String {
+        match (entry.exposure, entry.address) {
+            (Exposure::Private, _) => {
+                let own = entry.service.as_ref();
+                self.together(own, entry.callers.iter()).unwrap_or_else(|| "nobody".to_owned())
+            }
             (Exposure::ThisHost, _) => "processes of this host".to_owned(),
             (Exposure::Public, address) => {
                 let who = match address {
@@ -194,10 +199,41 @@ impl PortEntry {
                     Some(ip) if ip.is_unspecified() => "anybody, over IPv6".to_owned(),
                     Some(ip) => format!("whoever reaches {ip}"),
                 };
-                if keeps_firewall { who } else { format!("{who}, as far as the host's firewall lets them") }
+                if self.keeps_firewall { who } else { format!("{who}, as far as the host's firewall lets them") }
             }
         }
     }
+
+    /// Names of services, in their order. Where all others of a network are among them, the network stands for them: with
+    /// a service more, one line changes and not all of them. `None` for nobody.
+    fn together<'a>(&self, own: Option<&ServiceName>, names: impl Iterator<Item = &'a ServiceName>) -> Option<String> {
+        /// Fewer are better named.
+        const TOGETHER_MIN: usize = 3;
+        let mut names: Vec<&ServiceName> = names.collect();
+        let all: HashSet<&ServiceName> = names.iter().copied().collect();
+        let mut parts = Vec::new();
+        for (network, members) in &self.networks {
+            let others = || members.iter().filter(|member| Some(*member) != own);
+            let mine = own.is_none_or(|own| members.contains(own));
+            if mine && others().count() >= TOGETHER_MIN && others().all(|other| all.contains(other)) {
+                let told: HashSet<&ServiceName> = others().collect();
+                names.retain(|name| !told.contains(name));
+                parts.push(format!("everybody in network {network}"));
+            }
+        }
+        parts.extend(names.iter().map(ToString::to_string));
+        (!parts.is_empty()).then(|| parts.join(", "))
+    }
+}
+
+fn networks(stack: &Stack) -> BTreeMap<String, Vec<ServiceName>> {
+    let mut networks: BTreeMap<String, Vec<ServiceName>> = BTreeMap::new();
+    for service in &stack.services {
+        for network in &service.networks {
+            networks.entry(network.clone()).or_default().push(service.name.clone());
+        }
+    }
+    networks
 }
 
 type Unplaced<'a> = (PortEntry, &'a Place);

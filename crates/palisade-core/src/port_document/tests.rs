@@ -124,3 +124,20 @@ fn what_a_host_has_besides_is_told() {
     assert_eq!(subjects, ["6000/tcp over IPv4 by eth0", "7777/tcp", "batch:6060/tcp"]);
     assert_eq!(found["batch:6060/tcp"], "batch.1 listens there, and app may connect");
 }
+
+#[test]
+fn a_network_stands_for_all_that_are_in_it() {
+    let services = ["a", "b", "c", "d", "e"].map(|name| {
+        let mut it = service(name);
+        it.expose = vec![at(tcp(80))];
+        it
+    });
+    let mut stack = stack(services);
+    stack.services[4].connect = Some(vec![grant("a", Some(80))]);
+    let document = document(&stack);
+    let who: Vec<_> = document.ports.iter().map(|entry| document.who(entry)).collect();
+    assert_eq!(who, ["everybody in network default", "a, c, d", "a, b, d", "a, b, c", "everybody in network default"]);
+    let text = document.to_markdown();
+    assert!(text.contains("| b | everybody in network default: every port | both are in network default: "), "{text}");
+    assert!(text.contains("| default | a, b, c, d, e |"), "{text}");
+}
