@@ -3,7 +3,7 @@
 //! The words of nftables are the host crate's business; so is what other tables do.
 
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use crate::digest::digest_of;
@@ -55,6 +55,29 @@ impl FirewallRules {
     pub fn digest(&self) -> String {
         digest_of(self)
     }
+}
+
+/// Who publishes or allows a port of the host, and in which line.
+pub fn reasons(stack: &Stack) -> BTreeMap<PortProto, String> {
+    let published = stack.services.iter().flat_map(|service| {
+        service.publish.iter().map(move |publish| {
+            let port = PortProto { port: publish.value.host_port, proto: publish.value.container.proto };
+            (port, format!("{}, {}:{}", service.name, publish.place.file, publish.place.line))
+        })
+    });
+    let allowed = stack
+        .firewall
+        .allow
+        .iter()
+        .map(|port| (port.value, format!("x-palisade.firewall.allow, {}:{}", port.place.file, port.place.line)));
+    let mut reasons: BTreeMap<PortProto, Vec<String>> = BTreeMap::new();
+    for (port, reason) in published.chain(allowed) {
+        let reasons = reasons.entry(port).or_default();
+        if !reasons.contains(&reason) {
+            reasons.push(reason);
+        }
+    }
+    reasons.into_iter().map(|(port, reasons)| (port, reasons.join("; "))).collect()
 }
 
 #[cfg(test)]

@@ -247,7 +247,7 @@ fn endpoint(address: IpAddr, port: PortProto) -> String {
 }
 
 /// As it is written in a file: TCP goes without saying.
-fn short(port: PortProto) -> String {
+pub(crate) fn short(port: PortProto) -> String {
     match port.proto {
         Proto::Tcp => port.port.to_string(),
         Proto::Udp => port.to_string(),

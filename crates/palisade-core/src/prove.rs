@@ -53,7 +53,8 @@ pub fn peer_expectations(stack: &Stack) -> Vec<PeerExpectation> {
     expectations
 }
 
-fn reaches(client: &Service, server: &Service, port: PortProto) -> (bool, String) {
+/// Whether a service may connect to a port of another, and which line says so.
+pub(crate) fn reaches(client: &Service, server: &Service, port: PortProto) -> (bool, String) {
     let shared = client.networks.intersection(&server.networks).next();
     match (&client.connect, shared) {
         (_, None) => (false, format!("they share no network ({})", client.place)),

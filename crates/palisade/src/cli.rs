@@ -172,6 +172,20 @@ pub(crate) enum Verb {
     /// Nothing is changed. What can be reached is found out with real packets in a copy of this host; the exit code is 1
     /// when something is found that is at least as bad as --fail-on.
     Audit(AuditArgs),
+    /// Tell why a port can or can't be reached: from outside, or from one service to another
+    ///
+    /// Each thing that a packet or a connection meets is told in its order, with the line of the file. The answer comes
+    /// from real packets: through the firewall of a copy of this host, and from inside the service that asks. The exit
+    /// code is 1 when nothing that was asked about can be reached.
+    Explain(ExplainArgs),
+    /// Print the stack's host firewall as files of another tool, for hosts that don't run Palisade
+    ///
+    /// What such files can't do stands in them as comments. Nothing is loaded.
+    Export(ExportArgs),
+    /// Print the port document: who may reach which port, what services may reach, and which line says so
+    ///
+    /// It is Markdown, made from the file alone and the same on every machine: to be committed and reviewed like code.
+    Ports(PortsArgs),
     /// Prove with real packets that a stack that is up is reachable as its file says, and not otherwise
     Prove {
         /// Text for people, JSON for programs
@@ -268,6 +282,67 @@ impl FailOn {
             FailOn::Note => Severity::Note,
         }
     }
+}
+
+/// Options of `explain`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// A port of this host (`5432`, `53/udp`), or a service and perhaps one of its ports (`db:5432`)
+    #[arg(value_name = "PORT|SERVICE[:PORT]")]
+    pub(crate) what: String,
+    /// Who asks: `internet`, a service, an address or a network [default: the internet; for a service, its peers, too]
+    #[arg(long, value_name = "internet|SERVICE|NETWORK")]
+    pub(crate) from: Option<String>,
+    /// Text for people, JSON for programs
+    #[arg(long, default_value = "text")]
+    pub(crate) format: Format,
+}
+
+/// Options of `export`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// For which tool
+    pub(crate) tool: FirewallTool,
+    /// Only the file for IPv4; for iptables
+    #[arg(short = '4', long, conflicts_with = "ipv6")]
+    pub(crate) ipv4: bool,
+    /// Only the file for IPv6; for iptables
+    #[arg(short = '6', long)]
+    pub(crate) ipv6: bool,
+    /// Where sshd listens on the host that the files are for [default: where it does here, or 22]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) ssh: Vec<u16>,
+    /// Write the files into this folder
+    #[arg(short, long, value_name = "FOLDER")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+/// Tools that keep a firewall.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FirewallTool {
+    /// One file for `nft -f`.
+    Nftables,
+    /// One file for iptables-restore, one for ip6tables-restore.
+    Iptables,
+    /// A zone.
+    Firewalld,
+}
+
+/// Options of `ports`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct PortsArgs {
+    /// Write it to PORTS.md beside the Compose file
+    #[arg(long, conflicts_with = "check")]
+    pub(crate) write: bool,
+    /// Show what differs in PORTS.md and, as root, on this host if the stack is up; exit code 1 if something does
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// Another file than PORTS.md; it is written, or compared with --check
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Text for people, JSON for programs
+    #[arg(long, default_value = "text")]
+    pub(crate) format: Format,
 }
 
 /// Options of `exec`.

@@ -191,7 +191,7 @@ fn is_unpublished(stack: &Stack, socket: &SocketSeen, door: Door) -> bool {
 }
 
 /// An instance of the service that runs, if one does.
-fn some_instance(host: &Observed, service: &ServiceName) -> InstanceId {
+pub(crate) fn some_instance(host: &Observed, service: &ServiceName) -> InstanceId {
     let of_service = host.instances.iter().filter(|seen| seen.status.id.service == *service);
     let running = of_service.filter(|seen| seen.status.state == RunState::Running).map(|seen| &seen.status.id);
     running.min().cloned().unwrap_or_else(|| InstanceId { service: service.clone(), number: 1 })
@@ -248,7 +248,7 @@ pub(crate) fn running(layout: &Layout, id: &InstanceId) -> Result<Option<(Runnin
 }
 
 /// The answers to probes that run inside an instance; `None` when it doesn't run.
-fn inside(layout: &Layout, id: &InstanceId, targets: &[Target]) -> Result<Option<Vec<Answer>>, Failure> {
+pub(crate) fn inside(layout: &Layout, id: &InstanceId, targets: &[Target]) -> Result<Option<Vec<Answer>>, Failure> {
     let Some((running, spec)) = running(layout, id)? else { return Ok(None) };
     let mut answers = Vec::with_capacity(targets.len());
     // An argument has a limit of 128 KiB; a target takes about 60 bytes.

@@ -70,7 +70,7 @@ pub fn document() -> String {
 
 macro_rules! rules {
     ($($name:ident $severity:ident $id:literal $title:literal $needs:ident $good:literal $why:literal)*) => {
-        $(pub(super) static $name: Rule =
+        $(pub(crate) static $name: Rule =
             Rule {
             id: $id, severity: Severity::$severity, title: $title, good: $good, needs: Needs::$needs, why: $why,
         };)*

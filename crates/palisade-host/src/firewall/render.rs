@@ -83,20 +83,10 @@ fn elements(kind: &str, rules: &FirewallRules) -> Vec<String> {
     }
 }
 
-/// The chains, those that are jumped to last.
-///
-/// Loopback comes first and is cheap: a segment of an established connection passes one comparison of flags on its
-/// way in and one of addresses on its way out, and private addresses are never tracked.
-pub(super) fn chains<'a>(stacks: impl Iterator<Item = &'a str>) -> Vec<Chain> {
+/// What every host lets in and keeps out, whatever its stacks publish.
+pub(super) fn ordinary() -> Vec<(String, String)> {
     let rule = |rule: &str, comment: &str| (rule.to_owned(), comment.to_owned());
-    let chain = |name, rules: Vec<_>| Chain { name, base: None, rules };
-    let later_segment = "tcp flags & (syn|ack) != syn";
-    let mut input = vec![
-        rule("iif lo goto loopback", "the host with itself"),
-        rule(&format!("ip daddr {PRIVATE4} drop"), "private addresses are not for the wire"),
-        rule(&format!("ip6 daddr {PRIVATE6} drop"), "private IPv6 addresses are not for the wire"),
-        rule("ip saddr 127.0.0.0/8 drop", "nobody out there is localhost"),
-        rule(&format!("ip6 saddr {{ ::1, {PRIVATE6} }} drop"), "nobody out there is localhost by IPv6"),
+    vec![
         rule("ip daddr 127.0.0.0/8 ct status & dnat == 0 drop", "localhost is not for the wire, unless sent there"),
         rule("ip6 daddr ::1 ct status & dnat == 0 drop", "localhost is not for the wire by IPv6, unless sent there"),
         rule("ct state vmap { established : accept, related : accept, invalid : drop }", "answers"),
@@ -117,7 +107,25 @@ pub(super) fn chains<'a>(stacks: impl Iterator<Item = &'a str>) -> Vec<Chain> {
         ),
         rule("udp sport 67 udp dport 68 accept", "answers of DHCP"),
         rule("ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept", "answers of DHCPv6"),
+    ]
+}
+
+/// The chains, those that are jumped to last.
+///
+/// Loopback comes first and is cheap: a segment of an established connection passes one comparison of flags on its
+/// way in and one of addresses on its way out, and private addresses are never tracked.
+pub(super) fn chains<'a>(stacks: impl Iterator<Item = &'a str>) -> Vec<Chain> {
+    let rule = |rule: &str, comment: &str| (rule.to_owned(), comment.to_owned());
+    let chain = |name, rules: Vec<_>| Chain { name, base: None, rules };
+    let later_segment = "tcp flags & (syn|ack) != syn";
+    let mut input = vec![
+        rule("iif lo goto loopback", "the host with itself"),
+        rule(&format!("ip daddr {PRIVATE4} drop"), "private addresses are not for the wire"),
+        rule(&format!("ip6 daddr {PRIVATE6} drop"), "private IPv6 addresses are not for the wire"),
+        rule("ip saddr 127.0.0.0/8 drop", "nobody out there is localhost"),
+        rule(&format!("ip6 saddr {{ ::1, {PRIVATE6} }} drop"), "nobody out there is localhost by IPv6"),
     ];
+    input.extend(ordinary());
     for stack in stacks {
         input.push((format!("tcp dport @ssh.{stack} accept"), format!("SSH, {stack}")));
         for (kind, key) in [

@@ -2,6 +2,7 @@
 //!
 //! Needs root; says so and returns where it isn't.
 
+mod export;
 mod firewall;
 mod truth;
 mod twin;

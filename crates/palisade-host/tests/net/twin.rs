@@ -11,7 +11,7 @@ use palisade_host::twin::{self, PortSet, Traced, Twin, TwinReport, TwinSpec, Ver
 
 use crate::{HOST4, HOST6, missing, nft, scratch, tool};
 
-fn run(host: &Netns) -> TwinReport {
+pub(crate) fn run(host: &Netns) -> TwinReport {
     host.run(|| twin::probe(&TwinSpec::new("eth0"))).unwrap().unwrap()
 }
 

@@ -8,11 +8,14 @@ pub(crate) mod config;
 pub(crate) mod down;
 pub(crate) mod events;
 pub(crate) mod exec;
+pub(crate) mod explain;
+pub(crate) mod export;
 pub(crate) mod history;
 pub(crate) mod learn;
 pub(crate) mod life;
 pub(crate) mod logs;
 pub(crate) mod plan;
+pub(crate) mod ports;
 pub(crate) mod prove;
 pub(crate) mod ps;
 pub(crate) mod rollback;
@@ -58,6 +61,9 @@ pub(crate) fn run(cli: Cli) -> Result<Answer, Failure> {
         Verb::Logs { services, follow, tail } => logs::run(&cli.stack, &services, follow, tail),
         Verb::Learn { seconds } => learn::run(&cli.stack, seconds),
         Verb::Audit(args) => audit::run(&cli.stack, &args),
+        Verb::Explain(args) => explain::run(&cli.stack, &args),
+        Verb::Export(args) => export::run(&cli.stack, &args),
+        Verb::Ports(args) => ports::run(&cli.stack, &args),
         Verb::Prove { format } => prove::run(&cli.stack, format),
         Verb::Rehearse { file, format } => {
             let mut stack = cli.stack;

@@ -109,6 +109,12 @@ fn without_root_only_reading_works() {
     ends_clean(&host, "not_root_down", 3, run(&["down"]));
     ends_clean(&host, "not_root_check", 0, run(&["check"]));
     ends_clean(&host, "not_root_plan", 1, run(&["plan"]));
+    let ports = run(&["ports", "--check", "-o", "/nowhere/PORTS.md"]).expect(1);
+    assert!(ports.out.contains("Only the file was compared: looking at the host needs root"), "{ports:?}");
+    let exported = run(&["export", "nftables"]).expect(0);
+    assert!(exported.out.contains("policy drop"), "{exported:?}");
+    let explained = run(&["explain", "8080"]).expect(3);
+    assert!(explained.err.contains("hint: run it with sudo"), "{explained:?}");
     let rehearsal = run(&["rehearse"]);
     let text = format!("{}{}", rehearsal.out, rehearsal.err);
     if text.contains("may not make user namespaces") {

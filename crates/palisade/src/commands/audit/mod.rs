@@ -106,11 +106,7 @@ fn report(
     from: &[String],
 ) -> Result<Report, Failure> {
     let began = Instant::now();
-    let firewall = Firewall::new(&layout.realm);
-    let current = firewall.current().map_err(|error| Failure::new("can't read Palisade's firewall table", error))?;
-    let facts = look(layout, &firewall, current.is_some(), from)?;
-    let stacks = current.into_iter().flat_map(|current| current.stacks);
-    let declared = declared(loaded.map(|loaded| &loaded.stack), stacks)?;
+    let (facts, declared) = looked_at(layout, loaded.map(|loaded| &loaded.stack), from)?;
     let mut audit = audit(&facts, declared.as_ref());
     if let Some(loaded) = loaded {
         audit.findings.extend(promises(layout, loaded)?);
@@ -136,6 +132,19 @@ fn loaded(args: &StackArgs, options: &AuditArgs) -> Result<Option<Loaded>, Failu
         Err(load::Unusable::NoFile(_)) if args.files.is_empty() => Ok(None),
         Err(unusable) => Err(unusable.into_failure()),
     }
+}
+
+/// What this host is, and what it is meant to be. `from`: networks that are asked for, too.
+pub(crate) fn looked_at(
+    layout: &Layout,
+    stack: Option<&Stack>,
+    from: &[String],
+) -> Result<(Facts, Option<Declared>), Failure> {
+    let firewall = Firewall::new(&layout.realm);
+    let current = firewall.current().map_err(|error| Failure::new("can't read Palisade's firewall table", error))?;
+    let facts = look(layout, &firewall, current.is_some(), from)?;
+    let stacks = current.into_iter().flat_map(|current| current.stacks);
+    Ok((facts, declared(stack, stacks)?))
 }
 
 fn look(layout: &Layout, firewall: &Firewall, own_firewall: bool, from: &[String]) -> Result<Facts, Failure> {

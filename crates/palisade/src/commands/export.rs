@@ -1,0 +1,86 @@
+//! `export`: the stack's host firewall as files of other tools. Prints or writes them; loads nothing.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use palisade_core::firewall::{FirewallRules, reasons};
+use palisade_core::prove::Family;
+use palisade_core::stack::Stack;
+use palisade_host::firewall::export::{self, Export};
+use palisade_host::sockets;
+
+use crate::cli::{ExportArgs, FirewallTool, StackArgs};
+use crate::exit::{Answer, Failure};
+use crate::load;
+
+/// A file to be.
+struct File {
+    name: String,
+    text: String,
+}
+
+/// Prints the files, or writes them into a folder.
+pub(crate) fn run(args: &StackArgs, options: &ExportArgs) -> Result<Answer, Failure> {
+    if (options.ipv4 || options.ipv6) && options.tool != FirewallTool::Iptables {
+        let message = "error: one file of this tool is for both IPv4 and IPv6\n  hint: leave -4 and -6 away";
+        return Err(Failure::Input(message.to_owned()));
+    }
+    let loaded = load::load(args).map_err(load::Unusable::into_failure)?;
+    let rules = rules(&loaded.stack, options)?;
+    let because = reasons(&loaded.stack);
+    let files = files(Export { stack: loaded.stack.project.as_str(), rules: &rules, because: &because }, options);
+    let Some(folder) = &options.output else {
+        for (at, file) in files.iter().enumerate() {
+            if files.len() > 1 {
+                println!("{}# ===== {} =====", if at > 0 { "\n" } else { "" }, file.name);
+            }
+            print!("{}", file.text);
+        }
+        return Ok(Answer::Yes);
+    };
+    fs::create_dir_all(folder).map_err(|error| Failure::new(format!("can't make {}", folder.display()), error))?;
+    for file in &files {
+        write(&folder.join(&file.name), &file.text)?;
+    }
+    Ok(Answer::Yes)
+}
+
+/// What the stack lets in, also when its file says that Palisade leaves the firewall alone: then more than ever.
+fn rules(stack: &Stack, options: &ExportArgs) -> Result<FirewallRules, Failure> {
+    let mut ssh: BTreeSet<u16> = options.ssh.iter().copied().collect();
+    if ssh.is_empty() {
+        let session = std::env::var("SSH_CONNECTION").ok();
+        ssh = sockets::ssh_ports(session.as_deref())
+            .map_err(|error| Failure::new("can't find sshd's ports", error).hint("name them: --ssh 22"))?;
+    }
+    if ssh.is_empty() {
+        // Nobody thanks for a file that locks them out.
+        ssh.insert(22);
+    }
+    let mut own = stack.clone();
+    own.firewall.disabled = false;
+    FirewallRules::of(&own, &ssh).ok_or_else(|| Failure::plain("this stack has no firewall to write down"))
+}
+
+fn files(export: Export<'_>, options: &ExportArgs) -> Vec<File> {
+    match options.tool {
+        FirewallTool::Nftables => {
+            vec![File { name: format!("{}.nft", export.stack), text: export::nftables(&export) }]
+        }
+        FirewallTool::Iptables => [(Family::V4, "rules.v4", options.ipv6), (Family::V6, "rules.v6", options.ipv4)]
+            .into_iter()
+            .filter(|(_, _, other)| !other)
+            .map(|(family, name, _)| File { name: name.to_owned(), text: export::iptables(&export, family) })
+            .collect(),
+        FirewallTool::Firewalld => {
+            vec![File { name: format!("{}.xml", export::zone_name(export.stack)), text: export::zone(&export) }]
+        }
+    }
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Failure> {
+    fs::write(path, text).map_err(|error| Failure::new(format!("can't write {}", path.display()), error))?;
+    println!("{} is written", path.display());
+    Ok(())
+}
