@@ -2,9 +2,10 @@
 //! their own, so that nothing of them reaches the machine or outlives the test.
 
 use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::generate::Chance;
 use super::ground::{Ground, ROADS};
@@ -74,6 +75,30 @@ impl Daemon {
             Err(_) => Err(format!("no rules after {} s", START.as_secs())),
         }
     }
+}
+
+/// The cgroups of an engine's containers, in every hierarchy; gone when this is dropped.
+struct Cgroups(String);
+
+impl Drop for Cgroups {
+    fn drop(&mut self) {
+        let hierarchies = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+        let folders = hierarchies.map(|entry| entry.path()).chain([PathBuf::from("/sys/fs/cgroup")]);
+        for folder in folders.map(|folder| folder.join(&self.0)).filter(|folder| folder.exists()) {
+            // The last processes may still be on their way out.
+            let deadline = Instant::now() + Duration::from_secs(5);
+            while folder.exists() && Instant::now() < deadline {
+                remove(&folder);
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+}
+
+fn remove(cgroup: &Path) {
+    let inner = std::fs::read_dir(cgroup).into_iter().flatten().flatten();
+    inner.map(|entry| entry.path()).filter(|path| path.is_dir()).for_each(|path| remove(&path));
+    let _ = std::fs::remove_dir(cgroup);
 }
 
 fn check(test: &str, programs: &[&str], script: &str) {
@@ -163,7 +188,7 @@ action = nftables-multiport[name=two, port="443,8000:8010", protocol=tcp]
 action = iptables-allports[name=three, protocol=udp, chain=INPUT]
 END
 fail2ban-server -c /mnt/conf -s /mnt/socket -p /mnt/pid --logtarget /mnt/server.log -f >/dev/null 2>&1 &
-soon fail2ban-client -c /mnt/conf -s /mnt/socket ping
+soon grep -q "Jail 'three' started" /mnt/server.log
 fail2ban-client -s /mnt/socket set one banip 203.0.113.2
 fail2ban-client -s /mnt/socket set two banip 203.0.113.2
 fail2ban-client -s /mnt/socket set three banip 10.1.0.2
@@ -172,4 +197,35 @@ soon sh -c 'iptables-nft-save | grep -q "A f2b-three -s 10.1.0.2"'
 soon sh -c 'nft list ruleset | grep -q 203.0.113.2' || { cat /mnt/server.log; exit 1; }
 "#;
     check("truth::real_fail2ban", &["fail2ban-server", "iptables-nft", "unshare"], script);
+}
+
+#[test]
+fn real_docker() {
+    let cgroups = Cgroups(format!("palisade-truth-{}", std::process::id()));
+    let script = r#"
+for folder in /proc/sys/kernel /proc/sys/vm /proc/sys/fs; do
+    mount --bind $folder $folder
+    mount -o remount,ro,bind $folder
+done
+mkdir -p /etc/docker
+mount -t tmpfs tmpfs /etc/docker
+mkdir -p /mnt/root/bin
+cp "$(command -v busybox)" /mnt/root/bin/busybox
+ln -s busybox /mnt/root/bin/httpd
+# The engine makes its own.
+ip link del docker0
+dockerd --data-root /mnt/data --exec-root /mnt/exec --pidfile /mnt/pid --host unix:///mnt/docker.sock \
+    --log-level warn --cgroup-parent CGROUPS --storage-driver vfs >/mnt/log 2>&1 &
+DOCKER_HOST=unix:///mnt/docker.sock
+export DOCKER_HOST
+soon docker version
+tar -C /mnt/root -c . | docker import - box:1
+docker run -d --name web -p 8080:80 -p 8443:80 box:1 /bin/httpd -f -p 80 || { cat /mnt/log; exit 1; }
+iptables -P INPUT DROP
+iptables -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+iptables -A INPUT -p tcp -m multiport --dports 22,8000:8010 -j ACCEPT
+iptables -A DOCKER-USER -i lan0 -p tcp -m conntrack --ctorigdstport 8443 -j DROP
+"#;
+    let script = script.replace("CGROUPS", &format!("/{}", cgroups.0));
+    check("truth::real_docker", &["dockerd", "docker", "busybox", "iptables", "unshare"], &script);
 }

@@ -10,6 +10,7 @@ mod ground;
 use std::fmt::Write;
 use std::path::Path;
 
+use palisade_core::stack::Proto;
 use palisade_host::twin::{self, TwinSpec};
 
 use crate::{missing, tool};
@@ -156,7 +157,8 @@ fn compare(ground: &mut Ground, name: &str, text: &str, ports: &[u16], roads: &[
             };
             let local = reached.redirected.iter().map(|(_, to)| *to);
             ground.listen(ports.iter().copied().chain(local));
-            let expected: Vec<_> = ports.iter().map(|port| (*port, says(*port))).collect();
+            let visible = ports.iter().filter(|port| reached.proto == Proto::Tcp || ground.has(**port));
+            let expected: Vec<_> = visible.map(|port| (*port, says(*port))).collect();
             let truth = ground.truth(road, reached.target, reached.proto, &expected);
             for ((port, said), real) in expected.iter().zip(truth) {
                 tally.answers += 1;
