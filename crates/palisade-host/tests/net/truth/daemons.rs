@@ -173,6 +173,7 @@ fn real_fail2ban() {
 cp -a /etc/fail2ban /mnt/conf
 rm -rf /mnt/conf/jail.d /mnt/conf/jail.local
 touch /mnt/log
+printf '[Definition]\nlogtarget = /mnt/server.log\ndbfile = :memory:\n' >/mnt/conf/fail2ban.local
 cat >/mnt/conf/jail.conf <<END
 [DEFAULT]
 backend = polling
@@ -187,7 +188,7 @@ action = nftables-multiport[name=two, port="443,8000:8010", protocol=tcp]
 [three]
 action = iptables-allports[name=three, protocol=udp, chain=INPUT]
 END
-fail2ban-server -c /mnt/conf -s /mnt/socket -p /mnt/pid --logtarget /mnt/server.log -f >/dev/null 2>&1 &
+fail2ban-server -c /mnt/conf -s /mnt/socket -p /mnt/pid -f >/dev/null 2>&1 &
 soon grep -q "Jail 'three' started" /mnt/server.log
 fail2ban-client -s /mnt/socket set one banip 203.0.113.2
 fail2ban-client -s /mnt/socket set two banip 203.0.113.2
