@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::time::Duration;
 
 use super::doubts::{doubts, iptables_doubts};
 use super::patient;
@@ -55,7 +56,7 @@ impl std::fmt::Display for Why {
 /// How often a load that fails is tried again without the rule that it failed at.
 const REFUSALS_MAX: usize = 20;
 /// How often the host is read anew when its rules change meanwhile.
-const READINGS_MAX: usize = 3;
+const READINGS_MAX: usize = 5;
 
 /// A ruleset ready to be loaded elsewhere.
 #[derive(Clone, Debug, Default)]
@@ -146,15 +147,7 @@ struct Listed<'a> {
 /// Reads the ruleset of the calling thread's network namespace. Nothing is said about rules of `own_table`.
 pub(super) fn read(own_table: Option<&str>) -> Result<Ruleset, ToolError> {
     let mut ruleset = Ruleset::default();
-    let mut readings = 0;
-    let (text, rules) = loop {
-        let text = nft::run("nft", &["-s", "list", "ruleset"], "")?;
-        let rules = rules::list().map_err(|source| ToolError::Run { program: "nft".into(), source })?;
-        readings += 1;
-        if readings == READINGS_MAX || counts(&listed(&text)) == counts_of(&rules) {
-            break (text, rules);
-        }
-    };
+    let (text, rules) = read_both()?;
     let mut by_table: BTreeMap<(&str, &str), Vec<&Rule>> = BTreeMap::new();
     for rule in &rules {
         by_table.entry((rule.place.family, &rule.place.table)).or_default().push(rule);
@@ -183,6 +176,34 @@ pub(super) fn read(own_table: Option<&str>) -> Result<Ruleset, ToolError> {
     ruleset.unknown.sort();
     ruleset.unknown.dedup();
     Ok(ruleset)
+}
+
+/// What `nft` and what the kernel says, when both tell of the same rules.
+fn read_both() -> Result<(String, Vec<Rule>), ToolError> {
+    let garbled = |details| ToolError::Garbled { command: "nft -s list ruleset".into(), details };
+    let mut readings = 0;
+    loop {
+        let text = nft::run("nft", &["-s", "list", "ruleset"], "")?;
+        let rules = rules::list().map_err(|source| ToolError::Run { program: "nft".into(), source })?;
+        let (told, there) = (counts(&listed(&text)), counts_of(&rules));
+        if told == there {
+            return Ok((text, rules));
+        }
+        readings += 1;
+        if readings == READINGS_MAX {
+            let differs = |(place, count): (&(String, String), &usize)| told.get(place) != Some(count);
+            let place = there.iter().find(|(place, count)| differs((place, count))).map(|(place, _)| place);
+            let place = place.or_else(|| told.keys().find(|place| !there.contains_key(*place)));
+            let count = |counts: &BTreeMap<(String, String), usize>| {
+                place.and_then(|place| counts.get(place)).copied().unwrap_or(0)
+            };
+            let name = place.map(|(table, chain)| format!("table {table}, chain {chain}")).unwrap_or_default();
+            let details = format!("{name} has {} rules, and {} are listed", count(&there), count(&told));
+            return Err(garbled(details));
+        }
+        // Somebody changes the rules just now.
+        std::thread::sleep(Duration::from_millis(20 << readings));
+    }
 }
 
 fn counts(tables: &[Listed<'_>]) -> BTreeMap<(String, String), usize> {
