@@ -525,19 +525,21 @@ impl Ruleset {
             // Lines count from one; a rule with a chain of its own takes several.
             let refused = refused_lines(&error, "/dev/stdin:");
             let mut at = 1;
-            let mut left_out = Vec::new();
-            self.nft.retain(|line| {
+            let (mut left_out, mut reworded) = (Vec::new(), false);
+            self.nft.retain_mut(|line| {
                 let next = at + line.text.lines().count().max(1);
-                let is_refused = line.rule.is_some() && refused.iter().any(|number| (at..next).contains(number));
+                let is_refused = refused.iter().any(|number| (at..next).contains(number));
                 at = next;
-                if is_refused {
-                    left_out.extend(
-                        line.rule.as_ref().map(|(place, rule)| format!("{} {}: {rule}", place.family, place.table)),
-                    );
+                let Some((place, rule)) = line.rule.as_ref().filter(|_| is_refused) else { return true };
+                if let Some(text) = with_any_protocol(&line.text) {
+                    line.text = text;
+                    reworded = true;
+                    return true;
                 }
-                !is_refused
+                left_out.push(format!("{} {}: {rule}", place.family, place.table));
+                false
             });
-            if left_out.is_empty() || refusals == REFUSALS_MAX {
+            if (left_out.is_empty() && !reworded) || refusals == REFUSALS_MAX {
                 return Err(error);
             }
             left_out.iter().for_each(|rule| self.note(Why::NotCopied, rule));
@@ -634,6 +636,15 @@ impl RestoreLine {
     fn uses_ipset(&self) -> bool {
         self.rule.is_some() && (self.text.contains(" --match-set ") || self.text.contains(" -j SET "))
     }
+}
+
+/// A rule that `nft` lists as `meta l4proto { tcp, udp } tcp dport 53` and then doesn't read ("conflicting protocols
+/// specified", up to 1.0.6 at least): it was `th dport`, and something before it asks for TCP. `None` for others.
+fn with_any_protocol(rule: &str) -> Option<String> {
+    let reworded = ["tcp", "udp"].iter().fold(rule.to_owned(), |rule, proto| {
+        rule.replace(&format!(" {proto} dport "), " th dport ").replace(&format!(" {proto} sport "), " th sport ")
+    });
+    (rule.contains("l4proto {") && reworded != rule).then_some(reworded)
 }
 
 /// Line numbers after `before` in what a tool complained of.

@@ -211,8 +211,8 @@ impl Ground {
                 // and where can't be told.
                 let said =
                     expected.iter().find(|(asked, _)| *asked == port).map_or(Outcome::Nothing, |(_, said)| *said);
-                let elsewhere = if said == Outcome::Nothing { Outcome::Elsewhere } else { said };
-                found.entry(port).or_insert(if self.has(port) { Outcome::Local(port) } else { elsewhere });
+                let somewhere = if self.has(port) { Outcome::Local(port) } else { Outcome::Elsewhere };
+                found.entry(port).or_insert(if said == Outcome::Nothing { somewhere } else { said });
             }
         }
         expected.iter().map(|(port, _)| found.get(port).copied().unwrap_or(Outcome::Nothing)).collect()
