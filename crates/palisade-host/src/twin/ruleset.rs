@@ -531,7 +531,7 @@ impl Ruleset {
                 let is_refused = refused.iter().any(|number| (at..next).contains(number));
                 at = next;
                 let Some((place, rule)) = line.rule.as_ref().filter(|_| is_refused) else { return true };
-                if let Some(text) = with_any_protocol(&line.text) {
+                if let Some(text) = with_protocol_apart(&line.text) {
                     line.text = text;
                     reworded = true;
                     return true;
@@ -639,10 +639,12 @@ impl RestoreLine {
 }
 
 /// A rule that `nft` lists as `meta l4proto { tcp, udp } tcp dport 53` and then doesn't read ("conflicting protocols
-/// specified", up to 1.0.6 at least): it was `th dport`, and something before it asks for TCP. `None` for others.
-fn with_any_protocol(rule: &str) -> Option<String> {
+/// specified", up to 1.0.6 at least), in words that say the same and are read. `None` for others.
+fn with_protocol_apart(rule: &str) -> Option<String> {
     let reworded = ["tcp", "udp"].iter().fold(rule.to_owned(), |rule, proto| {
-        rule.replace(&format!(" {proto} dport "), " th dport ").replace(&format!(" {proto} sport "), " th sport ")
+        ["dport", "sport"].iter().fold(rule, |rule, field| {
+            rule.replace(&format!(" {proto} {field} "), &format!(" meta l4proto {proto} th {field} "))
+        })
     });
     (rule.contains("l4proto {") && reworded != rule).then_some(reworded)
 }
