@@ -2,13 +2,20 @@
 //!
 //! What is asked of them and what their answers mean is the business of `firewall` and `twin`.
 
+use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
 use std::io::{self, Read, Write};
-use std::process::{Command, Stdio};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Loading a large ruleset takes well below a second; an hour-long wait for a wedged kernel helps nobody.
 const TIMEOUT: Duration = Duration::from_secs(20);
+/// A rule takes about 100 bytes, so this is more than anybody's; what says more isn't a firewall tool.
+const OUTPUT_MAX: u64 = 256 << 20;
+const COMPLAINT_MAX: u64 = 1 << 20;
 
 /// A firewall tool didn't do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +51,22 @@ pub enum ToolError {
         /// What it was given.
         timeout_ms: u64,
     },
+    /// It said more than any ruleset has.
+    #[error("`{command}` printed more than {bytes_max} bytes and was killed")]
+    TooMuch {
+        /// With its arguments.
+        command: String,
+        /// What it was given.
+        bytes_max: u64,
+    },
+    /// What it said isn't a ruleset, or isn't the kernel's.
+    #[error("the answer of `{command}` isn't the ruleset that the kernel has: {details}")]
+    Garbled {
+        /// With its arguments.
+        command: String,
+        /// What is wrong with it.
+        details: String,
+    },
     /// Its JSON couldn't be read.
     #[error("the answer of `{command}` can't be read")]
     Json {
@@ -76,6 +99,7 @@ pub(crate) fn run(program: &str, arguments: &[&str], input: &str) -> Result<Stri
         .args(arguments)
         .env("PATH", path)
         .env("LC_ALL", "C")
+        .process_group(0)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -89,6 +113,7 @@ pub(crate) fn run(program: &str, arguments: &[&str], input: &str) -> Result<Stri
     };
     let (mut stdin, mut stdout, mut stderr) =
         (child.stdin.take().expect("piped"), child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
+    let deadline = Instant::now() + TIMEOUT;
     std::thread::scope(|scope| {
         // A tool that fails early closes its end; what it says about that is read below.
         scope.spawn(move || {
@@ -96,28 +121,56 @@ pub(crate) fn run(program: &str, arguments: &[&str], input: &str) -> Result<Stri
         });
         let complaint = scope.spawn(move || {
             let mut text = Vec::new();
-            stderr.read_to_end(&mut text).map(|_| String::from_utf8_lossy(&text).into_owned())
+            (&mut stderr)
+                .take(COMPLAINT_MAX)
+                .read_to_end(&mut text)
+                .map(|_| String::from_utf8_lossy(&text).into_owned())
         });
         let (sender, receiver) = mpsc::channel();
         scope.spawn(move || {
-            let mut text = Vec::new();
-            let result = stdout.read_to_end(&mut text).map(|_| String::from_utf8_lossy(&text).into_owned());
+            let mut bytes = Vec::new();
+            let result = (&mut stdout).take(OUTPUT_MAX + 1).read_to_end(&mut bytes).map(|_| bytes);
             let _ = sender.send(result);
         });
-        let Ok(output) = receiver.recv_timeout(TIMEOUT) else {
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(ToolError::TimedOut { command: command(), timeout_ms: TIMEOUT.as_millis() as u64 });
+        let output = receiver.recv_timeout(TIMEOUT);
+        let too_much = matches!(&output, Ok(Ok(bytes)) if bytes.len() as u64 > OUTPUT_MAX);
+        let ended = !too_much && output.is_ok() && exits(&child, deadline).map_err(failed)?;
+        // What it left running could still hold its ends, so everything of it goes.
+        let status = end(&mut child).map_err(failed)?;
+        let output = match output {
+            Ok(output) if ended => output,
+            _ if too_much => return Err(ToolError::TooMuch { command: command(), bytes_max: OUTPUT_MAX }),
+            _ => return Err(ToolError::TimedOut { command: command(), timeout_ms: TIMEOUT.as_millis() as u64 }),
         };
-        let status = child.wait().map_err(failed)?;
         let complaint = complaint.join().unwrap_or_else(|_| Ok(String::new())).unwrap_or_default();
         if status.success() {
-            output.map_err(failed)
+            output.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).map_err(failed)
         } else {
             let stderr = complaint.trim().chars().take(2000).collect();
             Err(ToolError::Refused { command: command(), stderr })
         }
     })
+}
+
+/// Waits for a program that has said everything; false when it hasn't ended by then. It stays to be waited for.
+fn exits(child: &Child, deadline: Instant) -> io::Result<bool> {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    let mut pause = Duration::from_micros(50);
+    while waitid(Id::Pid(Pid::from_raw(child.id() as i32)), flags)? == WaitStatus::StillAlive {
+        if Instant::now() > deadline {
+            return Ok(false);
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(10));
+    }
+    Ok(true)
+}
+
+/// Kills what is left of a program and of everything that it started in its process group. Nobody has waited for it
+/// yet, so that the group's number is still its own.
+fn end(child: &mut Child) -> io::Result<ExitStatus> {
+    let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
+    child.wait()
 }
 
 /// Runs `nft -j` with these arguments and returns the objects of its answer.

@@ -11,7 +11,8 @@ use palisade_core::stack::Proto;
 
 /// The largest: Ethernet, IPv6, TCP with one option.
 const LEN_MAX: usize = 14 + 40 + 24;
-const BATCH: usize = 256;
+/// How many packets go out at once.
+pub(crate) const BATCH: usize = 256;
 
 /// Where packets come from; an ephemeral port, as that of any client.
 pub(crate) const SOURCE_PORT: u16 = 52_817;

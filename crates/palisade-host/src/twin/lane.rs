@@ -10,12 +10,37 @@ use super::copy::{OUTSIDE, OUTSIDE_MAC, Twin};
 use super::{PortSet, Reached, TwinError, failed, recorder};
 use crate::link;
 use crate::nft;
-use crate::packets::{self, Sender, Template};
+use crate::packets::{self, BATCH, Sender, Template};
 
 /// How often packets that were lost on the way, or that couldn't be written down, are sent again.
 pub(super) const ROUNDS_MAX: u32 = 16;
 /// How long packets that are still queued may take.
 const SETTLE: Duration = Duration::from_millis(300);
+
+/// How far packets may be ahead of what the kernel has got through with; below its `netdev_max_backlog` of 1000.
+const AHEAD_MAX: u64 = 512;
+/// A batch that takes longer than this has a ruleset in its way that takes its time.
+const BATCH_SLOW: Duration = Duration::from_millis(5);
+
+/// Keeps packets from overtaking a slow ruleset: the kernel drops what queues up too far.
+struct Pace {
+    since: Instant,
+    batches: u64,
+}
+
+impl Pace {
+    fn keep(&mut self, mut arrived: impl FnMut() -> Option<u64>) {
+        self.batches += 1;
+        if self.since.elapsed() > BATCH_SLOW {
+            let sent = self.batches * BATCH as u64;
+            let deadline = Instant::now() + SETTLE;
+            while arrived().is_some_and(|arrived| arrived + AHEAD_MAX < sent) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        }
+        self.since = Instant::now();
+    }
+}
 
 /// One family's probe.
 pub(super) struct Lane<'a> {
@@ -66,9 +91,11 @@ impl<'a> Lane<'a> {
         let mut missing = self.ports.clone();
         let mut rounds = 0;
         let local = loop {
-            let sent = sender.send(&template, missing.iter(), || ()).map_err(failed("send packets"))?;
-            self.packets += sent;
             let before = arrived;
+            let mut pace = Pace { since: Instant::now(), batches: 0 };
+            let between = || pace.keep(|| Some(reader.arrived(&label).ok()? - before));
+            let sent = sender.send(&template, missing.iter(), between).map_err(failed("send packets"))?;
+            self.packets += sent;
             let start = Instant::now();
             arrived = loop {
                 let now = reader.arrived(&label).map_err(read())?;

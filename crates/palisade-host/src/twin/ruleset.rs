@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::time::Duration;
 
 use super::PortSet;
 use super::classes;
@@ -57,7 +58,7 @@ impl std::fmt::Display for Why {
 /// How often a load that fails is tried again without the rule that it failed at.
 const REFUSALS_MAX: usize = 20;
 /// How often the host is read anew when its rules change meanwhile.
-const READINGS_MAX: usize = 3;
+const READINGS_MAX: usize = 5;
 
 /// A ruleset ready to be loaded elsewhere.
 #[derive(Clone, Debug, Default)]
@@ -148,15 +149,7 @@ struct Listed<'a> {
 /// Reads the ruleset of the calling thread's network namespace. Nothing is said about rules of `own_table`.
 pub(super) fn read(own_table: Option<&str>) -> Result<Ruleset, ToolError> {
     let mut ruleset = Ruleset::default();
-    let mut readings = 0;
-    let (text, rules) = loop {
-        let text = nft::run("nft", &["-s", "list", "ruleset"], "")?;
-        let rules = rules::list().map_err(|source| ToolError::Run { program: "nft".into(), source })?;
-        readings += 1;
-        if readings == READINGS_MAX || counts(&listed(&text)) == counts_of(&rules) {
-            break (text, rules);
-        }
-    };
+    let (text, rules) = read_both()?;
     let mut by_table: BTreeMap<(&str, &str), Vec<&Rule>> = BTreeMap::new();
     for rule in &rules {
         by_table.entry((rule.place.family, &rule.place.table)).or_default().push(rule);
@@ -185,6 +178,34 @@ pub(super) fn read(own_table: Option<&str>) -> Result<Ruleset, ToolError> {
     ruleset.unknown.sort();
     ruleset.unknown.dedup();
     Ok(ruleset)
+}
+
+/// What `nft` and what the kernel says, when both tell of the same rules.
+fn read_both() -> Result<(String, Vec<Rule>), ToolError> {
+    let garbled = |details| ToolError::Garbled { command: "nft -s list ruleset".into(), details };
+    let mut readings = 0;
+    loop {
+        let text = nft::run("nft", &["-s", "list", "ruleset"], "")?;
+        let rules = rules::list().map_err(|source| ToolError::Run { program: "nft".into(), source })?;
+        let (told, there) = (counts(&listed(&text)), counts_of(&rules));
+        if told == there {
+            return Ok((text, rules));
+        }
+        readings += 1;
+        if readings == READINGS_MAX {
+            let differs = |(place, count): (&(String, String), &usize)| told.get(place) != Some(count);
+            let place = there.iter().find(|(place, count)| differs((place, count))).map(|(place, _)| place);
+            let place = place.or_else(|| told.keys().find(|place| !there.contains_key(*place)));
+            let count = |counts: &BTreeMap<(String, String), usize>| {
+                place.and_then(|place| counts.get(place)).copied().unwrap_or(0)
+            };
+            let name = place.map(|(table, chain)| format!("table {table}, chain {chain}")).unwrap_or_default();
+            let details = format!("{name} has {} rules, and {} are listed", count(&there), count(&told));
+            return Err(garbled(details));
+        }
+        // Somebody changes the rules just now.
+        std::thread::sleep(Duration::from_millis(20 << readings));
+    }
 }
 
 fn counts(tables: &[Listed<'_>]) -> BTreeMap<(String, String), usize> {
@@ -526,19 +547,21 @@ impl Ruleset {
             // Lines count from one; a rule with a chain of its own takes several.
             let refused = refused_lines(&error, "/dev/stdin:");
             let mut at = 1;
-            let mut left_out = Vec::new();
-            self.nft.retain(|line| {
+            let (mut left_out, mut reworded) = (Vec::new(), false);
+            self.nft.retain_mut(|line| {
                 let next = at + line.text.lines().count().max(1);
-                let is_refused = line.rule.is_some() && refused.iter().any(|number| (at..next).contains(number));
+                let is_refused = refused.iter().any(|number| (at..next).contains(number));
                 at = next;
-                if is_refused {
-                    left_out.extend(
-                        line.rule.as_ref().map(|(place, rule)| format!("{} {}: {rule}", place.family, place.table)),
-                    );
+                let Some((place, rule)) = line.rule.as_ref().filter(|_| is_refused) else { return true };
+                if let Some(text) = with_protocol_apart(&line.text) {
+                    line.text = text;
+                    reworded = true;
+                    return true;
                 }
-                !is_refused
+                left_out.push(format!("{} {}: {rule}", place.family, place.table));
+                false
             });
-            if left_out.is_empty() || refusals == REFUSALS_MAX {
+            if (left_out.is_empty() && !reworded) || refusals == REFUSALS_MAX {
                 return Err(error);
             }
             left_out.iter().for_each(|rule| self.note(Why::NotCopied, rule));
@@ -635,6 +658,17 @@ impl RestoreLine {
     fn uses_ipset(&self) -> bool {
         self.rule.is_some() && (self.text.contains(" --match-set ") || self.text.contains(" -j SET "))
     }
+}
+
+/// A rule that `nft` lists as `meta l4proto { tcp, udp } tcp dport 53` and then doesn't read ("conflicting protocols
+/// specified", up to 1.0.6 at least), in words that say the same and are read. `None` for others.
+fn with_protocol_apart(rule: &str) -> Option<String> {
+    let reworded = ["tcp", "udp"].iter().fold(rule.to_owned(), |rule, proto| {
+        ["dport", "sport"].iter().fold(rule, |rule, field| {
+            rule.replace(&format!(" {proto} {field} "), &format!(" meta l4proto {proto} th {field} "))
+        })
+    });
+    (rule.contains("l4proto {") && reworded != rule).then_some(reworded)
 }
 
 /// Line numbers after `before` in what a tool complained of.

@@ -11,12 +11,13 @@ use std::io::Write;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use palisade_core::stack::Proto;
 use palisade_host::link::{self, VethEnd};
 use palisade_host::netns::{self, Netns};
 use palisade_host::probe::{self, Response};
+use palisade_host::routes::{self, Way};
 use palisade_host::sockets::{self, SocketProto, Which};
 
 const HOST4: &str = "203.0.113.1";
@@ -47,7 +48,13 @@ fn scratch(test: &str) -> Option<Scratch> {
     let set_up = |name: &str, last: u16| {
         link::set_up(name, false).unwrap();
         link::add_address(name, [203, 0, 113, last as u8].into(), 24).unwrap();
-        link::add_address(name, [0x2001, 0xdb8, 0, 0, 0, 0, 0, last].into(), 64).unwrap();
+        let ipv6 = [0x2001, 0xdb8, 0, 0, 0, 0, 0, last].into();
+        link::add_address(name, ipv6, 64).unwrap();
+        // The kernel routes an IPv6 address a little later than it has it.
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while routes::way_to(ipv6).unwrap() != Way::Here && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_micros(200));
+        }
     };
     host.run(|| {
         link::set_up("lo", false).unwrap();

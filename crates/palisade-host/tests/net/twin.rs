@@ -412,3 +412,79 @@ fn classes_of_ports_answer_as_all_of_them_would() {
     }
     assert!(sent[0] < 20_000 && sent[1] >= 4 * 65_535, "{sent:?}: what is computed from ports is asked in full");
 }
+
+/// Runs `work` on a thread that sees this script in the place of `nft`, in a mount namespace of its own.
+fn with_fake_nft<T: Send>(script: &str, work: impl FnOnce() -> T + Send) -> T {
+    let fake = std::env::temp_dir().join(format!("palisade-fake-nft-{}-{}", std::process::id(), script.len()));
+    std::fs::write(&fake, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&fake, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let output = std::process::Command::new("sh").args(["-c", "command -v nft"]).output().unwrap();
+    let real = String::from_utf8(output.stdout).unwrap();
+    let inside = || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        let (none, private) = (None::<&str>, nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE);
+        nix::mount::mount(none, "/", none, private, none).unwrap();
+        nix::mount::mount(Some(&fake), real.trim(), none, nix::mount::MsFlags::MS_BIND, none).unwrap();
+        work()
+    };
+    let result = std::thread::scope(|scope| scope.spawn(inside).join());
+    std::fs::remove_file(&fake).unwrap();
+    result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// What the twin says is wrong.
+fn complaint(scratch: &crate::Scratch) -> String {
+    let error = scratch.host.run(|| twin::probe(&TwinSpec::new("eth0"))).unwrap().unwrap_err();
+    let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+    format!("{error}: {source}")
+}
+
+#[test]
+fn a_tool_that_lies_is_found_out() {
+    let Some(scratch) = scratch("a_tool_that_lies_is_found_out") else { return };
+    scratch
+        .host
+        .run(|| {
+            nft("table inet t { chain c { type filter hook input priority 0; policy drop; tcp dport 22 accept; }; }")
+        })
+        .unwrap();
+    let says = |script: &str| with_fake_nft(script, || complaint(&scratch));
+    let what =
+        "cannot read the host's ruleset: the answer of `nft -s list ruleset` isn't the ruleset that the kernel has";
+    let missing = format!("{what}: table inet t, chain c has 1 rules, and 0 are listed");
+    assert_eq!(says("exit 0"), missing);
+    assert_eq!(says("head -c 100000 /dev/urandom"), missing);
+    assert_eq!(says("echo 'table inet t {'; echo '\tchain c {'"), missing);
+    let invented = "printf 'table inet t {\\n chain c {\\n tcp dport 22 accept\\n udp dport 53 accept\\n }\\n}\\n'";
+    assert_eq!(says(invented), format!("{what}: table inet t, chain c has 1 rules, and 2 are listed"));
+    assert_eq!(
+        says("echo something is wrong >&2; exit 7"),
+        "cannot read the host's ruleset: `nft -s list ruleset` failed: something is wrong"
+    );
+    assert_eq!(
+        says("exec yes"),
+        "cannot read the host's ruleset: `nft -s list ruleset` printed more than 268435456 bytes and was killed"
+    );
+}
+
+#[test]
+fn a_tool_that_hangs_is_killed_with_what_it_started() {
+    let Some(scratch) = scratch("a_tool_that_hangs_is_killed_with_what_it_started") else { return };
+    let name = format!("31{:05}", std::process::id() % 100_000);
+    // Its child holds the ends of its pipes.
+    let hangs = [format!("sleep {name}; exit 0"), format!("exec >&- 2>&-; sleep {name}")];
+    std::thread::scope(|scope| {
+        for script in &hangs {
+            let scratch = &scratch;
+            scope.spawn(move || {
+                let says = with_fake_nft(script, || complaint(scratch));
+                assert_eq!(says, "cannot read the host's ruleset: `nft -s list ruleset` was not done after 20000 ms");
+            });
+        }
+    });
+    let left = std::fs::read_dir("/proc").unwrap().flatten().filter(|entry| {
+        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&command) == format!("sleep\0{name}\0")
+    });
+    assert_eq!(left.count(), 0);
+}

@@ -7,7 +7,7 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, connect, getpeername, getsockopt,
     setsockopt, socket, sockopt,
 };
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, btree_map};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -90,15 +90,16 @@ fn mac_of(interface: &str) -> String {
     mac.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
 }
 
+/// Listens on ports that nobody else has.
 fn listen(ports: impl IntoIterator<Item = u16>, listeners: &mut Listeners) {
     for port in ports {
-        listeners.entry(port).or_insert_with(|| {
-            let tcp = TcpListener::bind(("::", port)).unwrap();
-            let udp = UdpSocket::bind(("::", port)).unwrap();
+        if let btree_map::Entry::Vacant(vacant) = listeners.entry(port)
+            && let (Ok(tcp), Ok(udp)) = (TcpListener::bind(("::", port)), UdpSocket::bind(("::", port)))
+        {
             tcp.set_nonblocking(true).unwrap();
             udp.set_nonblocking(true).unwrap();
-            (tcp, udp)
-        });
+            vacant.insert((tcp, udp));
+        }
     }
 }
 
@@ -170,6 +171,11 @@ impl Ground {
         listen(ports, &mut self.on_host);
     }
 
+    /// Whether the port is ours: what gets to somebody else's can be seen by TCP only.
+    pub(super) fn has(&self, port: u16) -> bool {
+        self.on_host.contains_key(&port)
+    }
+
     /// What real packets to these ports get. What is expected is only waited for; an answer that isn't expected is
     /// taken as it is.
     pub(super) fn truth(
@@ -200,9 +206,13 @@ impl Ground {
                     break;
                 }
             }
-            // A handshake whose end the rules don't let through still was answered.
             for port in sent.answered() {
-                found.entry(port).or_insert(Outcome::Local(port));
+                // A handshake whose end the rules don't let through still was answered; or somebody else answered it,
+                // and where can't be told.
+                let said =
+                    expected.iter().find(|(asked, _)| *asked == port).map_or(Outcome::Nothing, |(_, said)| *said);
+                let somewhere = if self.has(port) { Outcome::Local(port) } else { Outcome::Elsewhere };
+                found.entry(port).or_insert(if said == Outcome::Nothing { somewhere } else { said });
             }
         }
         expected.iter().map(|(port, _)| found.get(port).copied().unwrap_or(Outcome::Nothing)).collect()
