@@ -72,7 +72,7 @@ fn ways(palisade: &str, realm: &str) -> Vec<Way> {
     };
     // A path of this run, which lives as long as the program.
     let own: &'static str = Box::leak(palisade.to_owned().into_boxed_str());
-    let scan = ["-n", "-Pn", "-sS", "-p-", "-T5", "--max-retries", "1"];
+    let scan = ["-n", "-Pn", "-sS", "-p-", "-T5", "--min-rate", "5000", "--max-retries", "1"];
     vec![
         way(
             "`palisade audit`",

@@ -541,7 +541,7 @@ fn an_audit_tells_what_containers_may_do_to_the_host() {
         let idle = ["sleep", "1000"];
         run(&["--name", "boss", "--volume", &format!("{}:/var/run/docker.sock:ro", &engine.socket()[7..])], &idle);
         run(&["--name", "admin", "--cap-add", "NET_ADMIN", "--user", "65534", "--log-opt", "max-size=1m"], &idle);
-        run(&["--name", "db"], &["sh", "-c", "exec nc -lk -p 5432 -e cat"]);
+        run(&["--name", "db"], &["sh", "-c", "while :; do nc -l -p 5432; done"]);
         patiently("the container to listen", || connects("127.0.0.1:5432".parse().unwrap()).then_some(()));
         host.write(&shop("hello"));
         engine.palisade(host, &["up", "--wait"]).expect(0);
