@@ -108,6 +108,8 @@ pub enum Action {
     SetFirewall {
         /// What it lets in.
         rules: FirewallRules,
+        /// Longest time until it is confirmed over a new connection, in milliseconds; then it is taken back.
+        confirm_within_ms: Option<u64>,
     },
     /// Replaces the hosts file of an instance that runs on.
     SetHosts {
@@ -263,7 +265,7 @@ impl fmt::Display for Action {
             Action::Drain { id, timeout_ms } => {
                 write!(f, "let connections to {id} end, at most {}", seconds(*timeout_ms))
             }
-            Action::SetFirewall { rules } => {
+            Action::SetFirewall { rules, confirm_within_ms } => {
                 f.write_str("set the firewall: let in")?;
                 let ssh = rules.ssh_ports.iter().map(|port| format!("{port}/tcp (ssh)"));
                 let published = rules.published.iter().map(|open| match open.host_ip {
@@ -272,7 +274,11 @@ impl fmt::Display for Action {
                 });
                 let allow = rules.allow.iter().map(ToString::to_string);
                 let ports: Vec<_> = ssh.chain(published).chain(allow).collect();
-                write!(f, " {}", if ports.is_empty() { "nothing".to_owned() } else { ports.join(", ") })
+                write!(f, " {}", if ports.is_empty() { "nothing".to_owned() } else { ports.join(", ") })?;
+                match confirm_within_ms {
+                    Some(ms) => write!(f, "; taken back unless it is confirmed within {}", seconds(*ms)),
+                    None => Ok(()),
+                }
             }
             Action::SetHosts { id, hosts } => {
                 write!(f, "tell {id} the addresses of {}", counted(hosts.len(), "name"))

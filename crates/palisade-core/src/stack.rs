@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use crate::action::VolumeName;
 use crate::environment::{Environment, Hidden};
+use crate::lockout::Confirm;
 use crate::names::{ProjectName, ServiceName};
 use crate::place::{Place, Placed};
 
@@ -619,4 +620,7 @@ pub struct Firewall {
     pub allow: Vec<Placed<PortProto>>,
     /// `backend: none`: Palisade leaves the host's firewall alone.
     pub disabled: bool,
+    /// When a change has to be confirmed over a new connection.
+    #[serde(default)]
+    pub confirm: Confirm,
 }

@@ -207,6 +207,10 @@ impl Cgroup {
     pub fn of_realm(layout: &Layout) -> Result<Self> {
         Ok(Self { mounts: Mounts::find()?, path: PathBuf::from(&layout.realm) })
     }
+    /// The cgroup of the processes that take back a realm's firewall. No stack's name begins like that. Nothing is made.
+    pub fn of_keepers(realm: &str) -> Result<Self> {
+        Ok(Self { mounts: Mounts::find()?, path: Path::new(realm).join("_firewall") })
+    }
     /// One below it. Nothing is made.
     pub fn below(&self, name: &str) -> Self {
         Self { mounts: self.mounts.clone(), path: self.path.join(name) }
@@ -485,6 +489,21 @@ impl Cgroup {
     pub fn remove(&self) -> Result<()> {
         self.kill()?;
         self.paths().try_for_each(|path| remove_tree(&path))
+    }
+
+    /// Moves the calling process to the top of every mount. Where it can't be moved it stays.
+    pub fn leave(&self) {
+        for mount in self.mounts.paths() {
+            let _ = fs::write(mount.join("cgroup.procs"), "0");
+        }
+    }
+
+    /// Removes it, and the directories above it, if nothing is in them.
+    pub fn remove_if_empty(&self) {
+        for path in self.paths() {
+            let _ = fs::remove_dir(path);
+        }
+        self.remove_empty_parents();
     }
 
     /// Removes the stack's and the realm's directories if nothing else is left in them.

@@ -16,6 +16,7 @@ mod packets;
 pub mod probe;
 pub mod provided;
 pub mod runtime;
+pub mod session;
 pub mod sockets;
 mod terminal;
 pub mod twin;

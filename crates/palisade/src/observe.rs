@@ -21,7 +21,9 @@ use palisade_guard::Guard;
 use palisade_host::cgroup::{Cgroup, Mounts};
 use palisade_host::engine;
 use palisade_host::firewall::Firewall;
+use palisade_host::firewall::pending::Book;
 use palisade_host::layout::Layout;
+use palisade_host::session::{self, Connection};
 use palisade_host::sockets::{self, SocketProto, Which};
 use palisade_host::{provided, volumes};
 
@@ -194,6 +196,7 @@ impl Observer<'_> {
             Ok(Some(current)) => {
                 let sound = current.differences(&current.stacks).is_empty();
                 let rules = current.stacks.get(self.layout.project.as_str());
+                self.host.firewall_of_all = Some(current.stacks.clone());
                 self.host.firewall = rules.map(|rules| FirewallSeen { digest: sound.then(|| rules.digest()) });
             }
             Ok(None) => {}
@@ -237,7 +240,10 @@ impl Observer<'_> {
         if nameless > 0 && !nix::unistd::geteuid().is_root() {
             self.unknown("who has some of the sockets", "only root can read it");
         }
-        match sockets::ssh_ports(std::env::var("SSH_CONNECTION").ok().as_deref()) {
+        let session = session::own().connection.filter(Connection::is_here);
+        self.host.operator = session.as_ref().map(|connection| connection.client);
+        self.host.confirmed = Book::of(&self.layout.realm).confirmed();
+        match sockets::ssh_ports(session.as_ref().map(|connection| connection.text.as_str())) {
             Ok(ports) => self.host.ssh_ports = ports,
             Err(error) => self.unknown("where sshd listens", error),
         }

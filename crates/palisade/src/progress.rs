@@ -60,6 +60,11 @@ impl Lines {
     }
 }
 
+/// Whether a line can be written over by the next one.
+pub(crate) fn counts_down() -> bool {
+    io::stderr().is_terminal()
+}
+
 /// Whether colours are wanted at all: <https://no-color.org>.
 pub(crate) fn wants_color() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())

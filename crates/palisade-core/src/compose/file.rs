@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use crate::diagnostic::{Span, Spanned};
+use crate::lockout::Confirm;
 use crate::names::{ProjectName, ServiceName};
 use crate::stack::{
     Condition, Container, CpuSet, EgressRule, FileSource, HealthTimes, Healthcheck, LogRotation, Mount, MountSource,
@@ -34,6 +35,8 @@ pub struct ComposeFile {
     pub firewall_allow: Vec<Spanned<PortProto>>,
     /// `x-palisade.firewall.backend: none`.
     pub firewall_disabled: bool,
+    /// `x-palisade.firewall.confirm`.
+    pub firewall_confirm: Confirm,
 }
 
 /// A network of the file.

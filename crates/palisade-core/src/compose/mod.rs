@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::diagnostic::{Diagnostic, Severity, Sink, SourceMap, quoted};
+use crate::lockout::Confirm;
 use crate::names::ProjectName;
 use crate::stack::Stack;
 
@@ -46,6 +47,7 @@ mod validate;
 mod words;
 mod yaml;
 
+pub use self::palisade::confirm_ms;
 pub use file::{
     Absent, ComposeFile, FileAllow, FileDependency, FileEgress, FileGrant, FileLink, FileNetwork, FileProvided,
     FileReference, FileService, FileVolume, FileVolumesFrom, NetworkMode, NetworkUse,
@@ -231,6 +233,7 @@ impl read::Reader<'_> {
             allow: Vec::new(),
             firewall_allow: Vec::new(),
             firewall_disabled: false,
+            firewall_confirm: Confirm::default(),
         };
         fields.take("name");
         // What it names was brought in when the files were put together.

@@ -10,11 +10,28 @@ use super::keys;
 use super::ports::{port, port_proto};
 use super::read::{Fields, Reader};
 use super::yaml::{Data, Node};
-use super::{LoadInputs, ReadError};
+use super::{LoadInputs, ReadError, units};
 use crate::diagnostic::{Diagnostic, Span, Spanned};
+use crate::lockout::Confirm;
 use crate::stack::{Process, RuntimeChoice};
 
 const COMMAND_HINT: &str = "write the argument vector: `command: [\"/usr/bin/app\", \"--flag\"]`";
+
+/// Shorter, and nobody has logged in again; longer, and a host stays unreachable for want of a number.
+const CONFIRM_MS: std::ops::RangeInclusive<u64> = 1_000..=3_600_000;
+
+/// The time that somebody has to confirm the firewall, in milliseconds.
+pub fn confirm_ms(text: &str) -> Option<u64> {
+    units::duration_ms(text).filter(|ms| CONFIRM_MS.contains(ms))
+}
+
+/// The time that somebody has to confirm the firewall, or `none`.
+fn confirm(text: &str) -> Option<Confirm> {
+    if text == "none" {
+        return Some(Confirm::Never);
+    }
+    confirm_ms(text).map(|within_ms| Confirm::WhenNeeded { within_ms })
+}
 
 impl Reader<'_> {
     /// `x-palisade`, with `user` and `working_dir` that `process` falls back to.
@@ -168,6 +185,11 @@ impl Reader<'_> {
                     _ => None,
                 });
                 file.firewall_disabled = disabled.unwrap_or_default();
+            }
+            if let Some(node) = firewall.value("confirm") {
+                let hint = "write a time from `1s` to `1h`, or `none` if there is another way in";
+                let confirm = self.parsed(node, "a time to confirm the firewall in", hint, confirm);
+                file.firewall_confirm = confirm.unwrap_or_default();
             }
             firewall.finish();
         }

@@ -42,6 +42,7 @@ pub(crate) fn settle(file: ComposeFile, sources: &SourceMap) -> Stack {
         firewall: Firewall {
             allow: file.firewall_allow.iter().map(|port| placed(port, port.value, sources)).collect(),
             disabled: file.firewall_disabled,
+            confirm: file.firewall_confirm,
         },
         services,
         project: file.project,

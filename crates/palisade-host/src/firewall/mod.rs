@@ -6,19 +6,23 @@
 //! One table serves all stacks of a host, because a second table with the policy `drop` would drop what the first
 //! lets in. Each stack owns its sets in it; they are also the only place where it is written what a stack opened.
 
+pub mod pending;
 mod read;
 mod render;
 
 use nix::fcntl::{Flock, FlockArg};
-use std::collections::BTreeMap;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 
 use palisade_core::firewall::FirewallRules;
+use palisade_core::lockout::{self, Risk};
 
 use crate::nft::{self, ToolError};
 pub(crate) use read::walk;
 pub use read::{Current, ForeignChain};
+use render::ForATime;
 
 /// The mark that the guard puts on every socket of a service; what carries no such mark is not one of ours.
 /// `SOCKET_MARK` of `palisade-guard/bpf/guard.h`.
@@ -67,7 +71,7 @@ pub struct Firewall {
 }
 
 /// What a table held; for undoing a change.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot(Option<BTreeMap<String, FirewallRules>>);
 
 impl Firewall {
@@ -84,17 +88,28 @@ impl Firewall {
         let _lock = self.lock()?;
         let mut stacks = self.current()?.map(|current| current.stacks).unwrap_or_default();
         stacks.insert(stack.to_owned(), rules.clone());
-        self.replace(&stacks)
+        self.replace(&stacks, None)
     }
-    /// Takes away what `stack` opened. The last stack takes the table with it.
-    pub fn remove(&self, stack: &str) -> Result<(), FirewallError> {
+    /// The same, but what this closes is closed for a time only, whatever becomes of those who should take it back.
+    pub fn apply_for_a_time(&self, stack: &str, rules: &FirewallRules, ms: u64) -> Result<(), FirewallError> {
+        let _lock = self.lock()?;
+        let before = self.current()?.map(|current| current.stacks);
+        let closes = lockout::risk(stack, rules, before.as_ref()).unwrap_or(Risk::Closes(BTreeSet::new()));
+        let mut stacks = before.unwrap_or_default();
+        stacks.insert(stack.to_owned(), rules.clone());
+        self.replace(&stacks, Some(&ForATime { ms, closes }))
+    }
+    /// Takes away what `stack` opened, but for the ports where sshd listens. The last stack takes the table with it.
+    pub fn remove(&self, stack: &str, ssh_ports: &BTreeSet<u16>) -> Result<(), FirewallError> {
         let _lock = self.lock()?;
         let Some(current) = self.current()? else { return Ok(()) };
         let mut stacks = current.stacks;
         if stacks.remove(stack).is_none() && !stacks.is_empty() {
             return Ok(());
         }
-        self.replace(&stacks)
+        // sshd may have moved since the others came up: then only this stack let it in.
+        stacks.values_mut().for_each(|rules| rules.ssh_ports.extend(ssh_ports));
+        self.replace(&stacks, None)
     }
     /// What the table in the kernel holds; `None` when there is no such table.
     pub fn current(&self) -> Result<Option<Current>, FirewallError> {
@@ -112,11 +127,15 @@ impl Firewall {
     /// Puts the table back to what a snapshot holds.
     pub fn restore(&self, snapshot: &Snapshot) -> Result<(), FirewallError> {
         let _lock = self.lock()?;
-        self.replace(snapshot.0.as_ref().unwrap_or(&BTreeMap::new()))
+        self.replace(snapshot.0.as_ref().unwrap_or(&BTreeMap::new()), None)
     }
 
-    fn replace(&self, stacks: &BTreeMap<String, FirewallRules>) -> Result<(), FirewallError> {
-        let text = render::transaction(&self.table, stacks);
+    fn replace(
+        &self,
+        stacks: &BTreeMap<String, FirewallRules>,
+        for_a_time: Option<&ForATime>,
+    ) -> Result<(), FirewallError> {
+        let text = render::transaction(&self.table, stacks, for_a_time);
         let mut differences = Vec::new();
         for _ in 0..ATTEMPTS {
             nft::run("nft", &["-f", "-"], &text).map_err(self.failed("replace"))?;
@@ -124,7 +143,7 @@ impl Firewall {
             differences = match current {
                 None if stacks.is_empty() => return Ok(()),
                 None => vec!["it is not there".into()],
-                Some(current) => current.differences(stacks),
+                Some(current) => current.differences_from(stacks, for_a_time),
             };
             if differences.is_empty() {
                 return Ok(());

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use palisade_core::firewall::{FirewallRules, OpenPort};
 use palisade_core::stack::{PortProto, Proto};
 
-use super::render;
+use super::render::{self, ForATime};
 
 /// What our table in the kernel holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -110,6 +110,15 @@ fn plain(rules: &FirewallRules) -> FirewallRules {
 impl Current {
     /// In what the table differs from the one that lets in what `wanted` says; empty when it doesn't.
     pub fn differences(&self, wanted: &BTreeMap<String, FirewallRules>) -> Vec<String> {
+        self.differences_from(wanted, None)
+    }
+
+    /// The same for a table that closes for a time only.
+    pub(super) fn differences_from(
+        &self,
+        wanted: &BTreeMap<String, FirewallRules>,
+        for_a_time: Option<&ForATime>,
+    ) -> Vec<String> {
         let mut differences = Vec::new();
         let names: BTreeSet<_> = self.stacks.keys().chain(wanted.keys()).collect();
         for name in names {
@@ -117,7 +126,7 @@ impl Current {
                 differences.push(format!("the ports of stack `{name}` differ"));
             }
         }
-        let chains = render::chains(wanted.keys().map(String::as_str));
+        let chains = render::chains(wanted.keys().map(String::as_str), for_a_time);
         for name in self.chains.keys().filter(|name| !chains.iter().any(|chain| chain.name == name.as_str())) {
             differences.push(format!("there is a chain `{name}` that is not ours"));
         }

@@ -7,8 +7,19 @@ use std::fmt::Write;
 use std::net::IpAddr;
 
 use palisade_core::firewall::FirewallRules;
+use palisade_core::lockout::Risk;
 
 use super::SERVICE_MARK;
+
+/// A table that closes only for a time, in the kernel itself: when nobody has confirmed it by then and nobody was left to
+/// take it back, what it closed is open again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ForATime {
+    /// How long it closes.
+    pub ms: u64,
+    /// What it closes.
+    pub closes: Risk,
+}
 
 /// A chain: its name, its hook if it is a base chain, and its rules, each with the sentence that names it.
 pub(super) struct Chain {
@@ -38,7 +49,11 @@ const PRIVATE4: &str = "& 255.64.0.0 == 127.64.0.0";
 const PRIVATE6: &str = "fd70:616c:6973:6164::/96";
 
 /// The batch that replaces the table, or removes it when no stack is left.
-pub(super) fn transaction(table: &str, stacks: &BTreeMap<String, FirewallRules>) -> String {
+pub(super) fn transaction(
+    table: &str,
+    stacks: &BTreeMap<String, FirewallRules>,
+    for_a_time: Option<&ForATime>,
+) -> String {
     // Adding it first makes the deletion valid whether or not it is there; all of it is one transaction.
     let mut text = format!("table inet {table}\ndelete table inet {table}\n");
     if stacks.is_empty() {
@@ -52,8 +67,12 @@ pub(super) fn transaction(table: &str, stacks: &BTreeMap<String, FirewallRules>)
             let _ = writeln!(text, "  set {kind}.{stack} {{ type {set_type};{elements} }}");
         }
     }
+    if let Some(ForATime { ms, .. }) = for_a_time {
+        let elements = format!("ipv4 timeout {ms}ms, ipv6 timeout {ms}ms");
+        let _ = writeln!(text, "  set waiting {{ type nf_proto; flags timeout; elements = {{ {elements} }} }}");
+    }
     // A chain must stand before those that jump to it.
-    for chain in chains(stacks.keys().map(String::as_str)).iter().rev() {
+    for chain in chains(stacks.keys().map(String::as_str), for_a_time).iter().rev() {
         let _ = writeln!(text, "  chain {} {{", chain.name);
         if let Some(Base { hook, priority, policy }) = chain.base {
             let _ = writeln!(text, "    type filter hook {hook} priority {priority}; policy {policy};");
@@ -87,7 +106,7 @@ fn elements(kind: &str, rules: &FirewallRules) -> Vec<String> {
 ///
 /// Loopback comes first and is cheap: a segment of an established connection passes one comparison of flags on its
 /// way in and one of addresses on its way out, and private addresses are never tracked.
-pub(super) fn chains<'a>(stacks: impl Iterator<Item = &'a str>) -> Vec<Chain> {
+pub(super) fn chains<'a>(stacks: impl Iterator<Item = &'a str>, for_a_time: Option<&ForATime>) -> Vec<Chain> {
     let rule = |rule: &str, comment: &str| (rule.to_owned(), comment.to_owned());
     let chain = |name, rules: Vec<_>| Chain { name, base: None, rules };
     let later_segment = "tcp flags & (syn|ack) != syn";
@@ -129,8 +148,19 @@ pub(super) fn chains<'a>(stacks: impl Iterator<Item = &'a str>) -> Vec<Chain> {
             input.push((format!("{key} @{kind}.{stack} accept"), format!("{kind}, {stack}")));
         }
     }
+    let mut policy = "drop";
+    if let Some(ForATime { closes, .. }) = for_a_time {
+        input.push(rule("meta nfproto @waiting drop", "closed until the time to confirm is over"));
+        match closes {
+            Risk::ClosesAll => policy = "accept",
+            Risk::Closes(ports) => input.extend(ports.iter().map(|open| {
+                let text = format!("meta l4proto {} th dport {} accept", open.proto, open.port);
+                (text, "open again, as nobody confirmed".to_owned())
+            })),
+        }
+    }
     vec![
-        Chain { name: "input", base: Some(Base { hook: "input", priority: 0, policy: "drop" }), rules: input },
+        Chain { name: "input", base: Some(Base { hook: "input", priority: 0, policy }), rules: input },
         Chain {
             name: "output",
             // Before connection tracking, so that what passes between services is never tracked.

@@ -12,6 +12,7 @@ mod files;
 mod generations;
 mod learn;
 mod life;
+mod lockout;
 mod meaning;
 mod rehearse;
 mod replicas;

@@ -59,6 +59,11 @@ pub static FIREWALL: Section = section(
     &[
         yes("allow", SET, "ports besides SSH and the published ones that stay open"),
         yes("backend", TEXT, "`auto`, or `none` to leave the host's firewall alone"),
+        yes(
+            "confirm",
+            TEXT,
+            "how long a change that could lock you out waits for `palisade confirm` over a new connection (`60s`); `none`: it doesn't",
+        ),
     ],
 );
 
