@@ -221,7 +221,8 @@ mod tests {
         )
         .unwrap();
         let rules = FirewallRules { ssh_ports: BTreeSet::from([22]), ..FirewallRules::default() };
-        plan.steps = vec![Step { action: Action::SetFirewall { rules, confirm_within_ms: None }, cause: Cause::Missing }];
+        plan.steps =
+            vec![Step { action: Action::SetFirewall { rules, confirm_within_ms: None }, cause: Cause::Missing }];
         let host = Observed { ssh_ports: BTreeSet::from([22, 2222]), ..Observed::default() };
         assert_eq!(ids(&plan, &host), ["ssh-cut-off"]);
     }

@@ -140,7 +140,8 @@ impl HostError {
         match self {
             Self::Firewall(FirewallError::Tool { source: ToolError::Missing { program }, .. })
             | Self::Pending(PendingError::Firewall(FirewallError::Tool {
-                source: ToolError::Missing { program }, ..
+                source: ToolError::Missing { program },
+                ..
             })) => lacking(
                 &format!("`{program}` is not installed, and it is what changes the firewall"),
                 "install the package nftables, or write `firewall: {backend: none}` below x-palisade",

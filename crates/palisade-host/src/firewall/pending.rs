@@ -125,7 +125,9 @@ pub enum PendingError {
     #[error("it is too late: the firewall is as it was before")]
     TooLate,
     /// Whoever confirms came in before the change.
-    #[error("this login is over a connection that was there before the change, so it doesn't prove that you can get in")]
+    #[error(
+        "this login is over a connection that was there before the change, so it doesn't prove that you can get in"
+    )]
     OldConnection,
     /// Whoever confirms came in over SSH, and when can't be told.
     #[error("which SSH connection this is can't be told, as in a terminal multiplexer")]
@@ -136,7 +138,9 @@ impl PendingError {
     /// What to do about it.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::Busy { .. } => Some("run `palisade confirm` over a new SSH connection, or wait until it is taken back"),
+            Self::Busy { .. } => {
+                Some("run `palisade confirm` over a new SSH connection, or wait until it is taken back")
+            }
             Self::OldConnection | Self::UnknownConnection => Some(
                 "open another terminal, log in anew (`ssh -S none …` if you share connections), and run `sudo palisade \
                  confirm` there; `palisade confirm --yes` if you know that you can get in",
@@ -326,7 +330,10 @@ impl Book {
             if own.left_ms() == 0 {
                 for _ in 0..TRIES {
                     match self.take_back() {
-                        Ok(()) => break,
+                        Ok(()) => {
+                            eprintln!("nobody confirmed the change by stack {}: it is taken back", own.project);
+                            break;
+                        }
                         Err(error) => eprintln!("can't take the firewall back, trying again: {}", chain(&error)),
                     }
                     std::thread::sleep(Duration::from_secs(1));
@@ -350,7 +357,6 @@ impl Book {
         let Some(mut pending) = self.read()?.filter(|pending| pending.state == State::Waiting) else { return Ok(()) };
         self.firewall.restore(&pending.before)?;
         pending.state = State::TakenBack;
-        eprintln!("the firewall is as it was before the change by stack {}: nobody confirmed it", pending.project);
         self.write(&pending)
     }
 
@@ -438,9 +444,8 @@ pub fn keeper_main(arguments: &[String]) {
     // Out of the cgroup of whoever typed `up`: it may be killed with the login session. On a machine without cgroups
     // nobody does that.
     let cgroup = Cgroup::of_keepers(realm);
-    let _ = cgroup
-        .as_ref()
-        .map(|cgroup| cgroup.create().and_then(|()| cgroup.create_v1()).and_then(|()| cgroup.join()));
+    let _ =
+        cgroup.as_ref().map(|cgroup| cgroup.create().and_then(|()| cgroup.create_v1()).and_then(|()| cgroup.join()));
     // When memory runs out, others go first.
     let _ = fs::write("/proc/self/oom_score_adj", "-1000");
     let _ = nix::unistd::chdir("/");
@@ -482,4 +487,3 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     file.and_then(|mut file| file.write_all(&bytes)).map_err(at("writing", &new))?;
     fs::rename(&new, path).map_err(at("writing", path))
 }
-

@@ -91,7 +91,11 @@ fn play(scene: &Scene, stack: &Stack) -> Result<Report, Failure> {
     make_external_volumes(layout, stack)?;
     let began = Instant::now();
     eprintln!("The scratch host is ready; bringing {} up on it", stack.project);
-    if up::bring_up(layout, &up::Goal { wait: true, confirm: Some(Confirm::Never), ..up::Goal::of(stack, Mode::Enforce) })? == Answer::No {
+    if up::bring_up(
+        layout,
+        &up::Goal { wait: true, confirm: Some(Confirm::Never), ..up::Goal::of(stack, Mode::Enforce) },
+    )? == Answer::No
+    {
         return Err(Failure::plain("the stack came up, but not as the file says: see the findings above"));
     }
     let up_ms = began.elapsed().as_millis() as u64;

@@ -5,10 +5,11 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use palisade_host::firewall::Firewall;
 use palisade_host::link;
@@ -84,7 +85,7 @@ struct Stage {
 impl Drop for Stage {
     fn drop(&mut self) {
         for server in &mut self.servers {
-            let _ = server.kill();
+            let _ = killpg(Pid::from_raw(server.id() as i32), Signal::SIGKILL);
             let _ = server.wait();
         }
     }
@@ -97,7 +98,7 @@ fn stage() -> Stage {
     host.internet.run(|| link::add_address("eth0", STRANGER6, 64).unwrap()).unwrap();
     let servers = [SSHD, MULTIPLEXER].map(|program| {
         let mut command = Command::new("python3");
-        command.args(["-c", program]).env_remove("SSH_CONNECTION").stdin(Stdio::null());
+        command.args(["-c", program]).env_remove("SSH_CONNECTION").stdin(Stdio::null()).process_group(0);
         command.spawn().unwrap()
     });
     let stage = Stage { host, servers: servers.into() };
@@ -126,7 +127,8 @@ impl Stage {
         let mut stream = connect(&self.host.internet, to, 3_000).expect("no way in");
         let realm = &self.host.layout.realm;
         let folder = self.host.folder.display();
-        let line = format!("cd {folder}; echo began; {before} {PALISADE} --realm {realm} {arguments}; echo exit code $?\n");
+        let line =
+            format!("cd {folder}; echo began; {before} {PALISADE} --realm {realm} {arguments}; echo exit code $?\n");
         stream.write_all(line.as_bytes()).unwrap();
         // A connection that was never tracked is taken for one when the host sends something first.
         let mut began = [0; 6];
@@ -289,11 +291,7 @@ fn a_hang_up_takes_the_change_back_at_once() {
     stage.wait_for(ONLY_22, PATIENCE);
     drop(login);
     stage.wait_for(ALL, Duration::from_secs(10));
-    patiently("the end of everything", || {
-        let left = stage.host.left();
-        println!("{left:?}");
-        left.is_empty().then_some(())
-    });
+    patiently("the end of everything", || stage.host.left().is_empty().then_some(()));
 }
 
 #[test]
