@@ -6,7 +6,7 @@ use serde::Serialize;
 use std::fmt;
 
 use crate::address::InstanceAddress;
-use crate::firewall::FirewallRules;
+use crate::firewall::{Backend, FirewallRules};
 use crate::instance::{Hosts, InstanceSpec};
 use crate::names::{InstanceId, ServiceName};
 use crate::policy::{Mode, Policy};
@@ -266,8 +266,15 @@ impl fmt::Display for Action {
                 write!(f, "let connections to {id} end, at most {}", seconds(*timeout_ms))
             }
             Action::SetFirewall { rules, confirm_within_ms } => {
-                f.write_str("set the firewall: let in")?;
-                let ssh = rules.ssh_ports.iter().map(|port| format!("{port}/tcp (ssh)"));
+                match rules.backend {
+                    Backend::Nftables => f.write_str("set the firewall: let in")?,
+                    Backend::Firewalld | Backend::Iptables => {
+                        write!(f, "keep private ports private, and let in by {}:", rules.backend)?;
+                    }
+                    Backend::Ufw => f.write_str("keep private ports private; ufw has to let in")?,
+                }
+                // In somebody else's firewall it is let in or not, and stays as it is.
+                let ssh = rules.ssh_ports.iter().filter(|_| rules.closes()).map(|port| format!("{port}/tcp (ssh)"));
                 let published = rules.published.iter().map(|open| match open.host_ip {
                     Some(ip) => format!("{}/{} at {ip}", open.port, open.proto),
                     None => format!("{}/{}", open.port, open.proto),

@@ -111,7 +111,11 @@ impl Confirm {
 
 /// How `stack`'s new `rules` could lock somebody out.
 pub fn risk(stack: &str, rules: &FirewallRules, before: Option<&BTreeMap<String, FirewallRules>>) -> Option<Risk> {
-    let Some(before) = before else { return Some(Risk::ClosesAll) };
+    if !rules.closes() {
+        return None;
+    }
+    let closing = before.filter(|before| before.values().any(FirewallRules::closes));
+    let Some(before) = closing else { return Some(Risk::ClosesAll) };
     let others = before.iter().filter(|(name, _)| *name != stack).map(|(_, rules)| rules);
     let after = WaysIn::of(others.chain([rules]));
     let closed = WaysIn::of(before.values()).without(&after);
@@ -157,6 +161,14 @@ mod tests {
         assert_eq!(Confirm::Never.within_ms("shop", &rules, over_ssh()), None);
         let nobody = Facts { operator: None, ..over_ssh() };
         assert_eq!(Confirm::Always { within_ms: 9 }.within_ms("shop", &rules, nobody), Some(9));
+    }
+
+    #[test]
+    fn only_a_table_that_closes_locks_anybody_out() {
+        let with = |backend| FirewallRules { backend, ..rules(&[22], &[]) };
+        assert_eq!(risk("shop", &with(crate::firewall::Backend::Firewalld), None), None);
+        let before = BTreeMap::from([("shop".to_owned(), with(crate::firewall::Backend::Firewalld))]);
+        assert_eq!(risk("shop", &rules(&[22], &[]), Some(&before)), Some(Risk::ClosesAll));
     }
 
     #[test]

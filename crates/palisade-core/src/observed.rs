@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use crate::address::{AddressBook, InstanceAddress, ServiceIndex};
 use crate::digest::Fingerprint;
-use crate::firewall::FirewallRules;
+use crate::firewall::{Backend, FirewallRules, OpenPort};
 use crate::instance::{CgroupDriver, InstanceStatus};
 use crate::lockout::{Facts, WaysIn};
 use crate::names::{InstanceId, ServiceName};
@@ -28,6 +28,10 @@ pub struct Observed {
     pub guard: Option<GuardSeen>,
     /// Digest of the rules that Palisade's table of the firewall was made from, if the table is there.
     pub firewall: Option<FirewallSeen>,
+    /// Whose firewall decides on this host, as far as nobody says otherwise.
+    pub firewall_runs: Backend,
+    /// What ufw doesn't let in although the stack publishes it, where ufw decides.
+    pub shut_by_ufw: BTreeSet<OpenPort>,
     /// What that table lets in, by stack, for all stacks of the host; `None`: it isn't there.
     pub firewall_of_all: Option<BTreeMap<String, FirewallRules>>,
     /// Where whoever runs this came in from over SSH.

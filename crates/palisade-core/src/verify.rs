@@ -119,7 +119,16 @@ fn guard(compiled: &Compiled, host: &Observed, findings: &mut Vec<Finding>) {
 }
 
 fn firewall(stack: &Stack, host: &Observed, findings: &mut Vec<Finding>) {
-    let Some(rules) = FirewallRules::of(stack, &host.ssh_ports) else { return };
+    let Some(rules) = FirewallRules::of(stack, &host.ssh_ports, host.firewall_runs) else { return };
+    for door in rules.doors().intersection(&host.shut_by_ufw) {
+        let from = door.host_ip.map_or_else(String::new, |ip| format!(" at {ip}"));
+        let message = format!("ufw doesn't let {}/{}{from} in, and Palisade never changes ufw", door.port, door.proto);
+        let command = match door.host_ip {
+            None => format!("ufw allow {}/{}", door.port, door.proto),
+            Some(ip) => format!("ufw allow proto {} to {ip} port {}", door.proto, door.port),
+        };
+        findings.push(Finding::warning("shut-by-ufw", "firewall", message).remedy(format!("run `{command}`")));
+    }
     let message = match &host.firewall {
         None => "Palisade's table isn't there: only what other tables refuse is refused",
         Some(seen) if seen.digest.as_deref() != Some(&rules.digest()) => {

@@ -24,6 +24,7 @@ use palisade_guard::{Guard, GuardError, mount_bpffs, pin_root, unmount_bpffs};
 use palisade_host::agent::{self as host_agent, AgentError, Client};
 use palisade_host::cgroup::{self, Cgroup};
 use palisade_host::engine::{self, EngineError, FetchError};
+use palisade_host::firewall::boot::{self, BootError};
 use palisade_host::firewall::pending::{self, PendingError};
 use palisade_host::firewall::{Firewall, FirewallError};
 use palisade_host::layout::Layout;
@@ -54,6 +55,9 @@ pub(crate) enum HostError {
     /// A change of the firewall that is to be confirmed.
     #[error(transparent)]
     Pending(#[from] PendingError),
+    /// The firewall after the next boot.
+    #[error(transparent)]
+    Boot(#[from] BootError),
     /// Nobody confirmed the firewall.
     #[error("nobody confirmed it in time, so the firewall is as it was before")]
     NotConfirmed,
@@ -122,6 +126,9 @@ impl HostError {
                 _ => format!("the end of what {id} printed:\n    {}", log.join("\n    ")),
             }),
             Self::Firewall(FirewallError::Tool { source, .. }) => source.hint().map(str::to_owned),
+            Self::Firewall(FirewallError::Doors(_)) => Some(
+                "start it, or write `firewall: {backend: nftables}` below x-palisade for a firewall of Palisade's own".to_owned(),
+            ),
             Self::Engine(error) => error.hint(),
             Self::Pending(error) => error.hint().map(str::to_owned),
             Self::NotConfirmed => Some(
@@ -476,7 +483,10 @@ impl Host for Adapters {
                 let old = self.state.firewall.clone();
                 match confirm_within_ms {
                     Some(ms) => confirmation::change(&self.layout, rules, *ms)?,
-                    None => self.firewall.apply(self.layout.project.as_str(), rules)?,
+                    None => {
+                        self.firewall.apply(self.layout.project.as_str(), rules)?;
+                        boot::keep(&self.layout.realm)?;
+                    }
                 }
                 self.remember(|state| state.firewall = Some(rules.clone()))?;
                 Ok(Undo::Do(vec![old.map_or(Action::RemoveFirewall, set_again)]))
@@ -487,6 +497,7 @@ impl Host for Adapters {
                 let ssh_ports = sockets::ssh_ports(session.as_ref().map(|connection| connection.text.as_str()));
                 let ssh_ports = ssh_ports.unwrap_or_default();
                 self.firewall.remove(self.layout.project.as_str(), &ssh_ports)?;
+                boot::keep(&self.layout.realm)?;
                 let old = self.state.firewall.take();
                 self.state.write(&self.layout)?;
                 Ok(old.map_or(Undo::Nothing, |rules| Undo::Do(vec![set_again(rules)])))

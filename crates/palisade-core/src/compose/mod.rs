@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use crate::diagnostic::{Diagnostic, Severity, Sink, SourceMap, quoted};
 use crate::lockout::Confirm;
 use crate::names::ProjectName;
-use crate::stack::Stack;
+use crate::stack::{BackendChoice, Stack};
 
 mod ascii;
 mod assemble;
@@ -232,7 +232,7 @@ impl read::Reader<'_> {
             configs: BTreeMap::new(),
             allow: Vec::new(),
             firewall_allow: Vec::new(),
-            firewall_disabled: false,
+            firewall_backend: BackendChoice::default(),
             firewall_confirm: Confirm::default(),
         };
         fields.take("name");

@@ -13,7 +13,7 @@ use super::yaml::{Data, Node};
 use super::{LoadInputs, ReadError, units};
 use crate::diagnostic::{Diagnostic, Span, Spanned};
 use crate::lockout::Confirm;
-use crate::stack::{Process, RuntimeChoice};
+use crate::stack::{BackendChoice, Process, RuntimeChoice};
 
 const COMMAND_HINT: &str = "write the argument vector: `command: [\"/usr/bin/app\", \"--flag\"]`";
 
@@ -178,13 +178,17 @@ impl Reader<'_> {
                 file.firewall_allow = self.port_list(node, "`allow`", port_proto);
             }
             if let Some(node) = firewall.value("backend") {
-                let hint = "write `auto`, or `none` to leave the host's firewall alone";
-                let disabled = self.parsed(node, "a firewall backend", hint, |text| match text {
-                    "auto" => Some(false),
-                    "none" => Some(true),
+                let hint = "write `auto`, `nftables`, `firewalld` or `iptables`, or `none` to leave the host's firewall alone; \
+                            ufw is found by `auto`";
+                let backend = self.parsed(node, "a firewall backend", hint, |text| match text {
+                    "auto" => Some(BackendChoice::Auto),
+                    "nftables" => Some(BackendChoice::Nftables),
+                    "firewalld" => Some(BackendChoice::Firewalld),
+                    "iptables" => Some(BackendChoice::Iptables),
+                    "none" => Some(BackendChoice::None),
                     _ => None,
                 });
-                file.firewall_disabled = disabled.unwrap_or_default();
+                file.firewall_backend = backend.unwrap_or_default();
             }
             if let Some(node) = firewall.value("confirm") {
                 let hint = "write a time from `1s` to `1h`, or `none` if there is another way in";

@@ -208,7 +208,10 @@ impl<'a> Planner<'a> {
     }
 
     fn set_firewall(&mut self, confirm: Confirm) {
-        let (rules, cause) = match (FirewallRules::of(self.stack, &self.observed.ssh_ports), &self.observed.firewall) {
+        let (rules, cause) = match (
+            FirewallRules::of(self.stack, &self.observed.ssh_ports, self.observed.firewall_runs),
+            &self.observed.firewall,
+        ) {
             (Some(rules), None) => (rules, Cause::Missing),
             (Some(rules), Some(seen)) if seen.digest.as_deref() != Some(&rules.digest()) => {
                 (rules, Cause::Changed { keys: Vec::new() })

@@ -1,6 +1,7 @@
 use super::*;
 use crate::address::AddressBook;
 use crate::compile::{Numbers, Surroundings, compile};
+use crate::firewall::Backend;
 use crate::instance::InstanceStatus;
 use crate::observed::{AgentSeen, EngineState, FirewallSeen, GuardSeen};
 use crate::policy::Mode;
@@ -31,7 +32,9 @@ fn good() -> (Stack, Compiled, Observed) {
     let compiled = compile(&stack, surroundings).unwrap();
     let mut host = Observed {
         agent: Some(AgentSeen { pid: 1 }),
-        firewall: Some(FirewallSeen { digest: FirewallRules::of(&stack, &BTreeSet::new()).map(|r| r.digest()) }),
+        firewall: Some(FirewallSeen {
+            digest: FirewallRules::of(&stack, &BTreeSet::new(), Backend::Nftables).map(|r| r.digest()),
+        }),
         ..Observed::default()
     };
     let mut guard = GuardSeen { policy_digest: Some(compiled.policy_digest.clone()), ..GuardSeen::default() };

@@ -6,9 +6,14 @@
 //! One table serves all stacks of a host, because a second table with the policy `drop` would drop what the first
 //! lets in. Each stack owns its sets in it; they are also the only place where it is written what a stack opened.
 
+pub mod boot;
+mod doors;
+mod firewalld;
+mod iptables;
 pub mod pending;
 mod read;
 mod render;
+mod ufw;
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -16,13 +21,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 
-use palisade_core::firewall::FirewallRules;
+use palisade_core::firewall::{Backend, FirewallRules};
 use palisade_core::lockout::{self, Risk};
 
 use crate::nft::{self, ToolError};
+pub use doors::DoorsError;
 pub(crate) use read::walk;
 pub use read::{Current, ForeignChain};
 use render::ForATime;
+pub use ufw::Ufw;
 
 /// The mark that the guard puts on every socket of a service; what carries no such mark is not one of ours.
 /// `SOCKET_MARK` of `palisade-guard/bpf/guard.h`.
@@ -53,6 +60,9 @@ pub enum FirewallError {
         /// In words.
         differences: Vec<String>,
     },
+    /// The firewall that the host runs.
+    #[error("the host's own firewall can't be asked or changed")]
+    Doors(#[from] DoorsError),
     /// Another change was under way and the lock couldn't be had.
     #[error("cannot lock the firewall with {path}")]
     Lock {
@@ -120,6 +130,10 @@ impl Firewall {
         let objects = nft::json(&["list", "table", "inet", &self.table]).map_err(self.failed("read"))?;
         Ok(Some(read::current(&objects)))
     }
+    /// Whether the table is as the stacks in it want it, and so is the firewall that the host runs.
+    pub fn is_sound(&self, current: &Current) -> Result<bool, FirewallError> {
+        Ok(current.differences(&current.stacks).is_empty() && doors::missing(&current.stacks)?.is_empty())
+    }
     /// What the table holds now.
     pub fn snapshot(&self) -> Result<Snapshot, FirewallError> {
         Ok(Snapshot(self.current()?.map(|current| current.stacks)))
@@ -141,12 +155,12 @@ impl Firewall {
             nft::run("nft", &["-f", "-"], &text).map_err(self.failed("replace"))?;
             let current = self.current()?;
             differences = match current {
-                None if stacks.is_empty() => return Ok(()),
+                None if stacks.is_empty() => return Ok(doors::sync(&self.table, stacks)?),
                 None => vec!["it is not there".into()],
                 Some(current) => current.differences_from(stacks, for_a_time),
             };
             if differences.is_empty() {
-                return Ok(());
+                return Ok(doors::sync(&self.table, stacks)?);
             }
         }
         Err(FirewallError::Differs { table: self.table.clone(), differences })
@@ -161,6 +175,19 @@ impl Firewall {
         let failed = |source| FirewallError::Lock { path: path.clone(), source };
         let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
         Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| failed(e.into()))
+    }
+}
+
+/// Whose firewall decides in the calling thread's network namespace.
+pub fn runs() -> Backend {
+    if firewalld::runs() {
+        Backend::Firewalld
+    } else if ufw::runs() {
+        Backend::Ufw
+    } else if iptables::runs() {
+        Backend::Iptables
+    } else {
+        Backend::Nftables
     }
 }
 

@@ -96,6 +96,9 @@ pub enum PendingError {
     /// The firewall itself.
     #[error(transparent)]
     Firewall(#[from] FirewallError),
+    /// What comes after the next boot.
+    #[error(transparent)]
+    Boot(#[from] super::boot::BootError),
     /// A file.
     #[error("{operation} {} failed", path.display())]
     Io {
@@ -376,6 +379,7 @@ impl Book {
         let after = pending.after.clone().ok_or(PendingError::Nothing)?;
         // Without the time limit in the kernel.
         self.firewall.restore(&after)?;
+        super::boot::keep(&self.realm)?;
         let ways = WaysIn::of(after.0.iter().flat_map(|stacks| stacks.values()));
         let path = self.confirmed_path();
         if let Some(folder) = path.parent() {

@@ -66,13 +66,17 @@ pub(super) fn transaction(
             let elements = if elements.is_empty() { elements } else { format!(" elements = {{ {elements} }}") };
             let _ = writeln!(text, "  set {kind}.{stack} {{ type {set_type};{elements} }}");
         }
+        if !rules.closes() {
+            // Nothing goes by it: it is where it is written who decides.
+            let _ = writeln!(text, "  set {}.{stack} {{ type inet_service; }}", rules.backend);
+        }
     }
     if let Some(ForATime { ms, .. }) = for_a_time {
         let elements = format!("ipv4 timeout {ms}ms, ipv6 timeout {ms}ms");
         let _ = writeln!(text, "  set waiting {{ type nf_proto; flags timeout; elements = {{ {elements} }} }}");
     }
     // A chain must stand before those that jump to it.
-    for chain in chains(stacks.keys().map(String::as_str), for_a_time).iter().rev() {
+    for chain in chains(stacks, for_a_time).iter().rev() {
         let _ = writeln!(text, "  chain {} {{", chain.name);
         if let Some(Base { hook, priority, policy }) = chain.base {
             let _ = writeln!(text, "    type filter hook {hook} priority {priority}; policy {policy};");
@@ -106,7 +110,7 @@ fn elements(kind: &str, rules: &FirewallRules) -> Vec<String> {
 ///
 /// Loopback comes first and is cheap: a segment of an established connection passes one comparison of flags on its
 /// way in and one of addresses on its way out, and private addresses are never tracked.
-pub(super) fn chains<'a>(stacks: impl Iterator<Item = &'a str>, for_a_time: Option<&ForATime>) -> Vec<Chain> {
+pub(super) fn chains(stacks: &BTreeMap<String, FirewallRules>, for_a_time: Option<&ForATime>) -> Vec<Chain> {
     let rule = |rule: &str, comment: &str| (rule.to_owned(), comment.to_owned());
     let chain = |name, rules: Vec<_>| Chain { name, base: None, rules };
     let later_segment = "tcp flags & (syn|ack) != syn";
@@ -118,6 +122,10 @@ pub(super) fn chains<'a>(stacks: impl Iterator<Item = &'a str>, for_a_time: Opti
         rule(&format!("ip6 saddr {{ ::1, {PRIVATE6} }} drop"), "nobody out there is localhost by IPv6"),
         rule("ip daddr 127.0.0.0/8 ct status & dnat == 0 drop", "localhost is not for the wire, unless sent there"),
         rule("ip6 daddr ::1 ct status & dnat == 0 drop", "localhost is not for the wire by IPv6, unless sent there"),
+    ];
+    // Where somebody else's firewall decides, this one only keeps what is private.
+    let closes = stacks.values().any(FirewallRules::closes);
+    let open_to_all = [
         rule("ct state vmap { established : accept, related : accept, invalid : drop }", "answers"),
         rule("icmp type { destination-unreachable, time-exceeded, parameter-problem } accept", "errors of IPv4"),
         rule("icmp type echo-request limit rate 50/second burst 100 packets accept", "ping"),
@@ -137,7 +145,10 @@ pub(super) fn chains<'a>(stacks: impl Iterator<Item = &'a str>, for_a_time: Opti
         rule("udp sport 67 udp dport 68 accept", "answers of DHCP"),
         rule("ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept", "answers of DHCPv6"),
     ];
-    for stack in stacks {
+    if closes {
+        input.extend(open_to_all);
+    }
+    for stack in stacks.keys().filter(|_| closes) {
         input.push((format!("tcp dport @ssh.{stack} accept"), format!("SSH, {stack}")));
         for (kind, key) in [
             ("published", "meta l4proto . th dport"),
@@ -148,7 +159,7 @@ pub(super) fn chains<'a>(stacks: impl Iterator<Item = &'a str>, for_a_time: Opti
             input.push((format!("{key} @{kind}.{stack} accept"), format!("{kind}, {stack}")));
         }
     }
-    let mut policy = "drop";
+    let mut policy = if closes { "drop" } else { "accept" };
     if let Some(ForATime { closes, .. }) = for_a_time {
         input.push(rule("meta nfproto @waiting drop", "closed until the time to confirm is over"));
         match closes {

@@ -32,6 +32,7 @@ fn rules() -> FirewallRules {
         ]
         .into(),
         allow: [PortProto { port: 443, proto: Proto::Tcp }].into(),
+        ..FirewallRules::default()
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Instant;
 use palisade_core::finding::Finding;
 use palisade_core::lockout::Confirm;
 use palisade_core::policy::Mode;
-use palisade_core::stack::Stack;
+use palisade_core::stack::{BackendChoice, Stack};
 use palisade_host::firewall::Firewall;
 use palisade_host::layout::Layout;
 use palisade_host::volumes;
@@ -88,6 +88,12 @@ fn uninterrupted() -> Result<(), Failure> {
 
 fn play(scene: &Scene, stack: &Stack) -> Result<Report, Failure> {
     let layout = &scene.layout;
+    // The scratch host runs no firewall of its own.
+    let mut stack = stack.clone();
+    if stack.firewall.backend != BackendChoice::None {
+        stack.firewall.backend = BackendChoice::Auto;
+    }
+    let stack = &stack;
     make_external_volumes(layout, stack)?;
     let began = Instant::now();
     eprintln!("The scratch host is ready; bringing {} up on it", stack.project);

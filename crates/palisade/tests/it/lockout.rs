@@ -3,6 +3,7 @@
 //! The operator comes in as many do: through a multiplexer on port 443 that passes SSH on to sshd at 127.0.0.1:22. No rule
 //! of the firewall knows of it, so `up` cuts it off. sshd is one that runs a line of text and says where it came from.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
@@ -44,6 +45,8 @@ while True:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     server.close()
     line = connection.makefile("r").readline()
+    if not line:
+        os._exit(0)  # Who only knocks has not logged in.
     local = connection.getsockname()
     come = f"{peer[0]} {peer[1]} {local[0]} {local[1]}"
     process = subprocess.Popen(
@@ -245,6 +248,35 @@ fn a_killed_keeper_is_replaced_and_the_kernel_opens_when_nobody_is_left() {
     assert!(ran.err.contains("never confirmed; it is taken back"), "{}", ran.err);
     assert_eq!(stage.ways_in(), ONLY_22);
     stage.host.down();
+}
+
+#[test]
+fn a_boot_brings_back_what_was_kept_and_nothing_that_nobody_confirmed() {
+    need_root!("lockout::a_boot_brings_back_what_was_kept_and_nothing_that_nobody_confirmed");
+    let stage = stage();
+    let firewall = Firewall::new(&stage.host.layout.realm);
+    let nothing = BTreeSet::new();
+    // As a boot does: the kernel's tables are empty, and the unit runs.
+    let boot = || {
+        firewall.remove("shop", &nothing).unwrap();
+        let command = Command::new(PALISADE).args(["__firewall-at-boot", &stage.host.layout.realm]).output().unwrap();
+        command.status.success()
+    };
+    stage.host.palisade(&["up", "--no-confirm"]).expect(0);
+    let before = firewall.snapshot().unwrap();
+    assert!(boot());
+    assert_eq!(firewall.snapshot().unwrap(), before);
+    assert_eq!(stage.ways_in(), ONLY_22);
+    stage.host.palisade(&["plan"]).expect(0);
+    stage.host.palisade(&["down"]).expect(0);
+    assert!(!boot(), "nothing is kept of a stack that is down");
+    assert_eq!(stage.ways_in(), ALL);
+
+    stage.log_in(WAY, "PALISADE_TEST_CUT_FIREWALL=told", &format!("up --confirm-within {WITHIN}")).end();
+    assert_eq!(stage.ways_in(), ONLY_22);
+    assert!(!boot(), "what nobody confirmed is not kept");
+    assert_eq!(stage.ways_in(), ALL);
+    stage.host.palisade(&["down", "--volumes", "--yes"]).expect(0);
 }
 
 #[test]

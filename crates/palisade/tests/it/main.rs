@@ -10,6 +10,7 @@ mod dockerd;
 mod engine;
 mod files;
 mod generations;
+mod host_firewalls;
 mod learn;
 mod life;
 mod lockout;
