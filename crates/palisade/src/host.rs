@@ -231,6 +231,7 @@ impl Adapters {
     /// Removes the folders of a stack that is down; those that others still use stay.
     pub(crate) fn clean_up(&mut self) -> Result<(), HostError> {
         self.remove_private_addresses()?;
+        self.firewall.shut_what_is_left()?;
         let run = self.layout.run();
         if run.exists() {
             fs::remove_dir_all(&run).map_err(io_error("removing", &run))?;

@@ -196,10 +196,10 @@ impl Observer<'_> {
     }
 
     fn firewall(&mut self) {
+        self.host.firewall_runs = firewall::runs();
         if !nix::unistd::geteuid().is_root() {
             return self.unknown("the firewall", "only root can read it");
         }
-        self.host.firewall_runs = firewall::runs();
         let firewall = Firewall::new(&self.layout.realm);
         match firewall.current() {
             Ok(Some(current)) => {

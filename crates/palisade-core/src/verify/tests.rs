@@ -1,7 +1,6 @@
 use super::*;
 use crate::address::AddressBook;
 use crate::compile::{Numbers, Surroundings, compile};
-use crate::firewall::Backend;
 use crate::instance::InstanceStatus;
 use crate::observed::{AgentSeen, EngineState, FirewallSeen, GuardSeen};
 use crate::policy::Mode;
@@ -106,6 +105,8 @@ fn each_thing_that_can_be_wrong_has_its_finding() {
     assert_eq!(detached, ["guard-detached"]);
     assert_eq!(after(|host| host.guard.as_mut().unwrap().policy_digest = None), ["policy-differs"]);
     assert_eq!(after(|host| host.firewall = None), ["firewall-differs"]);
+    let by_ufw = after(|host| host.firewall_runs = Backend::Ufw);
+    assert_eq!(by_ufw, ["firewall-differs"], "the table was made for a host without ufw");
     assert_eq!(after(|host| host.firewall = Some(FirewallSeen { digest: None })), ["firewall-differs"]);
     assert_eq!(after(|host| host.kernel.route_localnet.push("eth0".into())), ["route-localnet"]);
     assert_eq!(after(|host| host.kernel.unix_hooks = Some(false)), ["abstract-unix"]);

@@ -98,6 +98,8 @@ pub(super) fn sync(realm: &str, stacks: &BTreeMap<String, FirewallRules>) -> Res
         let doors = match reach(backend) {
             Ok(Some(doors)) => doors,
             Ok(None) => continue,
+            // It doesn't run, and its settings still have what we opened: they are closed when it is there again.
+            Err(DoorsError::Away(_) | DoorsError::OtherNamespace) if wanted.is_empty() => continue,
             // It isn't there any more, and neither is what we opened in its memory.
             Err(DoorsError::NoIptables) if wanted.is_empty() => {
                 opened.retain(|opened| opened.backend != backend);
@@ -123,6 +125,11 @@ pub(super) fn sync(realm: &str, stacks: &BTreeMap<String, FirewallRules>) -> Res
         }
     }
     Ok(())
+}
+
+/// Whether there is something that we opened.
+pub(super) fn any(realm: &str) -> bool {
+    note_path(realm).exists()
 }
 
 /// Ports that the stacks need and that another firewall doesn't let in.

@@ -93,12 +93,19 @@ impl Firewall {
     pub fn table(&self) -> &str {
         &self.table
     }
-    /// Lets in what `stack` needs, besides what other stacks have in the table already.
+    /// Lets in what `stack` needs, besides what other stacks have in the table already. When the firewall that the host
+    /// runs can't be told, the table is as before.
     pub fn apply(&self, stack: &str, rules: &FirewallRules) -> Result<(), FirewallError> {
         let _lock = self.lock()?;
-        let mut stacks = self.current()?.map(|current| current.stacks).unwrap_or_default();
+        let before = self.current()?.map(|current| current.stacks).unwrap_or_default();
+        let mut stacks = before.clone();
         stacks.insert(stack.to_owned(), rules.clone());
-        self.replace(&stacks, None)
+        self.replace(&stacks, None).inspect_err(|error| {
+            if matches!(error, FirewallError::Doors(_)) {
+                // That it failed is what is told.
+                let _ = self.replace(&before, None);
+            }
+        })
     }
     /// The same, but what this closes is closed for a time only, whatever becomes of those who should take it back.
     pub fn apply_for_a_time(&self, stack: &str, rules: &FirewallRules, ms: u64) -> Result<(), FirewallError> {
@@ -112,7 +119,7 @@ impl Firewall {
     /// Takes away what `stack` opened, but for the ports where sshd listens. The last stack takes the table with it.
     pub fn remove(&self, stack: &str, ssh_ports: &BTreeSet<u16>) -> Result<(), FirewallError> {
         let _lock = self.lock()?;
-        let Some(current) = self.current()? else { return Ok(()) };
+        let Some(current) = self.current()? else { return Ok(doors::sync(&self.table, &BTreeMap::new())?) };
         let mut stacks = current.stacks;
         if stacks.remove(stack).is_none() && !stacks.is_empty() {
             return Ok(());
@@ -120,6 +127,16 @@ impl Firewall {
         // sshd may have moved since the others came up: then only this stack let it in.
         stacks.values_mut().for_each(|rules| rules.ssh_ports.extend(ssh_ports));
         self.replace(&stacks, None)
+    }
+    /// Shuts in the firewall that the host runs what no stack in the table needs: also when somebody else has removed the
+    /// table.
+    pub fn shut_what_is_left(&self) -> Result<(), FirewallError> {
+        if !doors::any(&self.table) {
+            return Ok(());
+        }
+        let _lock = self.lock()?;
+        let stacks = self.current()?.map(|current| current.stacks).unwrap_or_default();
+        Ok(doors::sync(&self.table, &stacks)?)
     }
     /// What the table in the kernel holds; `None` when there is no such table.
     pub fn current(&self) -> Result<Option<Current>, FirewallError> {

@@ -160,7 +160,7 @@ pub(super) fn chains(stacks: &BTreeMap<String, FirewallRules>, for_a_time: Optio
         }
     }
     let mut policy = if closes { "drop" } else { "accept" };
-    if let Some(ForATime { closes, .. }) = for_a_time {
+    if let Some(ForATime { closes, .. }) = for_a_time.filter(|_| closes) {
         input.push(rule("meta nfproto @waiting drop", "closed until the time to confirm is over"));
         match closes {
             Risk::ClosesAll => policy = "accept",
@@ -218,4 +218,34 @@ pub(super) fn chains(stacks: &BTreeMap<String, FirewallRules>, for_a_time: Optio
             ],
         ),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use palisade_core::firewall::Backend;
+
+    fn input(backend: Backend, for_a_time: Option<&ForATime>) -> (String, Vec<String>) {
+        let rules = FirewallRules { backend, ..FirewallRules::default() };
+        let chain = chains(&BTreeMap::from([("shop".to_owned(), rules)]), for_a_time).swap_remove(0);
+        (chain.base.unwrap().policy.to_owned(), chain.rules.into_iter().map(|(rule, _)| rule).collect())
+    }
+
+    #[test]
+    fn where_another_firewall_decides_ours_only_keeps_what_is_private() {
+        let waiting = ForATime { ms: 1, closes: Risk::ClosesAll };
+        for for_a_time in [None, Some(&waiting)] {
+            let (policy, rules) = input(Backend::Firewalld, for_a_time);
+            assert_eq!(policy, "accept");
+            assert!(rules[1..].iter().all(|rule| rule.ends_with("drop") && rule.contains("addr")), "{rules:?}");
+        }
+    }
+
+    #[test]
+    fn what_closes_for_a_time_is_open_when_the_kernel_forgets_that_it_waits() {
+        let waiting = ForATime { ms: 1, closes: Risk::ClosesAll };
+        let (policy, rules) = input(Backend::Nftables, Some(&waiting));
+        assert_eq!((policy.as_str(), rules.last().unwrap().as_str()), ("accept", "meta nfproto @waiting drop"));
+        assert_eq!(input(Backend::Nftables, None).0, "drop");
+    }
 }

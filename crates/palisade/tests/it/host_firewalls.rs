@@ -240,8 +240,23 @@ fn firewalld_lets_in_what_is_published_until_down_and_keeps_the_rest() {
     place.tool(&["firewall-cmd", "--reload"]);
     patiently("the service", || (place.reached() == [true; 2]).then_some(()));
     place.palisade(&["plan"]).expect(0);
+    // Somebody removes our table: what was let in is shut all the same.
+    place.tool(&["nft", "delete", "table", "inet", &place.host.layout.realm]);
     place.palisade(&["down", "--volumes", "--yes"]).expect(0);
     assert_eq!(settings(), before);
+}
+
+#[test]
+fn a_firewall_that_does_not_run_is_an_error_and_nothing_is_left() {
+    need_root!("host_firewalls::a_firewall_that_does_not_run_is_an_error_and_nothing_is_left");
+    let mut place = Place::new();
+    place.environment.push(("DBUS_SYSTEM_BUS_ADDRESS".to_owned(), "unix:path=/nonexistent".to_owned()));
+    for (backend, says) in [("firewalld", "firewalld doesn't answer"), ("iptables", "no rules of iptables decide")] {
+        place.host.write(&format!("{FILE}\nx-palisade: {{ firewall: {{ backend: {backend} }} }}\n"));
+        let up = place.palisade(&["up"]).expect(1);
+        assert!(up.err.contains(says) && up.err.contains("what was done before is undone"), "{}", up.err);
+        place.host.assert_nothing_left();
+    }
 }
 
 /// Copies of ufw's settings, in a mount namespace that everything runs in.
