@@ -235,14 +235,23 @@ fn firewalld_lets_in_what_is_published_until_down_and_keeps_the_rest() {
     assert_eq!(settings(), before);
     assert_eq!(place.rules(), rules, "others' rules are as they were");
 
-    // A reload, which is firewalld's own end of others' rules, changes nothing of what is let in.
+    // Published at one address. A reload, which is firewalld's own end of others' rules, changes nothing of what is let in.
+    place.host.write(&FILE.replace("8080:8080", "203.0.113.1:8080:8080"));
     place.palisade(&["up", "--wait"]).expect(0);
     place.tool(&["firewall-cmd", "--reload"]);
-    patiently("the service", || (place.reached() == [true; 2]).then_some(()));
+    patiently("the service", || (place.reached() == [true, false]).then_some(()));
     place.palisade(&["plan"]).expect(0);
+    // The interface goes to another zone, and the port with it.
+    place.tool(&["firewall-cmd", "--zone=internal", "--change-interface=eth0"]);
+    assert_eq!(place.reached(), [false; 2]);
+    place.palisade(&["plan"]).expect(1);
+    place.palisade(&["up"]).expect(0);
+    assert_eq!(place.reached(), [true, false]);
+    assert!(!place.tool(&["firewall-cmd", "--zone=public", "--list-rich-rules"]).contains("8080"));
     // Somebody removes our table: what was let in is shut all the same.
     place.tool(&["nft", "delete", "table", "inet", &place.host.layout.realm]);
     place.palisade(&["down", "--volumes", "--yes"]).expect(0);
+    place.tool(&["firewall-cmd", "--zone=internal", "--remove-interface=eth0"]);
     assert_eq!(settings(), before);
 }
 
