@@ -242,7 +242,8 @@ pub fn ssh_ports(ssh_connection: Option<&str>) -> Result<BTreeSet<u16>, SocketsE
         .filter(|socket| socket.proto == SocketProto::Tcp && socket.state == 10)
         .filter(|socket| {
             holders.get(&socket.inode).into_iter().flatten().any(|holder| {
-                holder.comm == "sshd" || (holder.comm == "systemd" && configured.contains(&socket.local.port()))
+                ["sshd", "dropbear"].contains(&holder.comm.as_str())
+                    || (holder.comm == "systemd" && configured.contains(&socket.local.port()))
             })
         })
         .filter(|socket| !socket.local_ip().is_loopback())

@@ -8,6 +8,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill, killpg};
@@ -312,6 +313,44 @@ fn only_a_login_that_came_after_the_change_confirms_it() {
     assert_eq!(stage.ways_in(), ALL);
     let said = stage.log_in(SSH, "", "up").end();
     assert!(said.contains("exit code 0") && !said.contains("taken back"), "{said}");
+    stage.host.palisade(&["down", "--volumes", "--yes"]).expect(0);
+}
+
+#[test]
+fn a_y_counts_when_somebody_has_logged_in_since() {
+    need_root!("lockout::a_y_counts_when_somebody_has_logged_in_since");
+    let stage = stage();
+    // A terminal of a multiplexer: it outlives the login that it was opened from.
+    let pty = nix::pty::openpty(None, None).unwrap();
+    let mut command = stage.host.command(&["up", "--confirm-within", "60s"]);
+    command.env("SSH_CONNECTION", "203.0.113.2 5000 203.0.113.1 22").stdout(Stdio::null());
+    command.stdin(pty.slave.try_clone().unwrap()).stderr(pty.slave);
+    let mut up = command.spawn().unwrap();
+    drop(command);
+    let mut terminal = std::fs::File::from(pty.master);
+    let said = Arc::new(Mutex::new(String::new()));
+    let (heard, mut screen) = (Arc::clone(&said), terminal.try_clone().unwrap());
+    std::thread::spawn(move || {
+        let mut bytes = [0; 4096];
+        while let Ok(count @ 1..) = screen.read(&mut bytes) {
+            heard.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..count]));
+        }
+    });
+    let wait_for = |text: &str| patiently(text, || said.lock().unwrap().contains(text).then_some(()));
+    wait_for("s left");
+    terminal.write_all(b"y\n").unwrap();
+    wait_for("Not confirmed: which SSH connection this is can't be told");
+    assert!(up.try_wait().unwrap().is_none());
+    // Whoever only knocks proves nothing either.
+    assert!(connect(&stage.host.internet, SSH, 1_000).is_some());
+    terminal.write_all(b"y\n").unwrap();
+    patiently("a second refusal", || (said.lock().unwrap().matches("Not confirmed").count() == 2).then_some(()));
+    let login = stage.log_in(SSH, "sleep 5;", "ps");
+    terminal.write_all(b"y\n").unwrap();
+    wait_for("The firewall is confirmed and stays");
+    assert!(up.wait().unwrap().success());
+    assert_eq!(stage.ways_in(), ONLY_22);
+    login.end();
     stage.host.palisade(&["down", "--volumes", "--yes"]).expect(0);
 }
 
