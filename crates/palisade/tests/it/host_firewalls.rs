@@ -23,41 +23,34 @@ name: shop
 services:
   web:
     ports: ["8080:8080"]
+    stop_signal: SIGKILL
     x-palisade: { process: { command: [python3, -m, http.server, "8080"], user: nobody } }
 "#;
 
-/// What others have in the tables of iptables, each as it writes it.
+/// What Tailscale and libvirt have in the tables of iptables, as they write it. Docker and fail2ban are real.
 const OTHERS: &str = "
-*nat
-:PREROUTING ACCEPT [0:0]
-:DOCKER - [0:0]
--A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
--A DOCKER -i docker0 -j RETURN
-COMMIT
 *filter
-:INPUT ACCEPT [0:0]
-:FORWARD DROP [0:0]
-:DOCKER - [0:0]
-:DOCKER-USER - [0:0]
-:DOCKER-ISOLATION-STAGE-1 - [0:0]
 :LIBVIRT_INP - [0:0]
-:f2b-sshd - [0:0]
 :ts-input - [0:0]
 -A INPUT -j ts-input
--A INPUT -p tcp -m multiport --dports 22 -j f2b-sshd
 -A INPUT -j LIBVIRT_INP
--A FORWARD -j DOCKER-USER
--A FORWARD -j DOCKER-ISOLATION-STAGE-1
--A FORWARD -o docker0 -j DOCKER
--A DOCKER -d 172.17.0.2/32 ! -i docker0 -o docker0 -p tcp -m tcp --dport 80 -j ACCEPT
--A DOCKER-USER -j RETURN
 -A LIBVIRT_INP -i virbr0 -p udp -m udp --dport 53 -j ACCEPT
--A f2b-sshd -s 198.51.100.9/32 -j REJECT --reject-with icmp-port-unreachable
--A f2b-sshd -j RETURN
 -A ts-input -s 100.64.0.1/32 -i lo -j ACCEPT
 -A ts-input -s 100.64.0.0/10 ! -i tailscale0 -j DROP
 COMMIT
 ";
+
+/// The engine raises limits of the machine when it starts, and has files below /run and /etc: neither shall reach the
+/// machine.
+const DOCKERD: &str = r#"
+for folder in /proc/sys/kernel /proc/sys/vm /proc/sys/fs; do
+    mount --bind $folder $folder && mount -o remount,ro,bind $folder
+done
+for folder in /run/containerd /run/docker /etc/docker; do
+    mkdir -p $folder && mount -t tmpfs -o mode=755 tmpfs $folder
+done
+exec dockerd --data-root "$1/data" --exec-root "$1/exec" --pidfile "$1/docker.pid" --host "unix://$1/docker.sock"
+"#;
 
 /// A scratch host with IPv6, and what runs on it beside the stack.
 struct Place {
@@ -121,11 +114,39 @@ impl Place {
         text
     }
 
-    fn others(&self, program: &str) {
-        let restore = format!("{program}-restore --noflush");
-        let path = self.host.folder.join("others");
+    /// A real Docker Engine and a real fail2ban with a ban, and rules of Tailscale and libvirt.
+    fn others(&mut self) {
+        let folder = self.host.folder.clone();
+        let mut dockerd = Command::new("unshare");
+        dockerd.args(["--mount", "--propagation", "private", "sh", "-ec", DOCKERD, "sh"]).arg(&folder);
+        self.start(&mut dockerd);
+        let settings = folder.join("fail2ban");
+        self.tool(&["cp", "-a", "/etc/fail2ban", &settings.to_string_lossy()]);
+        let jail = format!(
+            "[sshd]\nenabled = true\nbackend = polling\nlogpath = {}\nbanaction = iptables-multiport\n",
+            folder.join("auth.log").display()
+        );
+        fs::write(folder.join("auth.log"), "").unwrap();
+        fs::write(settings.join("jail.local"), jail).unwrap();
+        let _ = fs::remove_dir_all(settings.join("jail.d"));
+        let mut fail2ban = Command::new("fail2ban-server");
+        fail2ban.arg("-c").arg(&settings).arg("-s").arg(folder.join("f2b.sock")).arg("-p").arg(folder.join("f2b.pid"));
+        self.start(fail2ban.args(["-x", "-f", "--logtarget"]).arg(folder.join("f2b.log")));
+        let rules = |part: &str| self.rules().contains(part).then_some(());
+        patiently("Docker's rules", || rules("DOCKER-USER"));
+        patiently("fail2ban", || self.fail2ban(&["ping"]));
+        patiently("a ban", || self.fail2ban(&["set", "sshd", "banip", "198.51.100.9"]));
+        patiently("the ban's rule", || rules("ip saddr 198.51.100.9 counter reject"));
+        let path = folder.join("others");
         fs::write(&path, OTHERS).unwrap();
-        self.tool(&["sh", "-c", &format!("{restore} < {}", path.display())]);
+        self.tool(&["sh", "-c", &format!("iptables-nft-restore --noflush < {}", path.display())]);
+    }
+
+    fn fail2ban(&self, words: &[&str]) -> Option<()> {
+        let folder = &self.host.folder;
+        let mut client = Command::new("fail2ban-client");
+        client.arg("-c").arg(folder.join("fail2ban")).arg("-s").arg(folder.join("f2b.sock")).args(words);
+        client.output().unwrap().status.success().then_some(())
     }
 
     /// Every rule of this host that isn't in our table.
@@ -201,11 +222,11 @@ fn with_firewalld() -> Place {
 fn firewalld_lets_in_what_is_published_until_down_and_keeps_the_rest() {
     const TEST: &str = "host_firewalls::firewalld_lets_in_what_is_published_until_down_and_keeps_the_rest";
     need_root!("host_firewalls::firewalld_lets_in_what_is_published_until_down_and_keeps_the_rest");
-    if lacks(TEST, &["firewalld", "dbus-daemon", "iptables-nft", "python3"]) {
+    if lacks(TEST, &["firewalld", "dbus-daemon", "iptables-nft", "python3", "dockerd", "fail2ban-server"]) {
         return;
     }
-    let place = with_firewalld();
-    place.others("iptables-nft");
+    let mut place = with_firewalld();
+    place.others();
     let by_user = ["--add-port=9090/tcp", "--add-rich-rule=rule family=ipv4 source address=198.51.100.9 drop"];
     for option in by_user {
         place.tool(&["firewall-cmd", option]);
@@ -221,12 +242,13 @@ fn firewalld_lets_in_what_is_published_until_down_and_keeps_the_rest() {
     assert!(plan.out.contains("keep private ports private, and let in by firewalld: 8080/tcp"), "{}", plan.out);
     place.palisade(&["up", "--wait"]).expect(0);
     patiently("the service", || (place.reached() == [true; 2]).then_some(()));
-    let listed = |permanent: &[&str]| place.tool(&[&["firewall-cmd"], permanent, &["--list-ports"]].concat());
+    let listed =
+        |permanent: &[&str]| place.tool(&[&["firewall-cmd"], permanent, &["--zone=public", "--list-ports"]].concat());
     assert_eq!([listed(&[]), listed(&["--permanent"])], ["8080/tcp 9090/tcp", "8080/tcp 9090/tcp"]);
     place.palisade(&["plan"]).expect(0);
 
     // Somebody shuts it: the plan says so and `up` opens it again.
-    place.tool(&["firewall-cmd", "--remove-port=8080/tcp"]);
+    place.tool(&["firewall-cmd", "--zone=public", "--remove-port=8080/tcp"]);
     place.palisade(&["plan"]).expect(1);
     place.palisade(&["up"]).expect(0);
     assert_eq!(place.reached(), [true; 2]);
@@ -400,11 +422,11 @@ fn iptables_of_old_lets_in_what_is_published_until_down() {
 fn without_a_firewall_of_the_host_others_rules_survive_ours() {
     const TEST: &str = "host_firewalls::without_a_firewall_of_the_host_others_rules_survive_ours";
     need_root!("host_firewalls::without_a_firewall_of_the_host_others_rules_survive_ours");
-    if lacks(TEST, &["iptables-nft", "python3"]) {
+    if lacks(TEST, &["iptables-nft", "python3", "dockerd", "fail2ban-server"]) {
         return;
     }
-    let place = Place::new();
-    place.others("iptables-nft");
+    let mut place = Place::new();
+    place.others();
     let rules = place.rules();
     let plan = place.palisade(&["plan"]);
     assert!(plan.out.contains("set the firewall: let in 8080/tcp"), "{}", plan.out);

@@ -29,6 +29,7 @@ name: shop
 services:
   web:
     ports: ["8080:8080"]
+    stop_signal: SIGKILL
     x-palisade: { process: { command: [sleep, "1000"], user: nobody } }
 "#;
 
