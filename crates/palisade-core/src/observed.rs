@@ -32,6 +32,8 @@ pub struct Observed {
     pub firewall_runs: Backend,
     /// What ufw doesn't let in although the stack publishes it, where ufw decides.
     pub shut_by_ufw: BTreeSet<OpenPort>,
+    /// Chains of other tables that drop what they don't let in, as `inet filter input`.
+    pub foreign_drops: Vec<String>,
     /// What that table lets in, by stack, for all stacks of the host; `None`: it isn't there.
     pub firewall_of_all: Option<BTreeMap<String, FirewallRules>>,
     /// Where whoever runs this came in from over SSH.

@@ -127,6 +127,11 @@ fn firewall(stack: &Stack, host: &Observed, findings: &mut Vec<Finding>) {
         let remedy = "write `backend: auto` below x-palisade.firewall";
         findings.push(Finding::warning("two-firewalls", "firewall", message).remedy(remedy));
     }
+    for chain in host.foreign_drops.iter().filter(|_| rules.closes() && !rules.doors().is_empty()) {
+        let message = format!("chain {chain} drops what it doesn't let in, whatever Palisade's table lets in");
+        let remedy = "let the published ports in there as well; `palisade prove` shows what gets through";
+        findings.push(Finding::warning("foreign-firewall", "firewall", message).remedy(remedy));
+    }
     for door in rules.doors().intersection(&host.shut_by_ufw) {
         let from = door.host_ip.map_or_else(String::new, |ip| format!(" at {ip}"));
         let message = format!("ufw doesn't let {}/{}{from} in, and Palisade never changes ufw", door.port, door.proto);

@@ -92,6 +92,15 @@ pub(crate) fn require_none(layout: &Layout, verb: &str) -> Result<(), Failure> {
     }
 }
 
+/// Says that a change waits, if one does and this user may know.
+pub(crate) fn tell(layout: &Layout) {
+    let pending = Book::of(&layout.realm).read().ok().flatten();
+    if let Some(pending) = pending.filter(|pending| pending.state == State::Waiting) {
+        let left_s = pending.left_ms().div_ceil(1_000);
+        eprintln!("note: {}", PendingError::Busy { project: pending.project, left_s });
+    }
+}
+
 /// What is said while it waits. Whoever should read it may be cut off: that nothing can be written is no failure.
 struct Talk {
     live: bool,

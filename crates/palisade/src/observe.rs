@@ -201,6 +201,14 @@ impl Observer<'_> {
             return self.unknown("the firewall", "only root can read it");
         }
         let firewall = Firewall::new(&self.layout.realm);
+        match firewall::foreign_chains(&firewall) {
+            Ok(chains) => {
+                let decisive = chains.iter().filter(|chain| chain.drops_by_default && chain.hook == "input");
+                self.host.foreign_drops =
+                    decisive.map(|chain| format!("{} {} {}", chain.family, chain.table, chain.chain)).collect();
+            }
+            Err(error) => self.unknown("what other tables of the firewall drop", crate::exit::chain(&error)),
+        }
         match firewall.current() {
             Ok(Some(current)) => {
                 let sound = firewall.is_sound(&current).unwrap_or_else(|error| {

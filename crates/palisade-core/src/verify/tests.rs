@@ -114,6 +114,9 @@ fn each_thing_that_can_be_wrong_has_its_finding() {
     assert_eq!(findings.iter().map(|finding| finding.id).collect::<Vec<_>>(), ["two-firewalls", "firewall-differs"]);
     stubborn.firewall.backend = BackendChoice::Auto;
     stubborn.services[0].publish = vec![publish(None, 80, 8080)];
+    let (mut findings, foreign_drops) = (Vec::new(), vec!["inet filter input".to_owned()]);
+    firewall(&stubborn, &Observed { foreign_drops, ..Observed::default() }, &mut findings);
+    assert_eq!(findings[0].id, "foreign-firewall");
     let rules = FirewallRules::of(&stubborn, &BTreeSet::new(), Backend::Ufw).unwrap();
     let digest = Some(rules.digest());
     let (firewall_runs, shut_by_ufw) = (Backend::Ufw, rules.doors());

@@ -40,7 +40,7 @@ impl Iptables {
     }
 }
 
-/// Where there are rules: asked without making any, as `iptables` does when it is only run.
+/// Where there are rules, perhaps in both ways that they can be spoken: asked without making any, as `iptables` does when it is only run.
 fn candidates() -> Vec<Family> {
     let mut found = Vec::new();
     let tables = nft::json(&["list", "tables"]).unwrap_or_default();
@@ -54,7 +54,8 @@ fn candidates() -> Vec<Family> {
         let names = std::fs::read_to_string(format!("/proc/thread-self/net/{kernel}_tables_names")).unwrap_or_default();
         if tables.iter().any(is_filter) {
             found.push(Family { program: new, ipv6 });
-        } else if names.lines().any(|name| name == "filter") {
+        }
+        if names.lines().any(|name| name == "filter") {
             found.push(Family { program: old, ipv6 });
         }
     }

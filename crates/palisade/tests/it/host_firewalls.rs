@@ -433,6 +433,13 @@ fn without_a_firewall_of_the_host_others_rules_survive_ours() {
     place.palisade(&["up", "--wait"]).expect(0);
     patiently("the service", || (place.reached() == [true; 2]).then_some(()));
     assert_eq!(place.rules(), rules);
+    // A table of somebody's own that doesn't know of the port: we can't open it, and say so.
+    let own = "add table inet filter; add chain inet filter input { type filter hook input priority 10; policy drop; }";
+    place.tool(&["nft", own]);
+    let up = place.palisade(&["up"]).expect(0);
+    assert!(up.err.contains("chain inet filter input drops what it doesn't let in"), "{}", up.err);
+    assert_eq!(place.reached(), [false; 2]);
+    place.tool(&["nft", "delete table inet filter"]);
     place.palisade(&["down", "--volumes", "--yes"]).expect(0);
     assert_eq!(place.rules(), rules);
 }

@@ -298,6 +298,8 @@ fn only_a_login_that_came_after_the_change_confirms_it() {
     let said = String::from_utf8_lossy(&stray.stderr).into_owned();
     assert!(said.contains("which SSH connection this is can't be told"), "{said}");
     // Others who would change the firewall are told.
+    let noted = stage.host.palisade(&["plan"]);
+    assert!(noted.err.contains("note: a change of the firewall by stack shop still waits"), "{}", noted.err);
     let busy = stage.host.palisade(&["--project-name", "blog", "up"]).expect(1);
     assert!(busy.err.contains("still waits to be confirmed"), "{}", busy.err);
 
