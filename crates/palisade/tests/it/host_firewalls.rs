@@ -24,7 +24,17 @@ services:
   web:
     ports: ["8080:8080"]
     stop_signal: SIGKILL
-    x-palisade: { process: { command: [python3, -m, http.server, "8080"], user: nobody } }
+    x-palisade:
+      process:
+        user: nobody
+        command:
+          - python3
+          - -c
+          - |
+            import socket
+            server = socket.create_server(("::", 8080), family=socket.AF_INET6, dualstack_ipv6=True)
+            while True:
+                server.accept()[0].close()
 "#;
 
 /// What Tailscale and libvirt have in the tables of iptables, as they write it. Docker and fail2ban are real.
@@ -123,7 +133,7 @@ impl Place {
         let settings = folder.join("fail2ban");
         self.tool(&["cp", "-a", "/etc/fail2ban", &settings.to_string_lossy()]);
         let jail = format!(
-            "[sshd]\nenabled = true\nbackend = polling\nlogpath = {}\nbanaction = iptables-multiport\n",
+            "[DEFAULT]\nusedns = no\nignoreself = false\n[sshd]\nenabled = true\nbackend = polling\nlogpath = {}\nbanaction = iptables-multiport\n",
             folder.join("auth.log").display()
         );
         fs::write(folder.join("auth.log"), "").unwrap();
