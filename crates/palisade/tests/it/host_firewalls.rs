@@ -13,7 +13,7 @@ use palisade_host::link;
 
 use crate::need_root;
 use crate::scratch::{HOST, Host, PATIENCE, Ran, Running, connects, patiently};
-use crate::support::skipped;
+use crate::support::{PALISADE, skipped};
 
 const HOST6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
 const STRANGER6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2));
@@ -247,6 +247,10 @@ fn firewalld_lets_in_what_is_published_until_down_and_keeps_the_rest() {
         [all(&[]), all(&["--permanent"])]
     };
     let (rules, before) = (place.rules(), settings());
+    // It is no business of another network namespace, as that of a rehearsal.
+    let elsewhere = place.host.wrapped(&["unshare", "--net"], Path::new(PALISADE), &["plan"]);
+    let elsewhere = Running::start(place.wrapped(elsewhere)).end(PATIENCE);
+    assert!(elsewhere.out.contains("set the firewall: let in 8080/tcp"), "{}", elsewhere.out);
 
     let plan = place.palisade(&["plan"]);
     assert!(plan.out.contains("keep private ports private, and let in by firewalld: 8080/tcp"), "{}", plan.out);

@@ -288,7 +288,9 @@ fn only_a_login_that_came_after_the_change_confirms_it() {
     // This one is there before, waits for the change, and tries.
     let wait = "while ! nft list tables | grep -q palisade; do sleep 0.1; done; sleep 0.5;";
     let old = stage.log_in(WAY, wait, "confirm");
-    let up = stage.log_in(WAY, "", "up");
+    // As `sudo` does it: the session is known all the same.
+    let sudo = "env -u SSH_CONNECTION";
+    let up = stage.log_in(WAY, sudo, "up");
     stage.wait_for(ONLY_22, PATIENCE);
     let said = old.end();
     assert!(said.contains("over a connection that was there before the change"), "{said}");
@@ -303,7 +305,7 @@ fn only_a_login_that_came_after_the_change_confirms_it() {
     let busy = stage.host.palisade(&["--project-name", "blog", "up"]).expect(1);
     assert!(busy.err.contains("still waits to be confirmed"), "{}", busy.err);
 
-    let said = stage.log_in(SSH, "", "confirm").end();
+    let said = stage.log_in(SSH, sudo, "confirm").end();
     assert!(said.contains("confirmed: the firewall of stack shop stays"), "{said}");
     let said = up.end();
     assert!(said.contains("The firewall is confirmed and stays") && said.contains("exit code 0"), "{said}");
