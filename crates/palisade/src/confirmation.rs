@@ -114,9 +114,9 @@ impl Talk {
         let listens = io::stdin().is_terminal() && io::stderr().is_terminal();
         let mut talk = Self { live: counts_down(), listens, told_s: None };
         let seconds = pending.left_ms().div_ceil(1_000);
-        talk.line(&format!(
-            "The firewall is set. It is taken back in {seconds} s unless you confirm that you can get in:"
-        ));
+        let closes = pending.closes.as_ref().map_or_else(String::new, |closes| format!(": {closes}"));
+        talk.line(&format!("The firewall is set{closes}."));
+        talk.line(&format!("It is taken back in {seconds} s unless you confirm that you can get in:"));
         talk.line("  log in over a new SSH connection and run `sudo palisade confirm` there");
         if listens {
             talk.line(match pending.client {

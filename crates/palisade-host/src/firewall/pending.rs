@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use palisade_core::firewall::FirewallRules;
-use palisade_core::lockout::WaysIn;
+use palisade_core::lockout::{self, Risk, WaysIn};
 
 use super::{Firewall, FirewallError, Snapshot};
 use crate::agent::chain;
@@ -51,6 +51,8 @@ pub struct Pending {
     pub deadline_boot_ms: u64,
     /// Where whoever made the change came in from over SSH.
     pub client: Option<IpAddr>,
+    /// What it closes that was open; `None`: nothing.
+    pub closes: Option<Risk>,
     /// `SSH_CONNECTION` of whoever made the change.
     connection: Option<String>,
     /// A connection that came after this is a new one. Clock ticks since boot.
@@ -235,14 +237,16 @@ impl Book {
         {
             return Err(PendingError::Busy { left_s: pending.left_ms().div_ceil(1_000), project: pending.project });
         }
+        let before = self.firewall.snapshot()?;
         let mut pending = Pending {
+            closes: lockout::risk(stack, rules, before.0.as_ref()),
             project: stack.to_owned(),
             state: State::Waiting,
             deadline_boot_ms: session::boot_ms() + within_ms,
             client: session.connection.as_ref().map(|connection| connection.client),
             connection: session.connection.as_ref().map(|connection| connection.text.clone()),
             changed_ticks: session::now_ticks(),
-            before: self.firewall.snapshot()?,
+            before,
             after: None,
             boot: boot_id(),
             initiator: own_process(),

@@ -198,6 +198,7 @@ fn whoever_is_cut_off_gets_back_in_by_ipv4_and_ipv6() {
         let said = login.end();
         assert!(said.contains("nobody confirmed it in time, so the firewall is as it was before"), "{said}");
         assert!(said.contains("exit code 1"), "{said}");
+        assert!(said.contains("The firewall is set: everything that isn't listed is closed."), "{said}");
         assert!(!stage.closes());
         patiently("the end of everything", || stage.host.left().is_empty().then_some(()));
     }
