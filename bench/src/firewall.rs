@@ -19,6 +19,7 @@ pub(crate) fn set(netns: &Netns, realm: &str) -> Result<()> {
             ssh_ports: [22].into(),
             published: [OpenPort { proto: Proto::Tcp, port: 443, host_ip: None }].into(),
             allow: [].into(),
+            ..FirewallRules::default()
         };
         Ok(Firewall::new(&realm).apply("bench", &rules)?)
     });

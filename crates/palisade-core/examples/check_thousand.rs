@@ -37,6 +37,7 @@ fn main() {
         only: None,
         recreate: false,
         back: false,
+        confirm: None,
         volume_path: &volume_path,
     };
     let (mut checks_ms, mut both_ms) = (Vec::new(), Vec::new());

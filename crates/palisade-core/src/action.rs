@@ -6,7 +6,7 @@ use serde::Serialize;
 use std::fmt;
 
 use crate::address::InstanceAddress;
-use crate::firewall::FirewallRules;
+use crate::firewall::{Backend, FirewallRules};
 use crate::instance::{CgroupDriver, Hosts, InstanceSpec};
 use crate::names::{InstanceId, ServiceName};
 use crate::policy::{Mode, Policy};
@@ -110,6 +110,8 @@ pub enum Action {
     SetFirewall {
         /// What it lets in.
         rules: FirewallRules,
+        /// Longest time until it is confirmed over a new connection, in milliseconds; then it is taken back.
+        confirm_within_ms: Option<u64>,
     },
     /// Replaces the hosts file of an instance that runs on.
     SetHosts {
@@ -271,16 +273,27 @@ impl fmt::Display for Action {
             Action::Drain { id, timeout_ms } => {
                 write!(f, "let connections to {id} end, at most {}", seconds(*timeout_ms))
             }
-            Action::SetFirewall { rules } => {
-                f.write_str("set the firewall: let in")?;
-                let ssh = rules.ssh_ports.iter().map(|port| format!("{port}/tcp (ssh)"));
+            Action::SetFirewall { rules, confirm_within_ms } => {
+                match rules.backend {
+                    Backend::Nftables => f.write_str("set the firewall: let in")?,
+                    Backend::Firewalld | Backend::Iptables => {
+                        write!(f, "keep private ports private, and let in by {}:", rules.backend)?;
+                    }
+                    Backend::Ufw => f.write_str("keep private ports private; ufw has to let in")?,
+                }
+                // In somebody else's firewall it is let in or not, and stays as it is.
+                let ssh = rules.ssh_ports.iter().filter(|_| rules.closes()).map(|port| format!("{port}/tcp (ssh)"));
                 let published = rules.published.iter().map(|open| match open.host_ip {
                     Some(ip) => format!("{}/{} at {ip}", open.port, open.proto),
                     None => format!("{}/{}", open.port, open.proto),
                 });
                 let allow = rules.allow.iter().map(ToString::to_string);
                 let ports: Vec<_> = ssh.chain(published).chain(allow).collect();
-                write!(f, " {}", if ports.is_empty() { "nothing".to_owned() } else { ports.join(", ") })
+                write!(f, " {}", if ports.is_empty() { "nothing".to_owned() } else { ports.join(", ") })?;
+                match confirm_within_ms {
+                    Some(ms) => write!(f, "; taken back unless it is confirmed within {}", seconds(*ms)),
+                    None => Ok(()),
+                }
             }
             Action::SetHosts { id, hosts } => {
                 write!(f, "tell {id} the addresses of {}", counted(hosts.len(), "name"))

@@ -7,7 +7,42 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use crate::digest::digest_of;
-use crate::stack::{PortProto, Proto, Stack};
+use crate::stack::{BackendChoice, PortProto, Proto, Stack};
+
+/// Whose firewall decides what comes in from outside. Private ports are kept by Palisade's own table in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Backend {
+    /// Palisade's own table, which drops what isn't let in.
+    #[default]
+    Nftables,
+    /// firewalld: ports are opened in the zones of the host's interfaces, and closed again.
+    Firewalld,
+    /// ufw: it is read and never changed; whoever runs it opens ports.
+    Ufw,
+    /// The rules of `iptables` and `ip6tables`: ports are opened in a chain of Palisade's own.
+    Iptables,
+}
+
+impl Backend {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::Nftables, Self::Firewalld, Self::Ufw, Self::Iptables];
+    /// As people call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nftables => "nftables",
+            Self::Firewalld => "firewalld",
+            Self::Ufw => "ufw",
+            Self::Iptables => "iptables",
+        }
+    }
+}
+
+impl std::fmt::Display for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
 
 /// Everything that may come in besides loopback, answers to what went out, and the ICMP that IP needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +53,9 @@ pub struct FirewallRules {
     pub published: BTreeSet<OpenPort>,
     /// `x-palisade.firewall.allow`.
     pub allow: BTreeSet<PortProto>,
+    /// Who decides about the rest.
+    #[serde(default)]
+    pub backend: Backend,
 }
 
 /// A published port as other machines see it.
@@ -32,11 +70,16 @@ pub struct OpenPort {
 }
 
 impl FirewallRules {
-    /// What the stack needs; `None` when it says that the host's firewall is not Palisade's business.
-    pub fn of(stack: &Stack, ssh_ports: &BTreeSet<u16>) -> Option<Self> {
-        if stack.firewall.disabled {
-            return None;
-        }
+    /// What the stack needs on a host that runs this firewall; `None` when the stack says that the host's firewall is not
+    /// Palisade's business.
+    pub fn of(stack: &Stack, ssh_ports: &BTreeSet<u16>, runs: Backend) -> Option<Self> {
+        let backend = match stack.firewall.backend {
+            BackendChoice::None => return None,
+            BackendChoice::Auto => runs,
+            BackendChoice::Nftables => Backend::Nftables,
+            BackendChoice::Firewalld => Backend::Firewalld,
+            BackendChoice::Iptables => Backend::Iptables,
+        };
         let published = stack.services.iter().flat_map(|service| &service.publish).map(|publish| publish.value);
         Some(Self {
             ssh_ports: ssh_ports.clone(),
@@ -49,7 +92,17 @@ impl FirewallRules {
                 })
                 .collect(),
             allow: stack.firewall.allow.iter().map(|port| port.value).collect(),
+            backend,
         })
+    }
+    /// Palisade's own table drops what it doesn't let in.
+    pub fn closes(&self) -> bool {
+        self.backend == Backend::Nftables
+    }
+    /// What another firewall has to let in, of all that isn't sshd's.
+    pub fn doors(&self) -> BTreeSet<OpenPort> {
+        let allow = self.allow.iter().map(|allow| OpenPort { proto: allow.proto, port: allow.port, host_ip: None });
+        self.published.iter().copied().chain(allow).collect()
     }
     /// Tells whether the table in the kernel was made from the same rules.
     pub fn digest(&self) -> String {
@@ -91,7 +144,7 @@ mod tests {
         web.publish = vec![publish(None, 80, 8080), publish(Some("127.0.0.1"), 9000, 9000)];
         web.publish.push(publish(Some("::ffff:127.0.0.1"), 9001, 9001));
         web.publish.push(publish(Some("192.0.2.1"), 81, 8081));
-        let rules = FirewallRules::of(&stack([web]), &BTreeSet::from([2222])).unwrap();
+        let rules = FirewallRules::of(&stack([web]), &BTreeSet::from([2222]), Backend::Nftables).unwrap();
         let ports: Vec<_> = rules.published.iter().map(|open| (open.port, open.host_ip)).collect();
         assert_eq!(ports, [(80, None), (81, Some("192.0.2.1".parse().unwrap()))]);
         assert_eq!(rules.ssh_ports, BTreeSet::from([2222]));
@@ -100,7 +153,7 @@ mod tests {
     #[test]
     fn a_stack_can_leave_the_firewall_alone() {
         let mut stack = stack([service("web")]);
-        stack.firewall.disabled = true;
-        assert_eq!(FirewallRules::of(&stack, &BTreeSet::new()), None);
+        stack.firewall.backend = BackendChoice::None;
+        assert_eq!(FirewallRules::of(&stack, &BTreeSet::new(), Backend::Firewalld), None);
     }
 }

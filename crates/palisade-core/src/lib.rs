@@ -23,6 +23,7 @@ pub mod instance;
 pub mod learn;
 pub mod life;
 pub mod lint;
+pub mod lockout;
 pub mod names;
 pub mod observed;
 pub mod place;

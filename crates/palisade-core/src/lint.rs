@@ -82,7 +82,7 @@ impl<'a> Linter<'a> {
                 require(ready, "shift-to-nobody", "somebody of those doesn't run by then");
                 self.serving = Some(backends(policy));
             }
-            Action::SetFirewall { rules } => {
+            Action::SetFirewall { rules, .. } => {
                 let kept = self.host.ssh_ports.is_subset(&rules.ssh_ports);
                 require(kept, "ssh-cut-off", "a port where sshd listens would be closed");
             }
@@ -185,6 +185,7 @@ mod tests {
             only: None,
             recreate: false,
             back: false,
+            confirm: None,
             volume_path: &|name, _| PathBuf::from(name),
         };
         let host = Observed::default();
@@ -224,12 +225,14 @@ mod tests {
                 only: None,
                 recreate: false,
                 back: false,
+                confirm: None,
                 volume_path: &|name, _| PathBuf::from(name),
             },
         )
         .unwrap();
         let rules = FirewallRules { ssh_ports: BTreeSet::from([22]), ..FirewallRules::default() };
-        plan.steps = vec![Step { action: Action::SetFirewall { rules }, cause: Cause::Missing }];
+        plan.steps =
+            vec![Step { action: Action::SetFirewall { rules, confirm_within_ms: None }, cause: Cause::Missing }];
         let host = Observed { ssh_ports: BTreeSet::from([22, 2222]), ..Observed::default() };
         assert_eq!(ids(&plan, &host), ["ssh-cut-off"]);
     }

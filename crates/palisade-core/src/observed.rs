@@ -11,7 +11,9 @@ use std::path::PathBuf;
 
 use crate::address::{AddressBook, InstanceAddress, ServiceIndex};
 use crate::digest::Fingerprint;
+use crate::firewall::{Backend, FirewallRules, OpenPort};
 use crate::instance::{CgroupDriver, InstanceSpec, InstanceStatus};
+use crate::lockout::{Facts, WaysIn};
 use crate::names::{InstanceId, ServiceName};
 use crate::stack::{Healthcheck, PortProto, Proto};
 
@@ -26,6 +28,18 @@ pub struct Observed {
     pub guard: Option<GuardSeen>,
     /// Digest of the rules that Palisade's table of the firewall was made from, if the table is there.
     pub firewall: Option<FirewallSeen>,
+    /// Whose firewall decides on this host, as far as nobody says otherwise.
+    pub firewall_runs: Backend,
+    /// What ufw doesn't let in although the stack publishes it, where ufw decides.
+    pub shut_by_ufw: BTreeSet<OpenPort>,
+    /// Chains of other tables that drop what they don't let in, as `inet filter input`.
+    pub foreign_drops: Vec<String>,
+    /// What that table lets in, by stack, for all stacks of the host; `None`: it isn't there.
+    pub firewall_of_all: Option<BTreeMap<String, FirewallRules>>,
+    /// Where whoever runs this came in from over SSH.
+    pub operator: Option<IpAddr>,
+    /// Which ways in were confirmed on this host, when the firewall was closed before.
+    pub confirmed: Option<WaysIn>,
     /// Addresses that the stack's services have.
     pub addresses: AddressBook,
     /// Indexes that other stacks have.
@@ -55,6 +69,13 @@ pub struct Observed {
     pub kernel: KernelFacts,
     /// What could not be read, and why.
     pub unknown: Vec<String>,
+}
+
+impl Observed {
+    /// What tells whether a change of the firewall could lock somebody out.
+    pub fn lockout(&self) -> Facts<'_> {
+        Facts { before: self.firewall_of_all.as_ref(), operator: self.operator, confirmed: self.confirmed.as_ref() }
+    }
 }
 
 /// What is known about the host's container engine.

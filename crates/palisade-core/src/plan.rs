@@ -23,6 +23,7 @@ use crate::compile::{Numbers, Surroundings, compile};
 use crate::finding::Finding;
 use crate::image::{self, FetchWishes};
 use crate::instance::RunState;
+use crate::lockout::Confirm;
 use crate::names::{InstanceId, ProjectName, ServiceName};
 use crate::observed::{ForeignContainer, Observed};
 use crate::policy::Mode;
@@ -44,6 +45,8 @@ pub struct Wishes<'a> {
     pub recreate: bool,
     /// Instances are replaced by earlier ones: `rollback_config` says how, where it is written.
     pub back: bool,
+    /// When a change of the firewall has to be confirmed; `None`: as the file says.
+    pub confirm: Option<Confirm>,
     /// Where a volume's data is, by its key and what the file says about it.
     pub volume_path: &'a dyn Fn(&str, &Volume) -> PathBuf,
 }

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use crate::action::VolumeName;
 use crate::environment::{Environment, Hidden};
+use crate::lockout::Confirm;
 use crate::names::{ProjectName, ServiceName};
 use crate::place::{Place, Placed};
 
@@ -612,11 +613,32 @@ impl Default for LogRotation {
     }
 }
 
+/// `x-palisade.firewall.backend`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackendChoice {
+    /// What the host runs.
+    #[default]
+    Auto,
+    /// Palisade's own table.
+    Nftables,
+    /// firewalld.
+    Firewalld,
+    /// iptables.
+    Iptables,
+    /// Palisade leaves the host's firewall alone.
+    None,
+}
+
 /// Top-level `x-palisade.firewall`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Firewall {
     /// Ports besides SSH and the published ones that stay open.
     pub allow: Vec<Placed<PortProto>>,
-    /// `backend: none`: Palisade leaves the host's firewall alone.
-    pub disabled: bool,
+    /// Whose firewall decides.
+    #[serde(default)]
+    pub backend: BackendChoice,
+    /// When a change has to be confirmed over a new connection.
+    #[serde(default)]
+    pub confirm: Confirm,
 }

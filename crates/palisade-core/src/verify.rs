@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use crate::address::{InstanceAddress, is_reserved};
 use crate::compile::{Compiled, CompiledInstance};
 use crate::finding::{Finding, Severity};
-use crate::firewall::FirewallRules;
+use crate::firewall::{Backend, FirewallRules};
 use crate::instance::{Health, RunState};
 use crate::names::{InstanceId, ServiceName};
 use crate::observed::{InstanceSeen, Observed, SocketOwner, SocketSeen};
@@ -119,7 +119,28 @@ fn guard(compiled: &Compiled, host: &Observed, findings: &mut Vec<Finding>) {
 }
 
 fn firewall(stack: &Stack, host: &Observed, findings: &mut Vec<Finding>) {
-    let Some(rules) = FirewallRules::of(stack, &host.ssh_ports) else { return };
+    let Some(rules) = FirewallRules::of(stack, &host.ssh_ports, host.firewall_runs) else { return };
+    if rules.closes() && host.firewall_runs != Backend::Nftables {
+        let runs = host.firewall_runs;
+        let message =
+            format!("{runs} decides on this host as well: what it drops stays dropped, whatever Palisade lets in");
+        let remedy = "write `backend: auto` below x-palisade.firewall";
+        findings.push(Finding::warning("two-firewalls", "firewall", message).remedy(remedy));
+    }
+    for chain in host.foreign_drops.iter().filter(|_| rules.closes() && !rules.doors().is_empty()) {
+        let message = format!("chain {chain} drops what it doesn't let in, whatever Palisade's table lets in");
+        let remedy = "let the published ports in there as well; `palisade prove` shows what gets through";
+        findings.push(Finding::warning("foreign-firewall", "firewall", message).remedy(remedy));
+    }
+    for door in rules.doors().intersection(&host.shut_by_ufw) {
+        let from = door.host_ip.map_or_else(String::new, |ip| format!(" at {ip}"));
+        let message = format!("ufw doesn't let {}/{}{from} in, and Palisade never changes ufw", door.port, door.proto);
+        let command = match door.host_ip {
+            None => format!("ufw allow {}/{}", door.port, door.proto),
+            Some(ip) => format!("ufw allow proto {} to {ip} port {}", door.proto, door.port),
+        };
+        findings.push(Finding::warning("shut-by-ufw", "firewall", message).remedy(format!("run `{command}`")));
+    }
     let message = match &host.firewall {
         None => "Palisade's table isn't there: only what other tables refuse is refused",
         Some(seen) if seen.digest.as_deref() != Some(&rules.digest()) => {

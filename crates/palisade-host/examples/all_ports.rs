@@ -49,6 +49,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ssh_ports: [22].into(),
         published: [OpenPort { proto: Proto::Tcp, port: 8084, host_ip: None }].into(),
         allow: [].into(),
+        ..FirewallRules::default()
     };
     let _listeners = host.run(|| {
         Firewall::new("palisade").apply("bench", &rules)?;

@@ -277,6 +277,10 @@ impl Cgroup {
     pub fn all_of_realm(layout: &Layout) -> Result<[Self; 2]> {
         Ok([Self::plain(PathBuf::from(&layout.realm))?, Self::slice(Slice::of_realm(layout))?])
     }
+    /// The cgroup of the processes that take back a realm's firewall. No stack's name begins like that. Nothing is made.
+    pub fn of_keepers(realm: &str) -> Result<Self> {
+        Self::plain(Path::new(realm).join("_firewall"))
+    }
     /// One below it, which is no slice. Nothing is made.
     pub fn below(&self, name: &str) -> Self {
         Self { mounts: self.mounts.clone(), path: self.path.join(name), slice: None }
@@ -644,6 +648,21 @@ impl Cgroup {
     pub fn remove_if_empty(&self) -> Result<()> {
         let is_empty = child_directories(&self.v2_path())?.is_empty() && self.pids()?.is_empty();
         if is_empty { self.remove() } else { Ok(()) }
+    }
+
+    /// Moves the calling process to the top of every mount. Where it can't be moved it stays.
+    pub fn leave(&self) {
+        for mount in self.mounts.paths() {
+            let _ = fs::write(mount.join("cgroup.procs"), "0");
+        }
+    }
+
+    /// Removes it, and the directories above it, as far as nothing is in them.
+    pub fn remove_upwards_if_empty(&self) {
+        for path in self.paths() {
+            let _ = fs::remove_dir(path);
+        }
+        self.remove_empty_parents();
     }
 
     /// Removes the stack's and the realm's directories if nothing else is left in them. Slices above are systemd's.

@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 
 use palisade_core::names::{InstanceId, ProjectName};
 
+/// The realm of a real host.
+pub const HOST_REALM: &str = "palisade";
+
 /// The places of one stack on a host, or of one rehearsal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layout {
@@ -19,7 +22,7 @@ pub struct Layout {
 impl Layout {
     /// The stack's places on the real host.
     pub fn host(project: ProjectName) -> Self {
-        Self { realm: "palisade".into(), project }
+        Self { realm: HOST_REALM.into(), project }
     }
     /// Volatile state of everything in the realm: `/run/palisade`.
     pub fn realm_run(&self) -> PathBuf {

@@ -17,6 +17,7 @@ pub mod probe;
 pub mod provided;
 pub mod routes;
 pub mod runtime;
+pub mod session;
 pub mod slice;
 pub mod sockets;
 pub mod survey;

@@ -291,18 +291,21 @@ pub fn holders() -> HashMap<u32, Vec<Holder>> {
     found
 }
 
+const SSH_FOLDER: &str = "/etc/ssh";
+
 /// The TCP ports where sshd really listens: its own sockets, those that systemd holds for it, and the port that the
 /// caller's SSH session came in through (`SSH_CONNECTION`), which must never be cut off.
 pub fn ssh_ports(ssh_connection: Option<&str>) -> Result<BTreeSet<u16>, SocketsError> {
     let listening = list(Which::Listening)?;
     let holders = holders();
-    let configured = sshd_config_ports("/etc/ssh");
+    let configured = configured_ssh_ports();
     let mut ports: BTreeSet<u16> = listening
         .iter()
         .filter(|socket| socket.proto == SocketProto::Tcp && socket.state == 10)
         .filter(|socket| {
             holders.get(&socket.inode).into_iter().flatten().any(|holder| {
-                holder.comm == "sshd" || (holder.comm == "systemd" && configured.contains(&socket.local.port()))
+                ["sshd", "dropbear"].contains(&holder.comm.as_str())
+                    || (holder.comm == "systemd" && configured.contains(&socket.local.port()))
             })
         })
         .filter(|socket| !socket.local_ip().is_loopback())
@@ -311,6 +314,11 @@ pub fn ssh_ports(ssh_connection: Option<&str>) -> Result<BTreeSet<u16>, SocketsE
     // Client address, client port, server address, server port.
     ports.extend(ssh_connection.and_then(|text| text.split_whitespace().nth(3)?.parse::<u16>().ok()));
     Ok(ports)
+}
+
+/// The TCP ports that sshd is set up to listen on, running or not.
+pub fn configured_ssh_ports() -> BTreeSet<u16> {
+    sshd_config_ports(SSH_FOLDER)
 }
 
 /// The `Port` and `ListenAddress` lines of sshd's configuration; 22 when there is none.

@@ -3,9 +3,10 @@
 //! Only the shape of the command line; what a verb does is in `commands`.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use palisade_core::compose::confirm_ms;
 use palisade_core::finding::Severity;
 use palisade_core::names::ProjectName;
-use palisade_host::layout::Layout;
+use palisade_host::layout::{HOST_REALM, Layout};
 use std::path::PathBuf;
 
 /// Run a Compose stack on the host network, guarded.
@@ -53,6 +54,10 @@ fn realm(text: &str) -> Result<String, String> {
 }
 
 impl StackArgs {
+    /// What keeps folders, cgroups and the firewall's table apart.
+    pub(crate) fn realm(&self) -> &str {
+        self.realm.as_deref().unwrap_or(HOST_REALM)
+    }
     /// Where the stack's things are.
     pub(crate) fn layout(&self, project: ProjectName) -> Layout {
         match &self.realm {
@@ -115,6 +120,15 @@ pub(crate) enum Verb {
         /// Which [default: the one before the last]
         generation: Option<u64>,
         /// Don't ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Keep a change of the firewall that `up` made; run it over a new SSH connection
+    ///
+    /// A change that could lock you out is taken back after a time unless you confirm it from a login that came after the
+    /// change: that you got in is the proof that you can.
+    Confirm {
+        /// You know that you can get in: don't ask for a new connection
         #[arg(long)]
         yes: bool,
     },
@@ -426,12 +440,22 @@ pub(crate) struct UpArgs {
     /// Build whatever can be built, also when it is there
     #[arg(long)]
     pub(crate) build: bool,
+    /// Have the change of the firewall confirmed within this time, also when it locks nobody out: 60s, 5m …
+    #[arg(long, value_name = "TIME", value_parser = confirm_within_ms)]
+    pub(crate) confirm_within: Option<u64>,
+    /// Don't wait for a confirmation of the firewall, and don't take it back: there is another way in
+    #[arg(long, conflicts_with = "confirm_within")]
+    pub(crate) no_confirm: bool,
     /// Wait until everything that has a health check is healthy
     #[arg(long)]
     pub(crate) wait: bool,
     /// Let services do what they like inside the stack, and report it: what `learn` reads
     #[arg(long, hide = true)]
     pub(crate) learn: bool,
+}
+
+fn confirm_within_ms(text: &str) -> Result<u64, String> {
+    confirm_ms(text).ok_or_else(|| "a time from 1s to 1h".to_owned())
 }
 
 /// When images are pulled.

@@ -14,6 +14,7 @@ mod wait;
 use palisade_core::action::{Action, VolumeName};
 use palisade_core::address::InstanceAddress;
 use palisade_core::apply::{Host, Undo};
+use palisade_core::firewall::FirewallRules;
 use palisade_core::instance::{CgroupDriver, InstanceSpec};
 use palisade_core::names::{InstanceId, ServiceName};
 use palisade_core::observed::EngineState;
@@ -23,14 +24,18 @@ use palisade_guard::{Guard, GuardError, mount_bpffs, pin_root, unmount_bpffs};
 use palisade_host::agent::{self as host_agent, AgentError, Client};
 use palisade_host::cgroup::{self, Cgroup};
 use palisade_host::engine::{self, EngineError, FetchError};
+use palisade_host::firewall::boot::{self, BootError};
+use palisade_host::firewall::pending::{self, PendingError};
 use palisade_host::firewall::{Firewall, FirewallError};
 use palisade_host::layout::Layout;
 use palisade_host::link::{self, LinkError};
 use palisade_host::nft::ToolError;
 use palisade_host::runtime::{self, THIS_PROGRAM};
+use palisade_host::session;
 use palisade_host::sockets::{self, SocketsError};
 
 use crate::agent;
+use crate::confirmation;
 use crate::exit::Lacking;
 use crate::observe::pins;
 use crate::signals;
@@ -48,6 +53,15 @@ pub(crate) enum HostError {
     /// The firewall.
     #[error(transparent)]
     Firewall(#[from] FirewallError),
+    /// A change of the firewall that is to be confirmed.
+    #[error(transparent)]
+    Pending(#[from] PendingError),
+    /// The firewall after the next boot.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// Nobody confirmed the firewall.
+    #[error("nobody confirmed it in time, so the firewall is as it was before")]
+    NotConfirmed,
     /// An address on loopback.
     #[error(transparent)]
     Link(#[from] LinkError),
@@ -116,7 +130,16 @@ impl HostError {
                 _ => format!("the end of what {id} printed:\n    {}", log.join("\n    ")),
             }),
             Self::Firewall(FirewallError::Tool { source, .. }) => source.hint().map(str::to_owned),
+            Self::Firewall(FirewallError::Doors(_)) => Some(
+                "start it, or write `firewall: {backend: nftables}` below x-palisade for a firewall of Palisade's own".to_owned(),
+            ),
             Self::Engine(error) => error.hint(),
+            Self::Pending(error) => error.hint().map(str::to_owned),
+            Self::NotConfirmed => Some(
+                "run `palisade up` again and `sudo palisade confirm` over a new SSH connection; give yourself more time \
+                 with `--confirm-within 5m`, or say that there is another way in with `--no-confirm`"
+                    .to_owned(),
+            ),
             Self::NoUser(_) => Some("make the user, or name one that exists in x-palisade.process.user".to_owned()),
             _ => None,
         }
@@ -126,7 +149,11 @@ impl HostError {
     pub(crate) fn lacking(&self) -> Option<Lacking> {
         let lacking = |what: &str, remedy: &str| Some(Lacking { what: what.to_owned(), remedy: remedy.to_owned() });
         match self {
-            Self::Firewall(FirewallError::Tool { source: ToolError::Missing { program }, .. }) => lacking(
+            Self::Firewall(FirewallError::Tool { source: ToolError::Missing { program }, .. })
+            | Self::Pending(PendingError::Firewall(FirewallError::Tool {
+                source: ToolError::Missing { program },
+                ..
+            })) => lacking(
                 &format!("`{program}` is not installed, and it is what changes the firewall"),
                 "install the package nftables, or write `firewall: {backend: none}` below x-palisade",
             ),
@@ -229,6 +256,7 @@ impl Adapters {
     /// Removes the folders of a stack that is down; those that others still use stay.
     pub(crate) fn clean_up(&mut self) -> Result<(), HostError> {
         self.remove_private_addresses()?;
+        self.firewall.shut_what_is_left()?;
         let run = self.layout.run();
         if run.exists() {
             fs::remove_dir_all(&run).map_err(io_error("removing", &run))?;
@@ -262,14 +290,18 @@ impl Adapters {
         let realm = self.layout.realm_run();
         let lock = realm.join("lock");
         let Ok(_held) = Lock::try_take(&lock) else { return };
-        let only_lock = |entry: io::Result<fs::DirEntry>| entry.is_ok_and(|entry| entry.file_name() == "lock");
-        if fs::read_dir(&realm).is_ok_and(|mut entries| entries.all(only_lock)) {
+        let locks = ["lock", pending::LOCK];
+        let is_lock = |entry: io::Result<fs::DirEntry>| {
+            entry.is_ok_and(|entry| locks.iter().any(|lock| entry.file_name() == *lock))
+        };
+        if fs::read_dir(&realm).is_ok_and(|mut entries| entries.all(is_lock)) {
             // Whoever changes the firewall has a folder in the realm, so nobody holds this lock. Nothing depends on
             // any of it: what stays is untidy and no more.
             let _ = fs::remove_file(format!("/run/{}-firewall.lock", self.firewall.table()));
             for cgroup in Cgroup::all_of_realm(&self.layout).into_iter().flatten() {
                 let _ = cgroup.remove_if_empty();
             }
+            let _ = fs::remove_file(realm.join(pending::LOCK));
             let _ = fs::remove_file(&lock).and_then(|()| fs::remove_dir(&realm));
         }
     }
@@ -536,18 +568,29 @@ impl Host for Adapters {
             Action::Shift { service, to, policy, .. } => self.shift(service, to, policy),
             Action::Watch { ids, for_ms } => self.watch(ids, Duration::from_millis(*for_ms)),
             Action::Drain { id, timeout_ms } => self.drain(id, Duration::from_millis(*timeout_ms)),
-            Action::SetFirewall { rules } => {
+            Action::SetFirewall { rules, confirm_within_ms } => {
                 let old = self.state.firewall.clone();
-                self.firewall.apply(self.layout.project.as_str(), rules)?;
+                match confirm_within_ms {
+                    Some(ms) => confirmation::change(&self.layout, rules, *ms)?,
+                    None => {
+                        self.firewall.apply(self.layout.project.as_str(), rules)?;
+                        boot::keep(&self.layout.realm)?;
+                    }
+                }
                 self.state.firewall = Some(rules.clone());
                 self.note();
-                Ok(Undo::Do(vec![old.map_or(Action::RemoveFirewall, |rules| Action::SetFirewall { rules })]))
+                Ok(Undo::Do(vec![old.map_or(Action::RemoveFirewall, set_again)]))
             }
             Action::RemoveFirewall => {
-                self.firewall.remove(self.layout.project.as_str())?;
+                // Where sshd listens can't be found out: then nothing more than the stack's own is known.
+                let session = session::own().connection;
+                let ssh_ports = sockets::ssh_ports(session.as_ref().map(|connection| connection.text.as_str()));
+                let ssh_ports = ssh_ports.unwrap_or_default();
+                self.firewall.remove(self.layout.project.as_str(), &ssh_ports)?;
+                boot::keep(&self.layout.realm)?;
                 let old = self.state.firewall.take();
                 self.note();
-                Ok(old.map_or(Undo::Nothing, |rules| Undo::Do(vec![Action::SetFirewall { rules }])))
+                Ok(old.map_or(Undo::Nothing, |rules| Undo::Do(vec![set_again(rules)])))
             }
             Action::SetHosts { id, hosts } => {
                 let path = self.layout.instance(id).join("applied.json");
@@ -618,6 +661,11 @@ impl Host for Adapters {
             }
         }
     }
+}
+
+/// Going back to what was there closes nothing that it didn't close before.
+fn set_again(rules: FirewallRules) -> Action {
+    Action::SetFirewall { rules, confirm_within_ms: None }
 }
 
 /// So long connections to what didn't prove itself may go on when it is taken back.

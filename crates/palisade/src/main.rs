@@ -6,6 +6,7 @@
 mod agent;
 mod cli;
 mod commands;
+mod confirmation;
 mod exit;
 mod generations;
 mod host;
@@ -19,6 +20,8 @@ mod signals;
 mod state;
 
 use clap::Parser;
+use palisade_host::firewall::{boot, pending};
+use palisade_host::layout::HOST_REALM;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -29,6 +32,15 @@ fn main() -> ExitCode {
         Some("__agent") => {
             let arguments: Vec<String> = std::env::args().skip(2).collect();
             palisade_host::agent::agent_main(&arguments, agent::tasks)
+        }
+        Some(pending::KEEPER) => {
+            let arguments: Vec<String> = std::env::args().skip(2).collect();
+            pending::keeper_main(&arguments);
+            return ExitCode::SUCCESS;
+        }
+        Some(boot::VERB) => {
+            let realm = std::env::args().nth(2).unwrap_or_else(|| HOST_REALM.to_owned());
+            return ended(boot::load(&realm).map_err(|error| std::io::Error::other(exit::chain(&error))));
         }
         Some("__probe") => {
             let asked = std::env::args().nth(2).unwrap_or_default();

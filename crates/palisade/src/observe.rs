@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use palisade_core::action::VolumeName;
 use palisade_core::address::InstanceAddress;
 use palisade_core::digest::digest_of;
+use palisade_core::firewall::{Backend, FirewallRules};
 use palisade_core::instance::CgroupDriver;
 use palisade_core::names::{InstanceId, ProjectName};
 use palisade_core::observed::{
@@ -21,8 +22,10 @@ use palisade_core::stack::{FileSource, Proto, Stack};
 use palisade_guard::{Guard, GuardError};
 use palisade_host::cgroup::{Cgroup, Mounts};
 use palisade_host::engine;
-use palisade_host::firewall::Firewall;
+use palisade_host::firewall::pending::Book;
+use palisade_host::firewall::{self, Firewall, Ufw};
 use palisade_host::layout::Layout;
+use palisade_host::session::{self, Connection};
 use palisade_host::sockets::{self, SocketProto, Which};
 use palisade_host::{provided, volumes};
 
@@ -40,6 +43,12 @@ pub(crate) fn observe_for(layout: &Layout, stack: &Stack) -> Observed {
     let mut host = observe(layout);
     host.engine = engine::look(layout, stack, std::env::var("DOCKER_HOST").ok().as_deref());
     name_replaced(&mut host);
+    if host.firewall_runs == Backend::Ufw {
+        let ufw = Ufw::read();
+        let rules = FirewallRules::of(stack, &host.ssh_ports, Backend::Ufw);
+        let doors = rules.iter().flat_map(FirewallRules::doors);
+        host.shut_by_ufw = doors.filter(|door| !ufw.lets_in(door)).collect();
+    }
     let files = stack.services.iter().flat_map(|service| &service.files);
     for file in files {
         if let FileSource::Path(path) = &file.value.source
@@ -194,13 +203,30 @@ impl Observer<'_> {
     }
 
     fn firewall(&mut self) {
+        self.host.firewall_runs = firewall::runs();
         if !nix::unistd::geteuid().is_root() {
             return self.unknown("the firewall", "only root can read it");
         }
-        match Firewall::new(&self.layout.realm).current() {
+        let firewall = Firewall::new(&self.layout.realm);
+        match firewall::foreign_chains(&firewall) {
+            Ok(chains) => {
+                let decisive = chains.iter().filter(|chain| chain.drops_by_default && chain.hook == "input");
+                self.host.foreign_drops =
+                    decisive.map(|chain| format!("{} {} {}", chain.family, chain.table, chain.chain)).collect();
+            }
+            Err(error) => self.unknown("what other tables of the firewall drop", crate::exit::chain(&error)),
+        }
+        match firewall.current() {
             Ok(Some(current)) => {
-                let sound = current.differences(&current.stacks).is_empty();
+                let sound = firewall.is_sound(&current).unwrap_or_else(|error| {
+                    self.unknown(
+                        "whether the host's own firewall lets in what is published",
+                        crate::exit::chain(&error),
+                    );
+                    true
+                });
                 let rules = current.stacks.get(self.layout.project.as_str());
+                self.host.firewall_of_all = Some(current.stacks.clone());
                 self.host.firewall = rules.map(|rules| FirewallSeen { digest: sound.then(|| rules.digest()) });
             }
             Ok(None) => {}
@@ -244,7 +270,10 @@ impl Observer<'_> {
         if nameless > 0 && !nix::unistd::geteuid().is_root() {
             self.unknown("who has some of the sockets", "only root can read it");
         }
-        match sockets::ssh_ports(std::env::var("SSH_CONNECTION").ok().as_deref()) {
+        let session = session::own().connection.filter(Connection::is_here);
+        self.host.operator = session.as_ref().map(|connection| connection.client);
+        self.host.confirmed = Book::of(&self.layout.realm).confirmed();
+        match sockets::ssh_ports(session.as_ref().map(|connection| connection.text.as_str())) {
             Ok(ports) => self.host.ssh_ports = ports,
             Err(error) => self.unknown("where sshd listens", error),
         }

@@ -30,9 +30,10 @@ impl Lines {
                 let width = total.to_string().len();
                 self.position = format!("[{number:>width$}/{total}]");
                 if self.live {
-                    eprint!("\r\x1b[K{} {} …", self.position, step.action);
                     // What is shown meanwhile is a convenience; the line that stays is written below.
-                    let _ = io::stderr().flush();
+                    let mut stderr = io::stderr();
+                    let _ = write!(stderr, "\r\x1b[K{} {} …", self.position, step.action);
+                    let _ = stderr.flush();
                 }
             }
             Progress::Done { step } => {
@@ -52,12 +53,18 @@ impl Lines {
 
     fn line(&self, text: &str, color: &str) {
         let clear = if self.live { "\r\x1b[K" } else { "" };
-        if self.color && !color.is_empty() {
-            eprintln!("{clear}\x1b[{color}m{text}\x1b[0m");
+        // A terminal that hung up must not end what is half done, least of all when it is being undone.
+        let _ = if self.color && !color.is_empty() {
+            writeln!(io::stderr(), "{clear}\x1b[{color}m{text}\x1b[0m")
         } else {
-            eprintln!("{clear}{text}");
-        }
+            writeln!(io::stderr(), "{clear}{text}")
+        };
     }
+}
+
+/// Whether a line can be written over by the next one.
+pub(crate) fn counts_down() -> bool {
+    io::stderr().is_terminal()
 }
 
 /// Whether colours are wanted at all: <https://no-color.org>.

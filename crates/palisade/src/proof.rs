@@ -131,7 +131,7 @@ pub(crate) fn doors(layout: &Layout, stack: &Stack, host: &Observed, interfaces:
 
     // The table is shared by all stacks of the host: what another one publishes is expected, too.
     let current = firewall.current().map_err(|error| Failure::new("can't read Palisade's firewall table", error))?;
-    let own = FirewallRules::of(stack, &host.ssh_ports);
+    let own = FirewallRules::of(stack, &host.ssh_ports, host.firewall_runs);
     let others =
         current.into_iter().flat_map(|current| current.stacks).filter(|(name, _)| name != stack.project.as_str());
     let mut expected = open_doors(own.as_ref());
@@ -144,6 +144,10 @@ pub(crate) fn doors(layout: &Layout, stack: &Stack, host: &Observed, interfaces:
         // A family that no external interface has can't be tried.
         expected.retain(|door, _| families.contains(&door.family));
         doors.findings = judge_doors(expected, &seen);
+        if own.as_ref().is_some_and(|rules| !rules.closes()) {
+            // What else the host's own firewall lets in is its owner's decision.
+            doors.findings.retain(|finding| finding.id != "door-open");
+        }
         doors.open = expected
             .iter()
             .filter(|(door, _)| seen.contains(door))

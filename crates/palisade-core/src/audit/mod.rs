@@ -19,8 +19,9 @@ use std::collections::BTreeMap;
 
 use crate::compose::risk;
 use crate::finding::{Finding, Severity};
+use crate::firewall::{Backend, FirewallRules};
 use crate::prove::{Door, open_doors};
-use crate::stack::Stack;
+use crate::stack::{BackendChoice, Stack};
 pub use exposure::Row;
 use facts::Facts;
 
@@ -35,8 +36,8 @@ impl Declared {
     /// What a stack publishes and allows, and SSH, whether or not the firewall is Palisade's business.
     pub fn by(stack: &Stack, ssh_ports: &std::collections::BTreeSet<u16>) -> Self {
         let mut own = stack.clone();
-        own.firewall.disabled = false;
-        let rules = crate::firewall::FirewallRules::of(&own, ssh_ports);
+        own.firewall.backend = BackendChoice::Nftables;
+        let rules = FirewallRules::of(&own, ssh_ports, Backend::Nftables);
         Self { doors: open_doors(rules.as_ref()).unwrap_or_default() }
     }
 

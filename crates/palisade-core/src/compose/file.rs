@@ -7,10 +7,11 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use crate::diagnostic::{Span, Spanned};
+use crate::lockout::Confirm;
 use crate::names::{ProjectName, ServiceName};
 use crate::stack::{
-    Condition, Container, CpuSet, EgressRule, FileSource, HealthTimes, Healthcheck, LogRotation, Mount, MountSource,
-    PortProto, Process, ProcessSettings, Publish, Restart, RuntimeChoice, UpdatePolicy, Volume,
+    BackendChoice, Condition, Container, CpuSet, EgressRule, FileSource, HealthTimes, Healthcheck, LogRotation, Mount,
+    MountSource, PortProto, Process, ProcessSettings, Publish, Restart, RuntimeChoice, UpdatePolicy, Volume,
 };
 
 /// The whole file.
@@ -32,8 +33,10 @@ pub struct ComposeFile {
     pub allow: Vec<FileAllow>,
     /// `x-palisade.firewall.allow`.
     pub firewall_allow: Vec<Spanned<PortProto>>,
-    /// `x-palisade.firewall.backend: none`.
-    pub firewall_disabled: bool,
+    /// `x-palisade.firewall.backend`.
+    pub firewall_backend: BackendChoice,
+    /// `x-palisade.firewall.confirm`.
+    pub firewall_confirm: Confirm,
 }
 
 /// A network of the file.

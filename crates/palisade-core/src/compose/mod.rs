@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::diagnostic::{Diagnostic, Severity, Sink, SourceMap, quoted};
+use crate::lockout::Confirm;
 use crate::names::ProjectName;
-use crate::stack::Stack;
+use crate::stack::{BackendChoice, Stack};
 
 mod ascii;
 mod assemble;
@@ -47,6 +48,7 @@ mod validate;
 mod words;
 pub(crate) mod yaml;
 
+pub use self::palisade::confirm_ms;
 pub use file::{
     Absent, ComposeFile, FileAllow, FileDependency, FileEgress, FileGrant, FileLink, FileNetwork, FileProvided,
     FileReference, FileService, FileVolume, FileVolumesFrom, NetworkMode, NetworkUse,
@@ -240,7 +242,8 @@ impl read::Reader<'_> {
             configs: BTreeMap::new(),
             allow: Vec::new(),
             firewall_allow: Vec::new(),
-            firewall_disabled: false,
+            firewall_backend: BackendChoice::default(),
+            firewall_confirm: Confirm::default(),
         };
         fields.take("name");
         // What it names was brought in when the files were put together.

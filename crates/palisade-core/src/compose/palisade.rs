@@ -11,11 +11,28 @@ use super::ports::{port, port_proto};
 use super::read::{Fields, Reader};
 use super::shaped::PAIRS;
 use super::yaml::{Data, Node};
-use super::{LoadInputs, ReadError};
+use super::{LoadInputs, ReadError, units};
 use crate::diagnostic::{Diagnostic, Span, Spanned};
-use crate::stack::{Process, RuntimeChoice};
+use crate::lockout::Confirm;
+use crate::stack::{BackendChoice, Process, RuntimeChoice};
 
 const COMMAND_HINT: &str = "write the argument vector: `command: [\"/usr/bin/app\", \"--flag\"]`";
+
+/// Shorter, and nobody has logged in again; longer, and a host stays unreachable for want of a number.
+const CONFIRM_MS: std::ops::RangeInclusive<u64> = 1_000..=3_600_000;
+
+/// The time that somebody has to confirm the firewall, in milliseconds.
+pub fn confirm_ms(text: &str) -> Option<u64> {
+    units::duration_ms(text).filter(|ms| CONFIRM_MS.contains(ms))
+}
+
+/// The time that somebody has to confirm the firewall, or `none`.
+fn confirm(text: &str) -> Option<Confirm> {
+    if text == "none" {
+        return Some(Confirm::Never);
+    }
+    confirm_ms(text).map(|within_ms| Confirm::WhenNeeded { within_ms })
+}
 
 impl Reader<'_> {
     /// `x-palisade`, with `user` and `working_dir` that `process` falls back to.
@@ -162,13 +179,22 @@ impl Reader<'_> {
                 file.firewall_allow = self.port_list(node, "`allow`", port_proto);
             }
             if let Some(node) = firewall.value("backend") {
-                let hint = "write `auto`, or `none` to leave the host's firewall alone";
-                let disabled = self.parsed(node, "a firewall backend", hint, |text| match text {
-                    "auto" => Some(false),
-                    "none" => Some(true),
+                let hint = "write `auto`, `nftables`, `firewalld` or `iptables`, or `none` to leave the host's firewall alone; \
+                            ufw is found by `auto`";
+                let backend = self.parsed(node, "a firewall backend", hint, |text| match text {
+                    "auto" => Some(BackendChoice::Auto),
+                    "nftables" => Some(BackendChoice::Nftables),
+                    "firewalld" => Some(BackendChoice::Firewalld),
+                    "iptables" => Some(BackendChoice::Iptables),
+                    "none" => Some(BackendChoice::None),
                     _ => None,
                 });
-                file.firewall_disabled = disabled.unwrap_or_default();
+                file.firewall_backend = backend.unwrap_or_default();
+            }
+            if let Some(node) = firewall.value("confirm") {
+                let hint = "write a time from `1s` to `1h`, or `none` if there is another way in";
+                let confirm = self.parsed(node, "a time to confirm the firewall in", hint, confirm);
+                file.firewall_confirm = confirm.unwrap_or_default();
             }
             firewall.finish();
         }

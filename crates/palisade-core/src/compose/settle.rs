@@ -41,7 +41,8 @@ pub(crate) fn settle(mut file: ComposeFile, sources: &SourceMap) -> Stack {
         volumes,
         firewall: Firewall {
             allow: file.firewall_allow.iter().map(|port| placed(port, port.value, sources)).collect(),
-            disabled: file.firewall_disabled,
+            backend: file.firewall_backend,
+            confirm: file.firewall_confirm,
         },
         services,
         project: file.project,

@@ -358,7 +358,7 @@ impl<'a> FromOutside<'a> {
 
     /// Who has to be asked when something listens and the firewall is in the way.
     fn who_stops(&self) -> Option<String> {
-        let rules = FirewallRules::of(self.stack?, &self.host.ssh_ports);
+        let rules = FirewallRules::of(self.stack?, &self.host.ssh_ports, self.host.firewall_runs);
         let Some(rules) = rules else {
             return Some(
                 "the host's firewall is its own business (x-palisade.firewall.backend: none): open it there".into(),

@@ -8,6 +8,7 @@ use crate::action::{Action, Cause, Step};
 use crate::compile::{Compiled, CompiledInstance};
 use crate::firewall::FirewallRules;
 use crate::instance::{Health, InstanceStatus, RunState};
+use crate::lockout::Confirm;
 use crate::names::{InstanceId, ServiceName};
 use crate::observed::{InstanceSeen, Observed};
 use crate::ports;
@@ -106,7 +107,7 @@ impl<'a> Planner<'a> {
             }
         }
         self.set_policy(&fates);
-        self.set_firewall();
+        self.set_firewall(wishes.confirm.unwrap_or(self.stack.firewall.confirm));
         self.start(&fates, &early, wishes);
         self.retire(&early);
         self.steps
@@ -210,15 +211,20 @@ impl<'a> Planner<'a> {
         self.push(Action::SetPolicy { policy, digest }, cause);
     }
 
-    fn set_firewall(&mut self) {
-        match (FirewallRules::of(self.stack, &self.observed.ssh_ports), &self.observed.firewall) {
-            (Some(rules), None) => self.push(Action::SetFirewall { rules }, Cause::Missing),
+    fn set_firewall(&mut self, confirm: Confirm) {
+        let (rules, cause) = match (
+            FirewallRules::of(self.stack, &self.observed.ssh_ports, self.observed.firewall_runs),
+            &self.observed.firewall,
+        ) {
+            (Some(rules), None) => (rules, Cause::Missing),
             (Some(rules), Some(seen)) if seen.digest.as_deref() != Some(&rules.digest()) => {
-                self.push(Action::SetFirewall { rules }, Cause::Changed { keys: Vec::new() });
+                (rules, Cause::Changed { keys: Vec::new() })
             }
-            (None, Some(_)) => self.push(Action::RemoveFirewall, Cause::NotInFile),
-            (Some(_), Some(_)) | (None, None) => {}
-        }
+            (None, Some(_)) => return self.push(Action::RemoveFirewall, Cause::NotInFile),
+            (Some(_), Some(_)) | (None, None) => return,
+        };
+        let confirm_within_ms = confirm.within_ms(self.stack.project.as_str(), &rules, self.observed.lockout());
+        self.push(Action::SetFirewall { rules, confirm_within_ms }, cause);
     }
 
     fn start(&mut self, fates: &Fates<'a>, early: &HashSet<&'a InstanceId>, wishes: Wishes<'_>) {

@@ -14,6 +14,7 @@ pub(super) fn wishes() -> Wishes<'static> {
         only: None,
         recreate: false,
         back: false,
+        confirm: None,
         volume_path: &|name, _| PathBuf::from("/var/lib/palisade/shop/volumes").join(name),
     }
 }
@@ -86,7 +87,7 @@ pub(super) fn after(plan: &Plan, before: &Observed) -> Observed {
                 guard.serving = policy.services.iter().flat_map(|service| &service.backends).copied().collect();
                 host.guard = Some(guard);
             }
-            Action::SetFirewall { rules } => host.firewall = Some(FirewallSeen { digest: Some(rules.digest()) }),
+            Action::SetFirewall { rules, .. } => host.firewall = Some(FirewallSeen { digest: Some(rules.digest()) }),
             Action::RemoveFirewall => host.firewall = None,
             Action::StartInstance { spec } => {
                 let alive = host.instances.iter().any(|i| i.status.id == spec.id && is_alive(i.status.state));

@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use crate::names::{ProjectName, ServiceName};
 use crate::place::Place;
 use crate::prove::reaches;
-use crate::stack::{Egress, EgressRule, PortProto, Proto, Publish, Service, Stack};
+use crate::stack::{BackendChoice, Egress, EgressRule, PortProto, Proto, Publish, Service, Stack};
 pub use changes::{Change, changes};
 
 /// Everything that the document says.
@@ -156,7 +156,7 @@ impl PortDocument {
         });
         let private = stack.services.iter().flat_map(|service| private(stack, service));
         let allowed = stack.firewall.allow.iter().map(|port| allowed(port.value, &port.place));
-        let allowed = allowed.filter(|_| !stack.firewall.disabled);
+        let allowed = allowed.filter(|_| stack.firewall.backend != BackendChoice::None);
         let entries = published.chain(private).chain(allowed);
         let mut ports: Vec<PortEntry> =
             entries.map(|(entry, place)| PortEntry { line: line(place), ..entry }).collect();
@@ -174,7 +174,7 @@ impl PortDocument {
         });
         Self {
             project: stack.project.clone(),
-            keeps_firewall: !stack.firewall.disabled,
+            keeps_firewall: stack.firewall.backend != BackendChoice::None,
             ports,
             networks: networks(stack),
             reaches: stack.services.iter().map(|service| reach(stack, service, &line)).collect(),

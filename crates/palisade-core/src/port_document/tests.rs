@@ -50,7 +50,7 @@ fn the_document_says_who_reaches_what_and_why() {
 #[test]
 fn without_palisades_firewall_nothing_is_promised_about_it() {
     let mut stack = shop();
-    stack.firewall.disabled = true;
+    stack.firewall.backend = crate::stack::BackendChoice::None;
     let text = document(&stack).to_markdown();
     assert!(text.contains("| anybody, as far as the host's firewall lets them |"), "{text}");
     assert!(text.contains("somebody else's business") && !text.contains("51820"), "{text}");

@@ -4,7 +4,7 @@ use crate::compile::{Numbers, Surroundings, compile};
 use crate::instance::InstanceStatus;
 use crate::observed::{AgentSeen, EngineState, FirewallSeen, GuardSeen};
 use crate::policy::Mode;
-use crate::stack::Volume;
+use crate::stack::{BackendChoice, Volume};
 use crate::testing::{at, name, publish, service, stack, tcp};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -31,7 +31,9 @@ fn good() -> (Stack, Compiled, Observed) {
     let compiled = compile(&stack, surroundings).unwrap();
     let mut host = Observed {
         agent: Some(AgentSeen { pid: 1 }),
-        firewall: Some(FirewallSeen { digest: FirewallRules::of(&stack, &BTreeSet::new()).map(|r| r.digest()) }),
+        firewall: Some(FirewallSeen {
+            digest: FirewallRules::of(&stack, &BTreeSet::new(), Backend::Nftables).map(|r| r.digest()),
+        }),
         ..Observed::default()
     };
     let mut guard = GuardSeen { policy_digest: Some(compiled.policy_digest.clone()), ..GuardSeen::default() };
@@ -103,6 +105,26 @@ fn each_thing_that_can_be_wrong_has_its_finding() {
     assert_eq!(detached, ["guard-detached"]);
     assert_eq!(after(|host| host.guard.as_mut().unwrap().policy_digest = None), ["policy-differs"]);
     assert_eq!(after(|host| host.firewall = None), ["firewall-differs"]);
+    let by_ufw = after(|host| host.firewall_runs = Backend::Ufw);
+    assert_eq!(by_ufw, ["firewall-differs"], "the table was made for a host without ufw");
+    let mut stubborn = stack([service("web")]);
+    stubborn.firewall.backend = BackendChoice::Nftables;
+    let (mut findings, host) = (Vec::new(), Observed { firewall_runs: Backend::Firewalld, ..Observed::default() });
+    firewall(&stubborn, &host, &mut findings);
+    assert_eq!(findings.iter().map(|finding| finding.id).collect::<Vec<_>>(), ["two-firewalls", "firewall-differs"]);
+    stubborn.firewall.backend = BackendChoice::Auto;
+    stubborn.services[0].publish = vec![publish(None, 80, 8080)];
+    let (mut findings, foreign_drops) = (Vec::new(), vec!["inet filter input".to_owned()]);
+    firewall(&stubborn, &Observed { foreign_drops, ..Observed::default() }, &mut findings);
+    assert_eq!(findings[0].id, "foreign-firewall");
+    let rules = FirewallRules::of(&stubborn, &BTreeSet::new(), Backend::Ufw).unwrap();
+    let digest = Some(rules.digest());
+    let (firewall_runs, shut_by_ufw) = (Backend::Ufw, rules.doors());
+    let host = Observed { firewall_runs, shut_by_ufw, firewall: Some(FirewallSeen { digest }), ..Observed::default() };
+    let mut findings = Vec::new();
+    firewall(&stubborn, &host, &mut findings);
+    let said: Vec<_> = findings.iter().map(ToString::to_string).collect();
+    assert!(said.len() == 1 && said[0].contains("run `ufw allow 80/tcp`"), "{said:?}");
     assert_eq!(after(|host| host.firewall = Some(FirewallSeen { digest: None })), ["firewall-differs"]);
     assert_eq!(after(|host| host.kernel.route_localnet.push("eth0".into())), ["route-localnet"]);
     assert_eq!(after(|host| host.kernel.unix_hooks = Some(false)), ["abstract-unix"]);

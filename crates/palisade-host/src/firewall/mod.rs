@@ -6,19 +6,30 @@
 //! One table serves all stacks of a host, because a second table with the policy `drop` would drop what the first
 //! lets in. Each stack owns its sets in it; they are also the only place where it is written what a stack opened.
 
+pub mod boot;
+mod doors;
 pub mod export;
+mod firewalld;
+mod iptables;
+pub mod pending;
 mod read;
 mod render;
+mod ufw;
 
 use nix::fcntl::{Flock, FlockArg};
-use std::collections::BTreeMap;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 
-use palisade_core::firewall::FirewallRules;
+use palisade_core::firewall::{Backend, FirewallRules};
+use palisade_core::lockout::{self, Risk};
 
 use crate::nft::{self, ToolError};
+pub use doors::DoorsError;
 pub use read::{Current, ForeignChain};
+use render::ForATime;
+pub use ufw::Ufw;
 
 /// The mark that the guard puts on every socket of a service; what carries no such mark is not one of ours.
 /// `SOCKET_MARK` of `palisade-guard/bpf/guard.h`.
@@ -49,6 +60,9 @@ pub enum FirewallError {
         /// In words.
         differences: Vec<String>,
     },
+    /// The firewall that the host runs.
+    #[error("the host's own firewall can't be asked or changed")]
+    Doors(#[from] DoorsError),
     /// Another change was under way and the lock couldn't be had.
     #[error("cannot lock the firewall with {path}")]
     Lock {
@@ -67,7 +81,7 @@ pub struct Firewall {
 }
 
 /// What a table held; for undoing a change.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot(Option<BTreeMap<String, FirewallRules>>);
 
 impl Firewall {
@@ -79,22 +93,50 @@ impl Firewall {
     pub fn table(&self) -> &str {
         &self.table
     }
-    /// Lets in what `stack` needs, besides what other stacks have in the table already.
+    /// Lets in what `stack` needs, besides what other stacks have in the table already. When the firewall that the host
+    /// runs can't be told, the table is as before.
     pub fn apply(&self, stack: &str, rules: &FirewallRules) -> Result<(), FirewallError> {
         let _lock = self.lock()?;
-        let mut stacks = self.current()?.map(|current| current.stacks).unwrap_or_default();
+        let before = self.current()?.map(|current| current.stacks).unwrap_or_default();
+        let mut stacks = before.clone();
         stacks.insert(stack.to_owned(), rules.clone());
-        self.replace(&stacks)
+        self.replace(&stacks, None).inspect_err(|error| {
+            if matches!(error, FirewallError::Doors(_)) {
+                // That it failed is what is told.
+                let _ = self.replace(&before, None);
+            }
+        })
     }
-    /// Takes away what `stack` opened. The last stack takes the table with it.
-    pub fn remove(&self, stack: &str) -> Result<(), FirewallError> {
+    /// The same, but what this closes is closed for a time only, whatever becomes of those who should take it back.
+    pub fn apply_for_a_time(&self, stack: &str, rules: &FirewallRules, ms: u64) -> Result<(), FirewallError> {
         let _lock = self.lock()?;
-        let Some(current) = self.current()? else { return Ok(()) };
+        let before = self.current()?.map(|current| current.stacks);
+        let closes = lockout::risk(stack, rules, before.as_ref()).unwrap_or(Risk::Closes(BTreeSet::new()));
+        let mut stacks = before.unwrap_or_default();
+        stacks.insert(stack.to_owned(), rules.clone());
+        self.replace(&stacks, Some(&ForATime { ms, closes }))
+    }
+    /// Takes away what `stack` opened, but for the ports where sshd listens. The last stack takes the table with it.
+    pub fn remove(&self, stack: &str, ssh_ports: &BTreeSet<u16>) -> Result<(), FirewallError> {
+        let _lock = self.lock()?;
+        let Some(current) = self.current()? else { return Ok(doors::sync(&self.table, &BTreeMap::new())?) };
         let mut stacks = current.stacks;
         if stacks.remove(stack).is_none() && !stacks.is_empty() {
             return Ok(());
         }
-        self.replace(&stacks)
+        // sshd may have moved since the others came up: then only this stack let it in.
+        stacks.values_mut().for_each(|rules| rules.ssh_ports.extend(ssh_ports));
+        self.replace(&stacks, None)
+    }
+    /// Shuts in the firewall that the host runs what no stack in the table needs: also when somebody else has removed the
+    /// table.
+    pub fn shut_what_is_left(&self) -> Result<(), FirewallError> {
+        if !doors::any(&self.table) {
+            return Ok(());
+        }
+        let _lock = self.lock()?;
+        let stacks = self.current()?.map(|current| current.stacks).unwrap_or_default();
+        Ok(doors::sync(&self.table, &stacks)?)
     }
     /// What the table in the kernel holds; `None` when there is no such table.
     pub fn current(&self) -> Result<Option<Current>, FirewallError> {
@@ -105,6 +147,10 @@ impl Firewall {
         let objects = nft::json(&["list", "table", "inet", &self.table]).map_err(self.failed("read"))?;
         Ok(Some(read::current(&objects)))
     }
+    /// Whether the table is as the stacks in it want it, and so is the firewall that the host runs.
+    pub fn is_sound(&self, current: &Current) -> Result<bool, FirewallError> {
+        Ok(current.differences(&current.stacks).is_empty() && doors::missing(&current.stacks)?.is_empty())
+    }
     /// What the table holds now.
     pub fn snapshot(&self) -> Result<Snapshot, FirewallError> {
         Ok(Snapshot(self.current()?.map(|current| current.stacks)))
@@ -112,22 +158,26 @@ impl Firewall {
     /// Puts the table back to what a snapshot holds.
     pub fn restore(&self, snapshot: &Snapshot) -> Result<(), FirewallError> {
         let _lock = self.lock()?;
-        self.replace(snapshot.0.as_ref().unwrap_or(&BTreeMap::new()))
+        self.replace(snapshot.0.as_ref().unwrap_or(&BTreeMap::new()), None)
     }
 
-    fn replace(&self, stacks: &BTreeMap<String, FirewallRules>) -> Result<(), FirewallError> {
-        let text = render::transaction(&self.table, stacks);
+    fn replace(
+        &self,
+        stacks: &BTreeMap<String, FirewallRules>,
+        for_a_time: Option<&ForATime>,
+    ) -> Result<(), FirewallError> {
+        let text = render::transaction(&self.table, stacks, for_a_time);
         let mut differences = Vec::new();
         for _ in 0..ATTEMPTS {
             nft::run("nft", &["-f", "-"], &text).map_err(self.failed("replace"))?;
             let current = self.current()?;
             differences = match current {
-                None if stacks.is_empty() => return Ok(()),
+                None if stacks.is_empty() => return Ok(doors::sync(&self.table, stacks)?),
                 None => vec!["it is not there".into()],
-                Some(current) => current.differences(stacks),
+                Some(current) => current.differences_from(stacks, for_a_time),
             };
             if differences.is_empty() {
-                return Ok(());
+                return Ok(doors::sync(&self.table, stacks)?);
             }
         }
         Err(FirewallError::Differs { table: self.table.clone(), differences })
@@ -142,6 +192,19 @@ impl Firewall {
         let failed = |source| FirewallError::Lock { path: path.clone(), source };
         let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
         Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| failed(e.into()))
+    }
+}
+
+/// Whose firewall decides in the calling thread's network namespace.
+pub fn runs() -> Backend {
+    if firewalld::runs() {
+        Backend::Firewalld
+    } else if ufw::runs() {
+        Backend::Ufw
+    } else if iptables::runs() {
+        Backend::Iptables
+    } else {
+        Backend::Nftables
     }
 }
 

@@ -7,10 +7,10 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use palisade_core::firewall::{FirewallRules, OpenPort};
+use palisade_core::firewall::{Backend, FirewallRules, OpenPort};
 use palisade_core::stack::{PortProto, Proto};
 
-use super::render;
+use super::render::{self, ForATime};
 
 /// What our table in the kernel holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,6 +59,10 @@ pub(super) fn current(objects: &[Value]) -> Current {
         if let Some(set) = object.get("set") {
             let Some((kind, stack)) = text(set, "name").split_once('.') else { continue };
             let rules = current.stacks.entry(stack.to_owned()).or_default();
+            if let Some(backend) = Backend::ALL.into_iter().find(|backend| backend.name() == kind) {
+                rules.backend = backend;
+                continue;
+            }
             for element in set.get("elem").and_then(Value::as_array).into_iter().flatten() {
                 add_element(rules, kind, element);
             }
@@ -110,6 +114,15 @@ fn plain(rules: &FirewallRules) -> FirewallRules {
 impl Current {
     /// In what the table differs from the one that lets in what `wanted` says; empty when it doesn't.
     pub fn differences(&self, wanted: &BTreeMap<String, FirewallRules>) -> Vec<String> {
+        self.differences_from(wanted, None)
+    }
+
+    /// The same for a table that closes for a time only.
+    pub(super) fn differences_from(
+        &self,
+        wanted: &BTreeMap<String, FirewallRules>,
+        for_a_time: Option<&ForATime>,
+    ) -> Vec<String> {
         let mut differences = Vec::new();
         let names: BTreeSet<_> = self.stacks.keys().chain(wanted.keys()).collect();
         for name in names {
@@ -117,7 +130,7 @@ impl Current {
                 differences.push(format!("the ports of stack `{name}` differ"));
             }
         }
-        let chains = render::chains(wanted.keys().map(String::as_str));
+        let chains = render::chains(wanted, for_a_time);
         for name in self.chains.keys().filter(|name| !chains.iter().any(|chain| chain.name == name.as_str())) {
             differences.push(format!("there is a chain `{name}` that is not ours"));
         }

@@ -7,8 +7,19 @@ use std::fmt::Write;
 use std::net::IpAddr;
 
 use palisade_core::firewall::FirewallRules;
+use palisade_core::lockout::Risk;
 
 use super::SERVICE_MARK;
+
+/// A table that closes only for a time, in the kernel itself: when nobody has confirmed it by then and nobody was left to
+/// take it back, what it closed is open again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ForATime {
+    /// How long it closes.
+    pub ms: u64,
+    /// What it closes.
+    pub closes: Risk,
+}
 
 /// A chain: its name, its hook if it is a base chain, and its rules, each with the sentence that names it.
 pub(super) struct Chain {
@@ -38,7 +49,11 @@ const PRIVATE4: &str = "& 255.64.0.0 == 127.64.0.0";
 const PRIVATE6: &str = "fd70:616c:6973:6164::/96";
 
 /// The batch that replaces the table, or removes it when no stack is left.
-pub(super) fn transaction(table: &str, stacks: &BTreeMap<String, FirewallRules>) -> String {
+pub(super) fn transaction(
+    table: &str,
+    stacks: &BTreeMap<String, FirewallRules>,
+    for_a_time: Option<&ForATime>,
+) -> String {
     // Adding it first makes the deletion valid whether or not it is there; all of it is one transaction.
     let mut text = format!("table inet {table}\ndelete table inet {table}\n");
     if stacks.is_empty() {
@@ -51,9 +66,17 @@ pub(super) fn transaction(table: &str, stacks: &BTreeMap<String, FirewallRules>)
             let elements = if elements.is_empty() { elements } else { format!(" elements = {{ {elements} }}") };
             let _ = writeln!(text, "  set {kind}.{stack} {{ type {set_type};{elements} }}");
         }
+        if !rules.closes() {
+            // Nothing goes by it: it is where it is written who decides.
+            let _ = writeln!(text, "  set {}.{stack} {{ type inet_service; }}", rules.backend);
+        }
+    }
+    if let Some(ForATime { ms, .. }) = for_a_time {
+        let elements = format!("ipv4 timeout {ms}ms, ipv6 timeout {ms}ms");
+        let _ = writeln!(text, "  set waiting {{ type nf_proto; flags timeout; elements = {{ {elements} }} }}");
     }
     // A chain must stand before those that jump to it.
-    for chain in chains(stacks.keys().map(String::as_str)).iter().rev() {
+    for chain in chains(stacks, for_a_time).iter().rev() {
         let _ = writeln!(text, "  chain {} {{", chain.name);
         if let Some(Base { hook, priority, policy }) = chain.base {
             let _ = writeln!(text, "    type filter hook {hook} priority {priority}; policy {policy};");
@@ -83,12 +106,19 @@ fn elements(kind: &str, rules: &FirewallRules) -> Vec<String> {
     }
 }
 
-/// What every host lets in and keeps out, whatever its stacks publish.
-pub(super) fn ordinary() -> Vec<(String, String)> {
+/// Localhost stays this host's own, whoever decides about the rest.
+fn localhost() -> [(String, String); 2] {
     let rule = |rule: &str, comment: &str| (rule.to_owned(), comment.to_owned());
-    vec![
+    [
         rule("ip daddr 127.0.0.0/8 ct status & dnat == 0 drop", "localhost is not for the wire, unless sent there"),
         rule("ip6 daddr ::1 ct status & dnat == 0 drop", "localhost is not for the wire by IPv6, unless sent there"),
+    ]
+}
+
+/// What every host that closes the rest lets in.
+fn open_to_all() -> Vec<(String, String)> {
+    let rule = |rule: &str, comment: &str| (rule.to_owned(), comment.to_owned());
+    vec![
         rule("ct state vmap { established : accept, related : accept, invalid : drop }", "answers"),
         rule("icmp type { destination-unreachable, time-exceeded, parameter-problem } accept", "errors of IPv4"),
         rule("icmp type echo-request limit rate 50/second burst 100 packets accept", "ping"),
@@ -110,11 +140,16 @@ pub(super) fn ordinary() -> Vec<(String, String)> {
     ]
 }
 
+/// What every host lets in and keeps out, whatever its stacks publish.
+pub(super) fn ordinary() -> Vec<(String, String)> {
+    localhost().into_iter().chain(open_to_all()).collect()
+}
+
 /// The chains, those that are jumped to last.
 ///
 /// Loopback comes first and is cheap: a segment of an established connection passes one comparison of flags on its
 /// way in and one of addresses on its way out, and private addresses are never tracked.
-pub(super) fn chains<'a>(stacks: impl Iterator<Item = &'a str>) -> Vec<Chain> {
+pub(super) fn chains(stacks: &BTreeMap<String, FirewallRules>, for_a_time: Option<&ForATime>) -> Vec<Chain> {
     let rule = |rule: &str, comment: &str| (rule.to_owned(), comment.to_owned());
     let chain = |name, rules: Vec<_>| Chain { name, base: None, rules };
     let later_segment = "tcp flags & (syn|ack) != syn";
@@ -125,8 +160,13 @@ pub(super) fn chains<'a>(stacks: impl Iterator<Item = &'a str>) -> Vec<Chain> {
         rule("ip saddr 127.0.0.0/8 drop", "nobody out there is localhost"),
         rule(&format!("ip6 saddr {{ ::1, {PRIVATE6} }} drop"), "nobody out there is localhost by IPv6"),
     ];
-    input.extend(ordinary());
-    for stack in stacks {
+    input.extend(localhost());
+    // Where somebody else's firewall decides, this one only keeps what is private.
+    let closes = stacks.values().any(FirewallRules::closes);
+    if closes {
+        input.extend(open_to_all());
+    }
+    for stack in stacks.keys().filter(|_| closes) {
         input.push((format!("tcp dport @ssh.{stack} accept"), format!("SSH, {stack}")));
         for (kind, key) in [
             ("published", "meta l4proto . th dport"),
@@ -137,8 +177,19 @@ pub(super) fn chains<'a>(stacks: impl Iterator<Item = &'a str>) -> Vec<Chain> {
             input.push((format!("{key} @{kind}.{stack} accept"), format!("{kind}, {stack}")));
         }
     }
+    let mut policy = if closes { "drop" } else { "accept" };
+    if let Some(ForATime { closes, .. }) = for_a_time.filter(|_| closes) {
+        input.push(rule("meta nfproto @waiting drop", "closed until the time to confirm is over"));
+        match closes {
+            Risk::ClosesAll => policy = "accept",
+            Risk::Closes(ports) => input.extend(ports.iter().map(|open| {
+                let text = format!("meta l4proto {} th dport {} accept", open.proto, open.port);
+                (text, "open again, as nobody confirmed".to_owned())
+            })),
+        }
+    }
     vec![
-        Chain { name: "input", base: Some(Base { hook: "input", priority: 0, policy: "drop" }), rules: input },
+        Chain { name: "input", base: Some(Base { hook: "input", priority: 0, policy }), rules: input },
         Chain {
             name: "output",
             // Before connection tracking, so that what passes between services is never tracked.
@@ -185,4 +236,34 @@ pub(super) fn chains<'a>(stacks: impl Iterator<Item = &'a str>) -> Vec<Chain> {
             ],
         ),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use palisade_core::firewall::Backend;
+
+    fn input(backend: Backend, for_a_time: Option<&ForATime>) -> (String, Vec<String>) {
+        let rules = FirewallRules { backend, ..FirewallRules::default() };
+        let chain = chains(&BTreeMap::from([("shop".to_owned(), rules)]), for_a_time).swap_remove(0);
+        (chain.base.unwrap().policy.to_owned(), chain.rules.into_iter().map(|(rule, _)| rule).collect())
+    }
+
+    #[test]
+    fn where_another_firewall_decides_ours_only_keeps_what_is_private() {
+        let waiting = ForATime { ms: 1, closes: Risk::ClosesAll };
+        for for_a_time in [None, Some(&waiting)] {
+            let (policy, rules) = input(Backend::Firewalld, for_a_time);
+            assert_eq!(policy, "accept");
+            assert!(rules[1..].iter().all(|rule| rule.ends_with("drop") && rule.contains("addr")), "{rules:?}");
+        }
+    }
+
+    #[test]
+    fn what_closes_for_a_time_is_open_when_the_kernel_forgets_that_it_waits() {
+        let waiting = ForATime { ms: 1, closes: Risk::ClosesAll };
+        let (policy, rules) = input(Backend::Nftables, Some(&waiting));
+        assert_eq!((policy.as_str(), rules.last().unwrap().as_str()), ("accept", "meta nfproto @waiting drop"));
+        assert_eq!(input(Backend::Nftables, None).0, "drop");
+    }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use palisade_core::firewall::{FirewallRules, OpenPort};
+use palisade_core::firewall::{Backend, FirewallRules, OpenPort};
 use palisade_core::prove::Family;
 use palisade_core::stack::{PortProto, Proto};
 use palisade_host::firewall::Firewall;
@@ -30,6 +30,7 @@ fn rules() -> FirewallRules {
         ]
         .into(),
         allow: [PortProto { port: 443, proto: Proto::Tcp }, PortProto { port: 51820, proto: Proto::Udp }].into(),
+        backend: Backend::Nftables,
     }
 }
 

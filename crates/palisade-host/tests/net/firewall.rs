@@ -3,7 +3,7 @@
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, connect, listen, setsockopt, socket, sockopt,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -32,6 +32,7 @@ fn rules() -> FirewallRules {
         ]
         .into(),
         allow: [PortProto { port: 443, proto: Proto::Tcp }].into(),
+        ..FirewallRules::default()
     }
 }
 
@@ -198,12 +199,12 @@ fn outside_gets_what_is_opened_and_nothing_else() {
     };
     scratch.host.run(|| table.apply("9-lives", &other)).unwrap().unwrap();
     internet(&|| assert_eq!(ask(Proto::Tcp, "203.0.113.1:5432"), Response::Open));
-    scratch.host.run(|| table.remove("9-lives")).unwrap().unwrap();
+    scratch.host.run(|| table.remove("9-lives", &BTreeSet::new())).unwrap().unwrap();
     internet(&|| {
         assert_eq!(ask_briefly(Proto::Tcp, "203.0.113.1:5432"), Response::Silent);
         assert_eq!(ask(Proto::Tcp, "203.0.113.1:8084"), Response::Open);
     });
-    scratch.host.run(|| table.remove("shop")).unwrap().unwrap();
+    scratch.host.run(|| table.remove("shop", &BTreeSet::new())).unwrap().unwrap();
     internet(&|| assert_eq!(ask(Proto::Tcp, "203.0.113.1:5432"), Response::Open));
     assert_eq!(scratch.host.run(|| table.current()).unwrap().unwrap(), None);
 }
@@ -272,8 +273,8 @@ fn meddling_is_seen_and_other_tables_are_named() {
         let found = firewall::foreign_chains(&table).unwrap();
         let found: Vec<_> = found.iter().map(|c| (c.table.as_str(), c.chain.as_str(), c.drops_by_default)).collect();
         assert_eq!(found, [("other", "c", false), ("another", "d", true)]);
-        table.remove("shop").unwrap();
-        table.remove("shop").unwrap();
+        table.remove("shop", &BTreeSet::new()).unwrap();
+        table.remove("shop", &BTreeSet::new()).unwrap();
         assert_eq!(firewall::foreign_chains(&table).unwrap().len(), 2, "other tables are not touched");
     };
     scratch.host.run(work).unwrap();

@@ -13,7 +13,7 @@ use crate::exit::{Answer, Failure};
 use crate::host::Adapters;
 use crate::progress::Lines;
 use crate::state::State;
-use crate::{generations, load, observe, signals};
+use crate::{confirmation, generations, load, observe, signals};
 
 /// Plans and carries out.
 pub(crate) fn run(args: &StackArgs, volumes: bool, yes: bool) -> Result<Answer, Failure> {
@@ -31,6 +31,7 @@ pub(crate) fn take_down(
     confirmed: &dyn Fn(&[String]) -> bool,
 ) -> Result<Answer, Failure> {
     let lock = super::lock(layout, "down")?;
+    confirmation::require_none(layout, "down")?;
     let state = State::read(layout).map_err(|error| Failure::new("can't read what was applied", error))?;
     let host = match &state.stack {
         Some(stack) => observe::observe_for(layout, stack),

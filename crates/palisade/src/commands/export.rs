@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use palisade_core::firewall::{FirewallRules, reasons};
+use palisade_core::firewall::{Backend, FirewallRules, reasons};
 use palisade_core::prove::Family;
-use palisade_core::stack::Stack;
+use palisade_core::stack::{BackendChoice, Stack};
 use palisade_host::firewall::export::{self, Export};
-use palisade_host::sockets;
+use palisade_host::{session, sockets};
 
 use crate::cli::{ExportArgs, FirewallTool, StackArgs};
 use crate::exit::{Answer, Failure};
@@ -50,8 +50,8 @@ pub(crate) fn run(args: &StackArgs, options: &ExportArgs) -> Result<Answer, Fail
 fn rules(stack: &Stack, options: &ExportArgs) -> Result<FirewallRules, Failure> {
     let mut ssh: BTreeSet<u16> = options.ssh.iter().copied().collect();
     if ssh.is_empty() {
-        let session = std::env::var("SSH_CONNECTION").ok();
-        ssh = sockets::ssh_ports(session.as_deref())
+        let session = session::own().connection;
+        ssh = sockets::ssh_ports(session.as_ref().map(|connection| connection.text.as_str()))
             .map_err(|error| Failure::new("can't find sshd's ports", error).hint("name them: --ssh 22"))?;
     }
     if ssh.is_empty() {
@@ -59,8 +59,9 @@ fn rules(stack: &Stack, options: &ExportArgs) -> Result<FirewallRules, Failure> 
         ssh.insert(22);
     }
     let mut own = stack.clone();
-    own.firewall.disabled = false;
-    FirewallRules::of(&own, &ssh).ok_or_else(|| Failure::plain("this stack has no firewall to write down"))
+    own.firewall.backend = BackendChoice::Nftables;
+    FirewallRules::of(&own, &ssh, Backend::Nftables)
+        .ok_or_else(|| Failure::plain("this stack has no firewall to write down"))
 }
 
 fn files(export: Export<'_>, options: &ExportArgs) -> Vec<File> {

@@ -5,6 +5,7 @@
 pub(crate) mod audit;
 pub(crate) mod check;
 pub(crate) mod config;
+pub(crate) mod confirm;
 pub(crate) mod down;
 pub(crate) mod events;
 pub(crate) mod exec;
@@ -50,6 +51,7 @@ pub(crate) fn run(cli: Cli) -> Result<Answer, Failure> {
         Verb::Check { strict, format } => check::run(&cli.stack, strict, format),
         Verb::Plan { format } => plan::run(&cli.stack, format),
         Verb::Up(args) => up::run(&cli.stack, &args),
+        Verb::Confirm { yes } => confirm::run(&cli.stack, yes),
         Verb::Down { volumes, yes } => down::run(&cli.stack, volumes, yes),
         Verb::Stop { services } => life::run(&cli.stack, Turn::Stop, &services),
         Verb::Start { services } => life::run(&cli.stack, Turn::Start, &services),
@@ -87,6 +89,7 @@ pub(crate) fn wishes<'a>(
         only: None,
         recreate: false,
         back: false,
+        confirm: None,
         volume_path,
     }
 }

@@ -6,7 +6,7 @@ use palisade_host::volumes;
 
 use crate::cli::{Format, StackArgs};
 use crate::exit::{Answer, Failure};
-use crate::{load, observe};
+use crate::{confirmation, load, observe};
 
 /// Prints the plan. The answer is no when there is something to change.
 pub(crate) fn run(args: &StackArgs, format: Format) -> Result<Answer, Failure> {
@@ -19,6 +19,7 @@ pub(crate) fn run(args: &StackArgs, format: Format) -> Result<Answer, Failure> {
     match format {
         Format::Text => {
             loaded.print_warnings();
+            confirmation::tell(&layout);
             for unknown in &host.unknown {
                 eprintln!("not known: {unknown}");
             }

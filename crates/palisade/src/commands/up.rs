@@ -8,6 +8,7 @@ use palisade_core::finding::Severity;
 use palisade_core::generation::{self, Origin};
 use palisade_core::image::{FetchWishes, PullPolicy};
 use palisade_core::lint::lint;
+use palisade_core::lockout::Confirm;
 use palisade_core::names::ServiceName;
 use palisade_core::observed::{EngineState, ImageSeen, Observed};
 use palisade_core::plan::{self, Wishes};
@@ -24,7 +25,7 @@ use crate::exit::{Answer, Failure};
 use crate::host::Adapters;
 use crate::progress::Lines;
 use crate::state::{Lock, LockError, State};
-use crate::{generations, load, observe, signals};
+use crate::{confirmation, generations, load, observe, signals};
 
 /// What is to be brought up, and how.
 pub(crate) struct Goal<'a> {
@@ -44,6 +45,8 @@ pub(crate) struct Goal<'a> {
     pub(crate) no_start: bool,
     /// Images that names stand for whatever they stand for by now.
     pub(crate) images: BTreeMap<String, ImageSeen>,
+    /// When a change of the firewall has to be confirmed; `None`: as the file says.
+    pub(crate) confirm: Option<Confirm>,
     /// What makes the generation.
     pub(crate) origin: Origin,
 }
@@ -60,6 +63,7 @@ impl<'a> Goal<'a> {
             recreate: false,
             no_start: false,
             images: BTreeMap::new(),
+            confirm: None,
             origin: Origin::Up,
         }
     }
@@ -79,6 +83,7 @@ impl<'a> Goal<'a> {
             fetch: None,
             only: self.only.as_ref(),
             recreate: self.recreate,
+            confirm: self.confirm,
             back: matches!(self.origin, Origin::Rollback { .. }),
             ..super::wishes(self.mode, self.wait, volume_path)
         }
@@ -115,6 +120,10 @@ pub(crate) fn run(args: &StackArgs, up: &UpArgs) -> Result<Answer, Failure> {
         only,
         recreate: up.force_recreate,
         no_start: up.no_start,
+        confirm: match up.confirm_within {
+            Some(within_ms) => Some(Confirm::Always { within_ms }),
+            None => up.no_confirm.then_some(Confirm::Never),
+        },
         ..Goal::of(&stack, mode)
     };
     bring_up_locked(&layout, &goal)
@@ -128,6 +137,7 @@ pub(crate) fn bring_up(layout: &Layout, goal: &Goal<'_>) -> Result<Answer, Failu
 
 /// The same for a caller that has the lock.
 fn bring_up_locked(layout: &Layout, goal: &Goal<'_>) -> Result<Answer, Failure> {
+    confirmation::require_none(layout, "up")?;
     let state = State::read(layout).map_err(|error| Failure::new("can't read what was applied before", error))?;
     let was_there = state != State::default();
     let mut adapters = Adapters::new(layout.clone(), state);

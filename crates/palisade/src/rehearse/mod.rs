@@ -6,12 +6,14 @@ mod attacks;
 pub(crate) mod scene;
 mod unprivileged;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Instant;
 
 use palisade_core::finding::Finding;
+use palisade_core::lockout::Confirm;
 use palisade_core::policy::Mode;
-use palisade_core::stack::Stack;
+use palisade_core::stack::{BackendChoice, Stack};
 use palisade_host::firewall::Firewall;
 use palisade_host::layout::Layout;
 use palisade_host::volumes;
@@ -86,10 +88,20 @@ fn uninterrupted() -> Result<(), Failure> {
 
 fn play(scene: &Scene, stack: &Stack) -> Result<Report, Failure> {
     let layout = &scene.layout;
+    // The scratch host runs no firewall of its own.
+    let mut stack = stack.clone();
+    if stack.firewall.backend != BackendChoice::None {
+        stack.firewall.backend = BackendChoice::Auto;
+    }
+    let stack = &stack;
     make_external_volumes(layout, stack)?;
     let began = Instant::now();
     eprintln!("The scratch host is ready; bringing {} up on it", stack.project);
-    if up::bring_up(layout, &up::Goal { wait: true, ..up::Goal::of(stack, Mode::Enforce) })? == Answer::No {
+    if up::bring_up(
+        layout,
+        &up::Goal { wait: true, confirm: Some(Confirm::Never), ..up::Goal::of(stack, Mode::Enforce) },
+    )? == Answer::No
+    {
         return Err(Failure::plain("the stack came up, but not as the file says: see the findings above"));
     }
     let up_ms = began.elapsed().as_millis() as u64;
@@ -141,7 +153,7 @@ fn without_firewall<T>(layout: &Layout, work: impl FnOnce() -> Result<T, Failure
     let firewall = Firewall::new(&layout.realm);
     let failed = |error| Failure::new("can't take the scratch host's firewall away and put it back", error);
     let before = firewall.snapshot().map_err(failed)?;
-    firewall.remove(layout.project.as_str()).map_err(failed)?;
+    firewall.remove(layout.project.as_str(), &BTreeSet::new()).map_err(failed)?;
     let result = work();
     firewall.restore(&before).map_err(failed)?;
     result

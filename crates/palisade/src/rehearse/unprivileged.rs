@@ -7,7 +7,7 @@ use std::fs;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{getgid, getuid};
-use palisade_core::firewall::FirewallRules;
+use palisade_core::firewall::{Backend, FirewallRules};
 use palisade_core::observed::Observed;
 use palisade_core::stack::Stack;
 use palisade_host::firewall::Firewall;
@@ -31,7 +31,7 @@ pub(crate) fn rehearse(stack: &Stack) -> Result<Answer, Failure> {
     scene::connect(&host, &internet).map_err(|error| Failure::new("can't build the scratch host", error))?;
     let layout = Layout::host(stack.project.clone());
     // Nobody listens on the scratch host, so there is no sshd either.
-    let Some(rules) = FirewallRules::of(stack, &BTreeSet::new()) else {
+    let Some(rules) = FirewallRules::of(stack, &BTreeSet::new(), Backend::Nftables) else {
         return Err(Failure::Unable(format!(
             "{LEFT_OUT}The file leaves the firewall alone (x-palisade.firewall), so nothing else was left to prove."
         )));

@@ -58,7 +58,16 @@ pub static FIREWALL: Section = section(
     "`x-palisade.firewall`",
     &[
         yes("allow", SET, "ports besides SSH and the published ones that stay open"),
-        yes("backend", TEXT, "`auto`, or `none` to leave the host's firewall alone"),
+        yes(
+            "backend",
+            TEXT,
+            "whose firewall decides: `auto` (what the host runs), `nftables` (a table of Palisade's own), `firewalld`, `iptables`; `none` leaves it alone",
+        ),
+        yes(
+            "confirm",
+            TEXT,
+            "how long a change that could lock you out waits for `palisade confirm` over a new connection (`60s`); `none`: it doesn't",
+        ),
     ],
 );
 

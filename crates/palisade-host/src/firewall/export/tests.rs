@@ -14,6 +14,7 @@ fn rules() -> FirewallRules {
         ]
         .into(),
         allow: [PortProto { port: 443, proto: Proto::Tcp }, PortProto { port: 22, proto: Proto::Tcp }].into(),
+        backend: palisade_core::firewall::Backend::Nftables,
     }
 }
 

@@ -24,6 +24,7 @@ use palisade_core::stack::{Proto, Stack};
 use palisade_core::verify::verify;
 use palisade_host::firewall::Firewall;
 use palisade_host::layout::Layout;
+use palisade_host::session;
 use palisade_host::sockets;
 use palisade_host::survey::{self, Request, SurveyError};
 use serde_json::json;
@@ -190,9 +191,9 @@ fn declared(
     stack: Option<&Stack>,
     stacks: impl Iterator<Item = (String, FirewallRules)>,
 ) -> Result<Option<Declared>, Failure> {
-    let ssh = std::env::var("SSH_CONNECTION").ok();
-    let ssh_ports =
-        sockets::ssh_ports(ssh.as_deref()).map_err(|error| Failure::new("can't find sshd's ports", error))?;
+    let session = session::own().connection;
+    let ssh_ports = sockets::ssh_ports(session.as_ref().map(|connection| connection.text.as_str()))
+        .map_err(|error| Failure::new("can't find sshd's ports", error))?;
     let own = stack.map(|stack| (stack.project.as_str(), Declared::by(stack, &ssh_ports)));
     let (name, mut declared) = own.unzip();
     for (other, rules) in stacks.filter(|(other, _)| Some(other.as_str()) != name) {
