@@ -15,6 +15,7 @@ mod load;
 mod observe;
 mod progress;
 mod proof;
+mod reach;
 mod rehearse;
 mod signals;
 mod state;

@@ -107,6 +107,23 @@ impl Firewall {
             }
         })
     }
+    /// The batch of `nft` that [`Firewall::apply`] would load, or [`Firewall::remove`] without rules: for trying it elsewhere.
+    pub fn batch(
+        &self,
+        stack: &str,
+        rules: Option<&FirewallRules>,
+        ssh_ports: &BTreeSet<u16>,
+    ) -> Result<String, FirewallError> {
+        let mut stacks = self.current()?.map(|current| current.stacks).unwrap_or_default();
+        match rules {
+            Some(rules) => drop(stacks.insert(stack.to_owned(), rules.clone())),
+            None => {
+                stacks.remove(stack);
+                stacks.values_mut().for_each(|rules| rules.ssh_ports.extend(ssh_ports));
+            }
+        }
+        Ok(render::transaction(&self.table, &stacks, None))
+    }
     /// The same, but what this closes is closed for a time only, whatever becomes of those who should take it back.
     pub fn apply_for_a_time(&self, stack: &str, rules: &FirewallRules, ms: u64) -> Result<(), FirewallError> {
         let _lock = self.lock()?;

@@ -11,6 +11,7 @@ use super::world::is_link_local;
 use super::{PortSet, Reached, TwinError, TwinReport, TwinSpec, recorder};
 use crate::link::{self, InterfaceAddresses, LinkError, VethEnd};
 use crate::netns::{Netns, NetnsError};
+use crate::nft;
 use crate::routes::{self, Routes, Way};
 
 /// The outside end of the twin's wire.
@@ -51,6 +52,12 @@ impl Twin {
     /// Sends a packet to each port of every target, by TCP and UDP. No packet leaves the copy.
     pub fn probe(&self) -> Result<TwinReport, TwinError> {
         self.probe_ports(&self.spec.ports)
+    }
+
+    /// Changes the copy's ruleset by a batch of `nft`; the host's is left alone.
+    pub fn apply(&self, batch: &str) -> Result<(), TwinError> {
+        let loaded = self.inside.run(|| nft::run("nft", &["-f", "-"], batch))?;
+        loaded.map(drop).map_err(|source| TwinError::Ruleset { operation: "change the copy of the ruleset", source })
     }
 
     pub(super) fn probe_ports(&self, ports: &PortSet) -> Result<TwinReport, TwinError> {

@@ -3,10 +3,11 @@
 use palisade_core::plan;
 use palisade_core::policy::Mode;
 use palisade_host::volumes;
+use serde_json::json;
 
 use crate::cli::{Format, StackArgs};
 use crate::exit::{Answer, Failure};
-use crate::{confirmation, load, observe};
+use crate::{confirmation, load, observe, reach};
 
 /// Prints the plan. The answer is no when there is something to change.
 pub(crate) fn run(args: &StackArgs, format: Format) -> Result<Answer, Failure> {
@@ -16,18 +17,28 @@ pub(crate) fn run(args: &StackArgs, format: Format) -> Result<Answer, Failure> {
     let volume_path = |key: &str, volume: &_| volumes::folder(&layout, key, volume);
     let wishes = super::wishes(Mode::Enforce, false, &volume_path);
     let plan = plan::plan(&loaded.stack, &host, wishes).map_err(|findings| super::refused(&findings))?;
+    let mut unknown = host.unknown.clone();
+    let reach = if nix::unistd::geteuid().is_root() {
+        reach::of(&plan, &layout).unwrap_or_else(|failure| {
+            unknown.push(format!("what the change opens and closes: {failure}"));
+            None
+        })
+    } else {
+        None
+    };
     match format {
         Format::Text => {
             loaded.print_warnings();
             confirmation::tell(&layout);
-            for unknown in &host.unknown {
+            for unknown in &unknown {
                 eprintln!("not known: {unknown}");
             }
-            print!("{plan}");
+            print!("{plan}{}", reach.as_ref().map(reach::text).unwrap_or_default());
         }
         Format::Json => {
             let mut json = plan.to_json();
-            json["unknown"] = host.unknown.clone().into();
+            json["unknown"] = unknown.into();
+            json["reach"] = json!(reach);
             println!("{json}");
         }
     }

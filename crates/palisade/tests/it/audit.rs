@@ -140,7 +140,19 @@ x-palisade:
         (ran.code, report)
     };
     host.write(&file("allow: [22]"));
+    let plan = host.palisade(&["plan"]).expect(1).out;
+    let told = "Strangers, by packets to all ports of a copy of this host:
+  closes  1-21,23-8079,8081-65535/tcp over IPv4 by eth0
+  closes  1-65535/udp over IPv4 by eth0
+";
+    assert!(plan.ends_with(told), "{plan}");
     host.up();
+    assert_eq!(host.palisade(&["plan"]).expect(0).out, "shop: nothing to change\n");
+    host.write(&file("allow: [443]"));
+    let plan: Value = serde_json::from_str(&host.palisade(&["plan", "--format", "json"]).expect(1).out).unwrap();
+    assert_eq!(plan["reach"]["opens"], serde_json::json!(["443/tcp over IPv4 by eth0"]));
+    assert_eq!(plan["reach"]["closes"], serde_json::json!(["22/tcp over IPv4 by eth0"]));
+    host.write(&file("allow: [22]"));
     let (_, report) = audited(&[]);
     assert_eq!(found(&report), [""; 0]);
     let rows: Vec<_> = report["ports"]
