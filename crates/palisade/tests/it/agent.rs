@@ -191,7 +191,8 @@ fn killing_the_agent_leaves_services_alone_and_the_next_one_takes_over() {
     let mut client = agent(&realm);
     let after = status(&mut client, &spec);
     assert_eq!((after.pid, after.started_at_s, after.restarts), (before.pid, before.started_at_s, 0));
-    assert!(matches!(status(&mut client, &stopped).state, RunState::Exited { .. }), "what the user stopped stays so");
+    let state = status(&mut client, &stopped).state;
+    assert!(matches!(state, RunState::Exited { .. }), "what the user stopped stays so, and is {state:?}");
     wait_for(&mut client, &spec, "healthy", |s| s.health == Health::Healthy);
 
     // What ends while nobody looks is noticed by the next agent.

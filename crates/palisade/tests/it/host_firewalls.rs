@@ -147,6 +147,12 @@ impl Place {
         patiently("fail2ban", || self.fail2ban(&["ping"]));
         patiently("a ban", || self.fail2ban(&["set", "sshd", "banip", "198.51.100.9"]));
         patiently("the ban's rule", || rules("ip saddr 198.51.100.9 counter reject"));
+        // fail2ban bans on its own time, and once more what it was told twice.
+        patiently("rules that stay", || {
+            let before = self.rules();
+            std::thread::sleep(std::time::Duration::from_secs(2));
+            (self.rules() == before).then_some(())
+        });
         let path = folder.join("others");
         fs::write(&path, OTHERS).unwrap();
         self.tool(&["sh", "-c", &format!("iptables-nft-restore --noflush < {}", path.display())]);
