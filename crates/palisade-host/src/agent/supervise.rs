@@ -141,7 +141,7 @@ impl Supervised {
     ) -> Result<Self, String> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let wake = wake.map_err(|error| format!("cannot make an eventfd: {error}"))?;
-        let status = InstanceStatus {
+        let fresh = InstanceStatus {
             id: spec.id.clone(),
             address: spec.address,
             spec_digest: spec.fingerprint().digest,
@@ -154,10 +154,12 @@ impl Supervised {
             hook_failure: None,
             stopped: false,
         };
+        // Whoever asks before the worker has looked is told what the former agent knew.
+        let known = before.as_ref().and_then(|(saved, _)| Some(saved.as_ref()?.status.clone()));
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             wake,
-            status: Mutex::new(status),
+            status: Mutex::new(known.unwrap_or(fresh)),
             spec: Mutex::new(spec.clone()),
         });
         let handle = Self(shared.clone());
