@@ -258,7 +258,7 @@ impl Adapters {
         self.remove_private_addresses()?;
         self.firewall.shut_what_is_left()?;
         // A `down` that was killed may have taken the table away and not what is kept of it for the next boot.
-        boot::keep(&self.layout.realm)?;
+        boot::tidy(&self.layout.realm)?;
         let run = self.layout.run();
         if run.exists() {
             fs::remove_dir_all(&run).map_err(io_error("removing", &run))?;

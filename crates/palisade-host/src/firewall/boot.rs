@@ -63,6 +63,12 @@ pub fn keep(realm: &str) -> Result<(), BootError> {
     install_unit(realm)
 }
 
+/// Takes away what is kept of a table that isn't there any more, or keeps what it lets in now. Where nothing is kept, nothing
+/// is asked.
+pub fn tidy(realm: &str) -> Result<(), BootError> {
+    if kept(realm).exists() { keep(realm) } else { Ok(()) }
+}
+
 /// What the unit does: puts the table back, with the ports that sshd is set up for by now.
 pub fn load(realm: &str) -> Result<(), BootError> {
     let path = kept(realm);
