@@ -24,3 +24,4 @@ pub mod survey;
 mod terminal;
 pub mod twin;
 pub mod volumes;
+pub mod whole_file;

@@ -3,8 +3,11 @@
 //! What follows from that is decided in `palisade_core::lockout` and by who asks for a confirmation. Read from `/proc`:
 //! `sudo` and the like drop `SSH_CONNECTION`, the environment of the shell above them has it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
+
+use crate::sockets::{self, SocketsError};
 
 /// An SSH connection, as `SSH_CONNECTION` names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +65,11 @@ impl Stat {
 /// The session of this process.
 pub fn own() -> Session {
     of(std::process::id() as i32)
+}
+
+/// Where sshd listens, and where the calling process's own session came in: what must never be cut off.
+pub fn ssh_ports() -> Result<BTreeSet<u16>, SocketsError> {
+    sockets::ssh_ports(own().connection.as_ref().map(|connection| connection.text.as_str()))
 }
 
 /// The session of a process. What can't be read isn't there.

@@ -585,9 +585,7 @@ impl Host for Adapters {
             }
             Action::RemoveFirewall => {
                 // Where sshd listens can't be found out: then nothing more than the stack's own is known.
-                let session = session::own().connection;
-                let ssh_ports = sockets::ssh_ports(session.as_ref().map(|connection| connection.text.as_str()));
-                let ssh_ports = ssh_ports.unwrap_or_default();
+                let ssh_ports = session::ssh_ports().unwrap_or_default();
                 self.firewall.remove(self.layout.project.as_str(), &ssh_ports)?;
                 boot::keep(&self.layout.realm)?;
                 let old = self.state.firewall.take();

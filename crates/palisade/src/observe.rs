@@ -18,6 +18,7 @@ use palisade_core::names::{InstanceId, ProjectName};
 use palisade_core::observed::{
     AgentSeen, FileSeen, FirewallSeen, GuardSeen, InstanceSeen, KernelFacts, Observed, SocketOwner, SocketSeen,
 };
+use palisade_core::policy::ServicePolicy;
 use palisade_core::stack::{FileSource, Proto, Stack};
 use palisade_guard::{Guard, GuardError};
 use palisade_host::cgroup::{Cgroup, Mounts};
@@ -281,10 +282,8 @@ impl Observer<'_> {
 
     /// No socket is bound to a published TCP port: the guard of its stack leads what arrives there to the instances.
     fn ports_of_other_stacks(&mut self) {
-        let own = self.layout.project.clone();
-        let run = self.layout.realm_run();
-        for project in folders(&run).filter_map(|name| ProjectName::parse(&name).ok()).filter(|name| *name != own) {
-            let layout = Layout { project, ..self.layout.clone() };
+        let others = stacks_of(self.layout).into_iter().filter(|layout| layout.project != self.layout.project);
+        for layout in others {
             let policy = match State::read(&layout) {
                 Ok(state) => state.policy,
                 Err(error) => {
@@ -293,13 +292,11 @@ impl Observer<'_> {
                 }
             };
             for service in policy.iter().flat_map(|policy| &policy.services) {
-                for bind in service.binds.iter().filter(|bind| bind.container.proto == Proto::Tcp) {
-                    let Some(at) = bind.published else { continue };
-                    let everywhere = IpAddr::from(std::net::Ipv6Addr::UNSPECIFIED);
+                for (local, of_one_address) in led_to(service) {
                     self.host.sockets.push(SocketSeen {
                         proto: Proto::Tcp,
-                        local: SocketAddr::new(at.host_ip.unwrap_or(everywhere), at.host_port),
-                        v6_only: at.host_ip.is_some(),
+                        local,
+                        v6_only: of_one_address,
                         uid: 0,
                         inode: 0,
                         owner: SocketOwner::OtherStack(format!("{}/{}", layout.project, service.name)),
@@ -427,6 +424,15 @@ pub(crate) fn instance_names(layout: &Layout) -> HashMap<u64, String> {
         SocketOwner::Process { .. } | SocketOwner::Replaced(_) | SocketOwner::Unknown => None,
     });
     named.collect()
+}
+
+/// Published TCP ports that the guard leads to the service, and whether the file names an address for each.
+pub(crate) fn led_to(service: &ServicePolicy) -> impl Iterator<Item = (SocketAddr, bool)> {
+    let tcp = service.binds.iter().filter(|bind| bind.container.proto == Proto::Tcp);
+    tcp.filter_map(|bind| bind.published).map(|at| {
+        let everywhere = IpAddr::from(std::net::Ipv6Addr::UNSPECIFIED);
+        (SocketAddr::new(at.host_ip.unwrap_or(everywhere), at.host_port), at.host_ip.is_some())
+    })
 }
 
 /// Where the things of each stack of the realm are, as far as one is up.

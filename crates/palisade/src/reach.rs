@@ -10,7 +10,7 @@ use palisade_core::prove::Family;
 use palisade_core::stack::Proto;
 use palisade_host::firewall::Firewall;
 use palisade_host::layout::Layout;
-use palisade_host::sockets;
+use palisade_host::session;
 use palisade_host::twin::{PortSet, Twin, TwinReport, TwinSpec};
 use serde::Serialize;
 
@@ -35,7 +35,7 @@ pub(crate) fn of(plan: &Plan, layout: &Layout) -> Result<Option<Reach>, Failure>
     });
     let Some(rules) = changes else { return Ok(None) };
     let failed = |error| Failure::new("can't find out what the change opens and closes", error);
-    let ssh_ports = sockets::ssh_ports(None).unwrap_or_default();
+    let ssh_ports = session::ssh_ports().unwrap_or_default();
     let firewall = Firewall::new(&layout.realm);
     let batch = firewall
         .batch(layout.project.as_str(), rules, &ssh_ports)

@@ -3,9 +3,9 @@
 //!
 //! What isn't confirmed is never kept, so a boot goes back to what was there before.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use palisade_core::firewall::FirewallRules;
@@ -13,6 +13,7 @@ use palisade_core::firewall::FirewallRules;
 use super::{Firewall, FirewallError, Snapshot};
 use crate::layout::HOST_REALM;
 use crate::sockets;
+use crate::whole_file;
 
 /// The hidden verb that the unit runs.
 pub const VERB: &str = "__firewall-at-boot";
@@ -143,10 +144,7 @@ fn unit_text(program: &Path, realm: &str) -> String {
 
 /// Complete or not at all.
 fn write(path: &Path, bytes: &[u8]) -> Result<(), BootError> {
-    let new = path.with_extension("new");
-    let file = File::options().write(true).create(true).truncate(true).mode(0o644).open(&new);
-    let written = file.and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
-    written.and_then(|()| fs::rename(&new, path)).map_err(at("writing", path))
+    whole_file::replace(path, bytes, 0o644).map_err(at("writing", path))
 }
 
 fn remove(path: &Path) -> Result<(), BootError> {

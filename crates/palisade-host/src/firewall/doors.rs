@@ -6,12 +6,13 @@
 use palisade_core::firewall::{Backend, FirewallRules, OpenPort};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::{firewalld, iptables};
 use crate::nft::ToolError;
+use crate::whole_file;
 
 /// Another firewall couldn't be asked or changed.
 #[derive(Debug, thiserror::Error)]
@@ -178,8 +179,6 @@ fn write(path: &Path, opened: &BTreeSet<Opened>) -> Result<(), DoorsError> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(noting("making", folder))?;
     }
-    let new = path.with_extension("json.new");
     let bytes = serde_json::to_vec(opened).map_err(|error| noting("writing", path)(error.into()))?;
-    let written = File::create(&new).and_then(|mut file| file.write_all(&bytes).and_then(|()| file.sync_all()));
-    written.and_then(|()| fs::rename(&new, path)).map_err(noting("writing", path))
+    whole_file::replace(path, &bytes, 0o666).map_err(noting("writing", path))
 }

@@ -24,6 +24,7 @@ use crate::agent::chain;
 use crate::cgroup::Cgroup;
 use crate::runtime::{self, THIS_PROGRAM};
 use crate::session::{self, Session, Stat};
+use crate::whole_file;
 
 /// The kernel stops closing so long after the deadline: the keeper has to have its turn first.
 const KERNEL_GRACE_MS: u64 = 5_000;
@@ -489,9 +490,6 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 
 /// Complete or not at all.
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let new = path.with_extension("json.new");
     let bytes = serde_json::to_vec(value).map_err(|error| at("writing", path)(error.into()))?;
-    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new);
-    file.and_then(|mut file| file.write_all(&bytes)).map_err(at("writing", &new))?;
-    fs::rename(&new, path).map_err(at("writing", path))
+    whole_file::replace(path, &bytes, 0o600).map_err(at("writing", path))
 }

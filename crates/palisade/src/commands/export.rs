@@ -8,7 +8,7 @@ use palisade_core::firewall::{Backend, FirewallRules, reasons};
 use palisade_core::prove::Family;
 use palisade_core::stack::{BackendChoice, Stack};
 use palisade_host::firewall::export::{self, Export};
-use palisade_host::{session, sockets};
+use palisade_host::session;
 
 use crate::cli::{ExportArgs, FirewallTool, StackArgs};
 use crate::exit::{Answer, Failure};
@@ -50,8 +50,7 @@ pub(crate) fn run(args: &StackArgs, options: &ExportArgs) -> Result<Answer, Fail
 fn rules(stack: &Stack, options: &ExportArgs) -> Result<FirewallRules, Failure> {
     let mut ssh: BTreeSet<u16> = options.ssh.iter().copied().collect();
     if ssh.is_empty() {
-        let session = session::own().connection;
-        ssh = sockets::ssh_ports(session.as_ref().map(|connection| connection.text.as_str()))
+        ssh = session::ssh_ports()
             .map_err(|error| Failure::new("can't find sshd's ports", error).hint("name them: --ssh 22"))?;
     }
     if ssh.is_empty() {

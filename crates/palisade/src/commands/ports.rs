@@ -11,6 +11,7 @@ use palisade_core::audit::audit;
 use palisade_core::finding::Finding;
 use palisade_core::port_document::{Change, PortDocument, changes, host};
 use palisade_core::stack::Stack;
+use palisade_host::whole_file;
 use serde_json::json;
 
 use super::audit::looked_at;
@@ -79,14 +80,8 @@ fn versioned(document: &PortDocument) -> serde_json::Value {
 
 /// Complete or not at all.
 fn write(path: &Path, text: &str) -> Result<(), Failure> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let beside = PathBuf::from(beside);
-    fs::write(&beside, text).and_then(|()| fs::rename(&beside, path)).map_err(|error| {
-        // What couldn't be written isn't left behind either.
-        let _ = fs::remove_file(&beside);
-        Failure::new(format!("can't write {}", path.display()), error)
-    })
+    let failed = |error| Failure::new(format!("can't write {}", path.display()), error);
+    whole_file::replace(path, text.as_bytes(), 0o666).map_err(failed)
 }
 
 /// What came of a look at the host.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use palisade_core::audit::accepted::{self, Acceptance, Date};
 use palisade_core::audit::rules;
 use palisade_core::diagnostic::render_all;
+use palisade_host::whole_file;
 
 use crate::cli::AuditArgs;
 use crate::exit::{Answer, Failure};
@@ -74,8 +75,7 @@ pub(super) fn add(path: &Path, what: &str, options: &AuditArgs) -> Result<Answer
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         fs::create_dir_all(folder).map_err(failed)?;
     }
-    let beside = path.with_extension("yaml.new");
-    fs::write(&beside, text).and_then(|()| fs::rename(&beside, path)).map_err(failed)?;
+    whole_file::replace(path, text.as_bytes(), 0o666).map_err(failed)?;
     read(path)?;
     println!("{what} is accepted in {}", path.display());
     Ok(Answer::Yes)

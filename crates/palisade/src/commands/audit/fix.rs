@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use palisade_core::audit::fix::{Setting, fixes, sysctl_file};
 use palisade_core::finding::Finding;
+use palisade_host::whole_file;
 
 use crate::exit::Failure;
 
@@ -75,8 +76,6 @@ impl Done {
 }
 
 fn write_whole(text: &str) -> io::Result<()> {
-    let beside = Path::new(FILE).with_extension("conf.new");
     fs::create_dir_all(Path::new(FILE).parent().unwrap_or(Path::new("/")))?;
-    fs::write(&beside, text)?;
-    fs::rename(beside, FILE)
+    whole_file::replace(Path::new(FILE), text.as_bytes(), 0o666)
 }

@@ -25,7 +25,6 @@ use palisade_core::verify::verify;
 use palisade_host::firewall::Firewall;
 use palisade_host::layout::Layout;
 use palisade_host::session;
-use palisade_host::sockets;
 use palisade_host::survey::{self, Request, SurveyError};
 use serde_json::json;
 
@@ -173,10 +172,7 @@ fn led(layout: &Layout) -> Vec<Listener> {
     for layout in observe::stacks_of(layout) {
         let Ok(State { policy: Some(policy), .. }) = State::read(&layout) else { continue };
         for service in &policy.services {
-            for bind in service.binds.iter().filter(|bind| bind.container.proto == Proto::Tcp) {
-                let Some(at) = bind.published else { continue };
-                let everywhere = std::net::Ipv6Addr::UNSPECIFIED.into();
-                let local = std::net::SocketAddr::new(at.host_ip.unwrap_or(everywhere), at.host_port);
+            for (local, _) in observe::led_to(service) {
                 let instance = Some(format!("{}/{}", layout.project, service.name));
                 let owner = Owner { instance, ..Owner::default() };
                 found.push(Listener { proto: Proto::Tcp, local, v6_only: false, interface: None, owner });
@@ -191,9 +187,7 @@ fn declared(
     stack: Option<&Stack>,
     stacks: impl Iterator<Item = (String, FirewallRules)>,
 ) -> Result<Option<Declared>, Failure> {
-    let session = session::own().connection;
-    let ssh_ports = sockets::ssh_ports(session.as_ref().map(|connection| connection.text.as_str()))
-        .map_err(|error| Failure::new("can't find sshd's ports", error))?;
+    let ssh_ports = session::ssh_ports().map_err(|error| Failure::new("can't find sshd's ports", error))?;
     let own = stack.map(|stack| (stack.project.as_str(), Declared::by(stack, &ssh_ports)));
     let (name, mut declared) = own.unzip();
     for (other, rules) in stacks.filter(|(other, _)| Some(other.as_str()) != name) {
