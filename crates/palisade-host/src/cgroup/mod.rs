@@ -14,18 +14,18 @@ use std::time::{Duration, Instant};
 
 use palisade_core::instance::{CgroupDriver, InstanceSpec};
 use palisade_core::names::InstanceId;
-use palisade_core::stack::Limits;
 
 use crate::layout::Layout;
 use crate::nft::ToolError;
 use crate::slice::Slice;
 
+mod limits;
+mod mounts;
+
+pub use mounts::{Mounts, V1Mount};
+
 /// How long leftover processes get to disappear after SIGKILL.
 const KILL_WAIT: Duration = Duration::from_secs(10);
-/// The period that CPU quotas refer to: the kernel's default, and Docker's.
-const CPU_PERIOD_US: u64 = 100_000;
-/// What everybody has who asks for nothing.
-const CPU_SHARES_USUAL: u64 = 1024;
 /// Made in a slice's directory by whoever has attached the guard to it; it can't outlive that directory.
 const GUARDED: &str = "guarded";
 /// In there, only while the agent starts the slice's container: what the container mounts.
@@ -96,30 +96,6 @@ type Result<T> = std::result::Result<T, Error>;
 fn at<T>(result: io::Result<T>, operation: impl Into<String>, path: &Path) -> Result<T> {
     result.map_err(|source| Error::Io { operation: operation.into(), path: path.to_owned(), source })
 }
-
-/// A mount of version 1 controllers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct V1Mount {
-    /// Where it is mounted.
-    pub path: PathBuf,
-    /// Its controllers, as they must be named to mount the same hierarchy again.
-    pub controllers: Vec<String>,
-}
-
-/// Where this machine's cgroups are mounted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mounts {
-    /// The cgroup2 mount.
-    pub v2: PathBuf,
-    /// Version 1 mounts that have one of `memory`, `cpu`, `cpuacct`, `pids`.
-    pub v1: Vec<V1Mount>,
-    /// The version 1 mount of `cpuset` where that is one of its own: a cgroup in it must be given processors before
-    /// anybody can join it, so only those instances get one that ask for some.
-    pub v1_cpuset: Option<PathBuf>,
-    /// Mounts of version 1 that only a container engine makes cgroups in.
-    pub v1_engines: Vec<PathBuf>,
-}
-
 /// What an instance uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -129,87 +105,6 @@ pub struct Stats {
     pub cpu_usage_us: Option<u64>,
     /// Processes and threads.
     pub pids: Option<u64>,
-}
-
-impl Mounts {
-    /// Looks them up.
-    pub fn find() -> Result<Self> {
-        let path = Path::new("/proc/self/mountinfo");
-        Self::parse(&at(fs::read_to_string(path), "read", path)?)
-    }
-
-    /// Where cgroups of ours can be: all of them.
-    pub fn paths(&self) -> impl Iterator<Item = &Path> {
-        let v1 = self.v1.iter().map(|mount| &mount.path);
-        v1.chain(&self.v1_cpuset).chain(&self.v1_engines).chain([&self.v2]).map(PathBuf::as_path)
-    }
-
-    fn parse(mountinfo: &str) -> Result<Self> {
-        let mut v2 = None;
-        let mut v1: Vec<V1Mount> = Vec::new();
-        let mut v1_cpuset = None;
-        let mut v1_engines = Vec::new();
-        for line in mountinfo.lines() {
-            let Some((mount, filesystem)) = line.split_once(" - ") else { continue };
-            let Some(path) = mount.split(' ').nth(4) else { continue };
-            let path = PathBuf::from(unescape(path));
-            let mut filesystem = filesystem.split(' ');
-            match filesystem.next() {
-                // The first one mounted is the system's own; a later one is somebody's extra view.
-                Some("cgroup2") => v2 = v2.or(Some(path)),
-                Some("cgroup") => {
-                    let options = filesystem.nth(1).unwrap_or_default();
-                    let controllers: Vec<String> = options
-                        .split(',')
-                        .filter(|option| !matches!(*option, "rw" | "ro" | "xattr" | "clone_children" | "noprefix"))
-                        .filter(|option| !option.contains('='))
-                        .map(str::to_owned)
-                        .collect();
-                    if controllers == ["cpuset"] {
-                        v1_cpuset = v1_cpuset.or(Some(path));
-                        continue;
-                    }
-                    let ours = ["memory", "cpu", "cpuacct", "pids"];
-                    let known = v1.iter().any(|mount| mount.controllers == controllers);
-                    if !controllers.iter().any(|controller| ours.contains(&controller.as_str())) {
-                        v1_engines.push(path);
-                    } else if !known {
-                        v1.push(V1Mount { path, controllers });
-                    }
-                }
-                _ => {}
-            }
-        }
-        Ok(Self { v2: v2.ok_or(Error::NoCgroup2)?, v1, v1_cpuset, v1_engines })
-    }
-
-    /// Where a controller of version 1 is mounted.
-    pub fn v1(&self, controller: &str) -> Option<&Path> {
-        if let ("cpuset", Some(own)) = (controller, &self.v1_cpuset) {
-            return Some(own);
-        }
-        self.v1.iter().find(|mount| mount.controllers.iter().any(|c| c == controller)).map(|mount| mount.path.as_path())
-    }
-}
-
-/// mountinfo writes space, tab, newline and backslash as three octal digits.
-fn unescape(text: &str) -> String {
-    let mut result = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(position) = rest.find('\\') {
-        result.push_str(&rest[..position]);
-        match rest.get(position + 1..position + 4).and_then(|octal| u8::from_str_radix(octal, 8).ok()) {
-            Some(byte) => {
-                result.push(byte as char);
-                rest = &rest[position + 4..];
-            }
-            None => {
-                result.push('\\');
-                rest = &rest[position + 1..];
-            }
-        }
-    }
-    result + rest
 }
 
 /// One cgroup of ours: a path below cgroup2 and, in hybrid mode, the same below each version 1 mount; or a slice.
@@ -405,160 +300,6 @@ impl Cgroup {
         }
         Ok(())
     }
-
-    /// Sets the limits; those that are `None` are lifted.
-    pub fn limit(&self, limits: &Limits) -> Result<()> {
-        let max = |value: Option<u64>| value.map_or_else(|| "max".to_owned(), |value| value.to_string());
-        let minus_one = |value: Option<u64>| value.map_or_else(|| "-1".to_owned(), |value| value.to_string());
-        let memory = limits.memory_bytes.or(limits.memory_reservation_bytes).is_some();
-        let quota_us = limits.cpu_milli.map(|milli| (milli * CPU_PERIOD_US / 1000).max(1000));
-
-        if let Some(path) = self.writable("memory", "memory", memory, "memory.max")? {
-            write(&path.join("memory.max"), &max(limits.memory_bytes))?;
-            // Swap at most as much again, as Docker does. A kernel without swap accounting lacks the file.
-            let swap = match (limits.memory_bytes, limits.memory_swap_bytes) {
-                (Some(_), Some(u64::MAX)) => None,
-                (Some(memory), Some(both)) => Some(both.saturating_sub(memory)),
-                (memory, _) => memory,
-            };
-            self.write_swap(&path.join("memory.swap.max"), &max(swap), limits)?;
-            write_if_there(&path.join("memory.low"), &limits.memory_reservation_bytes.unwrap_or(0).to_string())?;
-            self.protect_parents()?;
-        } else if let Some(path) = self.mounts.v1("memory").map(|mount| mount.join(&self.path)) {
-            let limit = minus_one(limits.memory_bytes);
-            let with_swap = match (limits.memory_bytes, limits.memory_swap_bytes) {
-                (Some(_), Some(u64::MAX)) => None,
-                (Some(_), Some(both)) => Some(both),
-                (memory, _) => memory.map(|bytes| bytes.saturating_mul(2)),
-            };
-            // Memory may never be above memory plus swap: which goes first depends on the direction.
-            let lifted = path.join("memory.memsw.limit_in_bytes");
-            write_if_there(&lifted, "-1")?;
-            write(&path.join("memory.limit_in_bytes"), &limit)?;
-            self.write_swap(&lifted, &minus_one(with_swap), limits)?;
-            write(&path.join("memory.soft_limit_in_bytes"), &minus_one(limits.memory_reservation_bytes))?;
-        }
-        let shares = limits.cpu_shares.filter(|shares| *shares > 0);
-        let cpu = quota_us.is_some() || shares.is_some();
-        if let Some(path) = self.writable("cpu", "processor time", cpu, "cpu.max")? {
-            write(&path.join("cpu.max"), &format!("{} {CPU_PERIOD_US}", max(quota_us)))?;
-            write(&path.join("cpu.weight"), &weight(shares.unwrap_or(CPU_SHARES_USUAL)).to_string())?;
-        } else if let Some(path) = self.mounts.v1("cpu").map(|mount| mount.join(&self.path)) {
-            write(&path.join("cpu.cfs_period_us"), &CPU_PERIOD_US.to_string())?;
-            write(&path.join("cpu.cfs_quota_us"), &minus_one(quota_us))?;
-            write(&path.join("cpu.shares"), &shares.unwrap_or(CPU_SHARES_USUAL).to_string())?;
-        }
-        self.limit_processors(limits)?;
-        if let Some(path) = self.writable("pids", "processes", limits.pids.is_some(), "pids.max")? {
-            write(&path.join("pids.max"), &max(limits.pids))?;
-        } else if let Some(path) = self.mounts.v1("pids").map(|mount| mount.join(&self.path)) {
-            write(&path.join("pids.max"), &max(limits.pids))?;
-        }
-        Ok(())
-    }
-
-    /// A limit of swap that was asked for must not be lost; where there is no swap, there is nothing to limit.
-    fn write_swap(&self, file: &Path, value: &str, limits: &Limits) -> Result<()> {
-        let asked = limits.memory_swap_bytes.is_some_and(|bytes| bytes != u64::MAX);
-        let no_swap = || fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().count() <= 1);
-        if asked && !file.exists() && !no_swap() {
-            return Err(Error::NoController { what: "swap", cgroup: self.path.clone(), controller: "memory" });
-        }
-        write_if_there(file, value)
-    }
-
-    /// What a cgroup keeps under pressure is bounded by what those above it keep: each of ours keeps the sum.
-    fn protect_parents(&self) -> Result<()> {
-        let mut above = self.path.as_path();
-        while let Some(parent) = above.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            above = parent;
-            let path = self.mounts.v2.join(parent);
-            let children = child_directories(&path)?;
-            let sum: u64 = children.iter().filter_map(|child| read_number(&child.join("memory.low"))).sum();
-            write_if_there(&path.join("memory.low"), &sum.to_string())?;
-        }
-        Ok(())
-    }
-
-    fn limit_processors(&self, limits: &Limits) -> Result<()> {
-        let wanted = limits.cpuset.as_ref().map(|set| set.0.as_str());
-        if let Some(path) = self.writable("cpuset", "processors", wanted.is_some(), "cpuset.cpus")? {
-            // Empty: those of the cgroup above.
-            return write(&path.join("cpuset.cpus"), wanted.unwrap_or("\n"));
-        }
-        let Some(mount) = self.mounts.v1("cpuset") else { return Ok(()) };
-        let path = mount.join(&self.path);
-        match wanted {
-            Some(wanted) => {
-                self.make_cpuset(mount)?;
-                write(&path.join("cpuset.cpus"), wanted)
-            }
-            None if path.is_dir() => {
-                let above = path.parent().unwrap_or(mount).join("cpuset.cpus");
-                let all = at(fs::read_to_string(&above), "read", &above)?;
-                write(&path.join("cpuset.cpus"), all.trim())
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// Makes the cgroup in version 1 of `cpuset`, where a new one has no processors and no memory until it is given some.
-    fn make_cpuset(&self, mount: &Path) -> Result<()> {
-        let mut path = mount.to_owned();
-        for component in self.path.components() {
-            let parent = path.clone();
-            path.push(component);
-            at(fs::create_dir_all(&path), "make cgroup", &path)?;
-            for file in ["cpuset.cpus", "cpuset.mems"] {
-                let (from, to) = (parent.join(file), path.join(file));
-                if at(fs::read_to_string(&to), "read", &to)?.trim().is_empty() {
-                    let all = at(fs::read_to_string(&from), "read", &from)?;
-                    write(&to, all.trim())?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The cgroup2 directory if that version has the controller, enabled down to it when a limit needs it (or when it
-    /// happens to be enabled, so that an old limit can be lifted).
-    fn writable(
-        &self,
-        controller: &'static str,
-        what: &'static str,
-        needed: bool,
-        file: &str,
-    ) -> Result<Option<PathBuf>> {
-        let path = self.v2_path();
-        if path.join(file).exists() {
-            return Ok(Some(path));
-        }
-        let controllers = self.mounts.v2.join("cgroup.controllers");
-        let available = at(fs::read_to_string(&controllers), "read", &controllers)?;
-        let in_v2 = available.split_ascii_whitespace().any(|name| name == controller);
-        if !needed || !in_v2 {
-            if needed && self.mounts.v1(controller).is_none() {
-                return Err(Error::NoController { what, cgroup: self.path.clone(), controller });
-            }
-            return Ok(None);
-        }
-        let mut above = self.mounts.v2.clone();
-        let parents = self.path.parent().into_iter().flat_map(Path::components);
-        let mut levels = vec![above.clone()];
-        for component in parents {
-            above.push(component);
-            levels.push(above.clone());
-        }
-        for level in levels {
-            let control = level.join("cgroup.subtree_control");
-            let enabled = at(fs::read_to_string(&control), "read", &control)?;
-            if !enabled.split_ascii_whitespace().any(|name| name == controller) {
-                write(&control, &format!("+{controller}"))?;
-            }
-        }
-        Ok(Some(path))
-    }
-
     /// Tells when the first process comes into the cgroup or one below, and when the last one goes.
     pub fn events(&self) -> Result<Events> {
         let path = self.v2_path().join("cgroup.events");
@@ -694,23 +435,6 @@ impl Drop for Gate {
         let _ = fs::remove_dir(&self.0);
     }
 }
-
-/// Shares of version 1 as a weight of version 2, so that the usual and the outermost values of both meet: 2 is 1, 1024 is
-/// 100, 262144 is 10000.
-fn weight(shares: u64) -> u64 {
-    let log = (shares.clamp(2, 262_144) as f64).log2();
-    let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
-    (10f64.powf(exponent).ceil() as u64).clamp(1, 10_000)
-}
-
-fn write(path: &Path, value: &str) -> Result<()> {
-    at(fs::write(path, value), format!("write {value} to"), path)
-}
-
-fn write_if_there(path: &Path, value: &str) -> Result<()> {
-    if path.exists() { write(path, value) } else { Ok(()) }
-}
-
 fn read_number(path: &Path) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
@@ -757,31 +481,5 @@ fn remove_tree(path: &Path) -> Result<()> {
             }
             Err(error) => return at(Err(error), "remove cgroup", path),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shares_become_weights() {
-        assert_eq!([0, 2, 1024, 2048, 262_144, u64::MAX].map(weight), [1, 1, 100, 174, 10_000, 10_000]);
-    }
-
-    #[test]
-    fn hybrid_and_pure_mounts_are_told_apart() {
-        let hybrid = "32 31 0:29 / /sys/fs/cgroup/cpu\\040x rw - cgroup cgroup rw,cpu,cpuacct\n\
-                      33 31 0:30 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset\n\
-                      40 31 0:37 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd\n\
-                      41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate\n";
-        let mounts = Mounts::parse(hybrid).unwrap();
-        assert_eq!(mounts.v2, Path::new("/sys/fs/cgroup/unified"));
-        assert_eq!(mounts.v1("cpuacct"), Some(Path::new("/sys/fs/cgroup/cpu x")));
-        assert_eq!(mounts.v1("memory"), None);
-        assert_eq!((mounts.v1("cpuset"), mounts.v1.len()), (Some(Path::new("/sys/fs/cgroup/cpuset")), 1));
-        let pure = Mounts::parse("1 2 0:3 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n").unwrap();
-        assert_eq!((pure.v2.as_path(), pure.v1.len()), (Path::new("/sys/fs/cgroup"), 0));
-        assert!(matches!(Mounts::parse("1 2 0:3 / /proc rw - proc proc rw\n"), Err(Error::NoCgroup2)));
     }
 }
