@@ -79,7 +79,10 @@ impl Merger<'_> {
             Shape::Section(section) => self.section(earlier, later, section, name),
             Shape::Short(short, section) => self.short(earlier, later, short, section, name),
             Shape::Named(section) => self.map(earlier, later, name, |_| Shape::Section(section)),
-            Shape::NamedShort(short, section) => self.map(earlier, later, name, |_| Shape::Short(short, section)),
+            Shape::NamedShort(short, section) => {
+                let (earlier, later) = (for_all(earlier, short), for_all(Arc::clone(later), short));
+                self.map(earlier, &later, name, |_| Shape::Short(short, section))
+            }
             Shape::NamedOrList(section) => {
                 let (earlier, later) = (listed_names(&earlier, section), listed_names(later, section));
                 self.map(earlier, &later, name, |_| Shape::Section(section))
@@ -189,6 +192,9 @@ impl Merger<'_> {
     ) -> Arc<Node> {
         match (&earlier.data, &later.data, short) {
             (Data::Map(_), Data::Map(_), _) => self.section(earlier, later, section, name),
+            (Data::List(_) | Data::Map(_), Data::List(_) | Data::Map(_), Short::Edge) => {
+                self.section(edge_routes(&earlier), &edge_routes(later), section, name)
+            }
             (Data::Scalar(_) | Data::Map(_), Data::Scalar(_) | Data::Map(_), Short::Build) => {
                 self.section(build_context(&earlier), &build_context(later), section, name)
             }
@@ -214,8 +220,8 @@ impl Merger<'_> {
             return Arc::clone(later);
         }
         let together = |old: &Arc<Node>, new: &Arc<Node>| match section.identity {
-            // What a pool of addresses lacks is looked up in the one before.
-            Identity::Subnet => self.section(Arc::clone(old), new, section, name),
+            // What a pool of addresses or a route lacks is looked up in the one before.
+            Identity::Subnet | Identity::Route => self.section(Arc::clone(old), new, section, name),
             _ => Arc::clone(new),
         };
         later.with(Data::List(distinct(old.iter().chain(new), |item| identity(item, section), together)))
@@ -317,6 +323,34 @@ pub(crate) fn build_context(node: &Arc<Node>) -> Arc<Node> {
     }
     let context = Entry { key: SmolStr::new_static("context"), key_span: node.span, value: Arc::clone(node) };
     node.with(Data::Map(vec![context]))
+}
+
+/// `edge: [route]` as `edge: {routes: [route]}`.
+pub(crate) fn edge_routes(node: &Arc<Node>) -> Arc<Node> {
+    if !matches!(node.data, Data::List(_)) {
+        return Arc::clone(node);
+    }
+    let routes = Entry { key: SmolStr::new_static("routes"), key_span: node.span, value: Arc::clone(node) };
+    node.with(Data::Map(vec![routes]))
+}
+
+/// `certificates: local` as `certificates: {default: local}`.
+pub(crate) fn for_all(node: Arc<Node>, short: Short) -> Arc<Node> {
+    if short != Short::Certificate || !matches!(node.data, Data::Scalar(_)) {
+        return node;
+    }
+    let all = Entry { key: SmolStr::new_static("default"), key_span: node.span, value: Arc::clone(&node) };
+    node.with(Data::Map(vec![all]))
+}
+
+/// The domains of a route, in whatever order, and its path.
+fn route(item: &Node, path: Option<&str>) -> Option<SmolStr> {
+    let domains = items_of(&item.get("domain")?.value, true)?.iter();
+    let known = |item: &Arc<Node>| Some(text_of(item)?.trim_end_matches('.').to_lowercase());
+    let mut domains = domains.map(known).collect::<Option<Vec<String>>>()?;
+    domains.sort_unstable();
+    let path = path.unwrap_or("/").trim_end_matches('/');
+    Some(format_smolstr!("{}{path}/", domains.join(" ")))
 }
 
 /// Pairs of any form as a mapping.
@@ -443,6 +477,7 @@ pub(crate) fn identity(item: &Node, section: &'static Section) -> Option<SmolStr
         }
         Identity::Path => short.or(part("path")).map(SmolStr::from),
         Identity::Subnet => part("subnet").map(SmolStr::from),
+        Identity::Route => route(item, part("path")),
         Identity::Place | Identity::Driver => None,
     }
 }
