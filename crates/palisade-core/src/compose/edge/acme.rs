@@ -115,33 +115,36 @@ impl Reader<'_> {
                 vec![Placed { directory, span: entry.key_span, broken: false }]
             }
         };
-        let several = directories.len() > 1;
-        for (name, entry) in [("root", root), ("eab", eab)] {
-            let (Some(entry), true) = (entry, several) else { continue };
-            self.push(
-                Diagnostic::error("conflict", format!("`{name}` doesn't say for which of the directories it is"))
-                    .at(entry.key_span, "")
-                    .hint(format!("move it to its directory: `directory: [{{url: …, {name}: …}}, …]`")),
-            );
+        let (mut taken, mut root_taken, alone) = (false, false, directories.len() == 1);
+        for placed in &mut directories {
+            let known = KNOWN.iter().find(|known| known.url == placed.directory.url);
+            // Beside others, one that everybody knows isn't the one that this host doesn't.
+            if placed.directory.root.is_none() && (known.is_none() || alone) {
+                root_taken = true;
+                placed.directory.root = root_path.clone().flatten();
+            }
+            if placed.directory.eab.is_none() && !placed.broken && known.is_none_or(|known| known.needs_eab) {
+                taken = true;
+                placed.broken |= matches!(account, Some(None));
+                placed.directory.eab = account.clone().flatten();
+            }
         }
-        if let ([only], false) = (&mut directories[..], several) {
-            let twice = [("root", root, only.directory.root.is_some()), ("eab", eab, only.directory.eab.is_some())];
-            for (name, entry, _) in twice.into_iter().filter(|(_, entry, inner)| entry.is_some() && *inner) {
-                let span = entry.map_or(only.span, |entry| entry.key_span);
-                let message = format!("`{name}` is given here and in the directory");
-                let diagnostic = Diagnostic::error("conflict", message).at(span, "").also(only.span, "the directory");
-                self.push(diagnostic.hint("keep one of them"));
-            }
-            only.broken |= matches!(account, Some(None));
-            if let Some(path) = root_path.flatten() {
-                only.directory.root = Some(path);
-            }
-            if let Some(account) = account.flatten() {
-                only.directory.eab = Some(account);
+        let unused = [
+            (eab, taken, "`eab` is for no directory: each has its own, or knows no such accounts"),
+            (root, root_taken, "`root` is for no directory: each has its own, or one that everybody knows"),
+        ];
+        for (entry, _, message) in unused.into_iter().filter(|(_, taken, _)| !taken) {
+            if let (Some(entry), Some(first)) = (entry, directories.first()) {
+                let diagnostic = Diagnostic::error("conflict", message).at(entry.key_span, "");
+                self.push(
+                    diagnostic
+                        .also(first.span, "the directory")
+                        .hint("remove it, or name the authority that it is for"),
+                );
             }
         }
         for directory in &directories {
-            self.external_account(directory, several && eab.is_some());
+            self.external_account(directory);
         }
         let spans = directories.iter().map(|directory| directory.span).collect();
         let acme = Acme {
@@ -154,10 +157,10 @@ impl Reader<'_> {
     }
 
     /// Whether it needs an account from elsewhere, and has one.
-    fn external_account(&mut self, placed: &Placed, misplaced: bool) {
+    fn external_account(&mut self, placed: &Placed) {
         let Some(known) = KNOWN.iter().find(|known| known.url == placed.directory.url) else { return };
         match &placed.directory.eab {
-            None if known.needs_eab && !placed.broken && !misplaced => self.push(
+            None if known.needs_eab && !placed.broken => self.push(
                 Diagnostic::error(
                     "missing-key",
                     format!("`{}` takes only accounts that it knows: `eab` is missing", known.name),

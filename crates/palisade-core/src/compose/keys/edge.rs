@@ -140,9 +140,17 @@ pub static EDGE_ACME: Section = section(
             Shape::OneOrItems(Short::Directory, &EDGE_DIRECTORY),
             "`letsencrypt` (unless given), `letsencrypt-staging`, `zerossl` or an address, or several, which are tried in order",
         ),
-        yes("root", PATH, "a PEM file with the root of the authority's own certificate, if this host doesn't know it"),
+        yes(
+            "root",
+            PATH,
+            "a PEM file with the root of the authority's own certificate, if this host doesn't know it; of each that has none of its own",
+        ),
         yes("challenge", TEXT, "how the domain is shown to be yours: `http-01` unless given, or `tls-alpn-01`"),
-        yes("eab", Shape::Section(&EDGE_EAB), "an account that the authority knows from elsewhere"),
+        yes(
+            "eab",
+            Shape::Section(&EDGE_EAB),
+            "an account that the authority knows from elsewhere; of each that has none of its own and takes one",
+        ),
     ],
 );
 
