@@ -195,6 +195,12 @@ impl Merger<'_> {
             (Data::List(_) | Data::Map(_), Data::List(_) | Data::Map(_), Short::Edge) => {
                 self.section(edge_routes(&earlier), &edge_routes(later), section, name)
             }
+            (Data::Scalar(_) | Data::Map(_), Data::Scalar(_) | Data::Map(_), Short::Rate) => {
+                match (rate(&earlier), rate(later)) {
+                    (Some(earlier), Some(later)) => self.section(earlier, &later, section, name),
+                    _ => Arc::clone(later),
+                }
+            }
             (Data::Scalar(_) | Data::Map(_), Data::Scalar(_) | Data::Map(_), Short::Build) => {
                 self.section(build_context(&earlier), &build_context(later), section, name)
             }
@@ -220,8 +226,10 @@ impl Merger<'_> {
             return Arc::clone(later);
         }
         let together = |old: &Arc<Node>, new: &Arc<Node>| match section.identity {
-            // What a pool of addresses or a route lacks is looked up in the one before.
-            Identity::Subnet | Identity::Route => self.section(Arc::clone(old), new, section, name),
+            // Its domains are the same, if perhaps spelled otherwise.
+            Identity::Route => self.section(Arc::clone(old), &new.without("domain"), section, name),
+            // What a pool of addresses lacks is looked up in the one before.
+            Identity::Subnet => self.section(Arc::clone(old), new, section, name),
             _ => Arc::clone(new),
         };
         later.with(Data::List(distinct(old.iter().chain(new), |item| identity(item, section), together)))
@@ -332,6 +340,13 @@ pub(crate) fn edge_routes(node: &Arc<Node>) -> Arc<Node> {
     }
     let routes = Entry { key: SmolStr::new_static("routes"), key_span: node.span, value: Arc::clone(node) };
     node.with(Data::Map(vec![routes]))
+}
+
+/// `rate_limit: 10/s` as `rate_limit: {per_client: 10/s}`; `off` is none.
+fn rate(node: &Arc<Node>) -> Option<Arc<Node>> {
+    let Data::Scalar(scalar) = &node.data else { return Some(Arc::clone(node)) };
+    let rate = Entry { key: SmolStr::new_static("per_client"), key_span: node.span, value: Arc::clone(node) };
+    scalar.text.contains('/').then(|| node.with(Data::Map(vec![rate])))
 }
 
 /// `certificates: local` as `certificates: {default: local}`.

@@ -43,6 +43,9 @@ impl Reader<'_> {
         let shown = text.quoted();
         match parse(&text.value) {
             Ok(value) => Some(value),
+            Err(_) if text.value.is_empty() && shown == quoted("") => {
+                self.invalid(text, format!("this is empty, where {what} is wanted"), hint)
+            }
             // What came out of a variable could be anything, and is not for showing.
             Err(_) if shown != quoted(&text.value) => {
                 self.invalid(text, format!("{shown} does not become {what}"), hint)
@@ -107,9 +110,10 @@ impl Reader<'_> {
             Some(Spanned::new(path, text.span))
         });
         let to = self.route_upstream(fields.value("to"), node);
-        let hint = "write `http` (HTTP/1.1), `h2c` (HTTP/2 without TLS) or `grpc`";
+        let hint =
+            "write `http` (HTTP/1.1), `h2c` (HTTP/2) or `grpc`; all of them without TLS, as they stay on this host";
         let protocol = fields.value("protocol").and_then(|node| {
-            self.parsed(node, "what can be spoken with a service", hint, |text| match text {
+            self.parsed(node, "a protocol that the edge speaks with services", hint, |text| match text {
                 "http" | "http1" | "http/1.1" => Some(UpstreamProtocol::Http1),
                 "h2c" | "grpc" => Some(UpstreamProtocol::H2c),
                 _ => None,
@@ -270,13 +274,13 @@ impl Reader<'_> {
 
     fn compressed(&mut self, node: &Node) -> Option<BTreeSet<String>> {
         if let Data::Scalar(_) = node.data {
-            let all = self.parsed(node, "what `compress` can be", TYPES_HINT, |text| {
-                match text.to_ascii_lowercase().as_str() {
+            let hint = "write `true`, `false`, or the media types that are compressed, like `[text/html, application/json]`; whether by zstd, br or gzip is up to the client";
+            let all =
+                self.parsed(node, "what `compress` can be", hint, |text| match text.to_ascii_lowercase().as_str() {
                     "true" | "yes" | "on" => Some(true),
                     "false" | "no" | "off" => Some(false),
                     _ => None,
-                }
-            })?;
+                })?;
             return Some(COMPRESSED.into_iter().filter(|_| all).map(str::to_owned).collect());
         }
         let texts = self.texts_or(node, "`compress`", "`true`, `false` or a list of media types")?;

@@ -28,9 +28,6 @@ const LABEL_CHARS_MAX: usize = 63;
 
 /// A domain name, or `*.` and one. International names become what the network knows them by (UTS #46).
 pub(super) fn domain(text: &str) -> Result<Domain, Wrong> {
-    if text.is_empty() {
-        return wrong("is empty", DOMAIN_HINT);
-    }
     if let Some((_, rest)) = text.split_once("://") {
         let name = rest.split(['/', ':', '?', '#']).next().unwrap_or_default();
         return match domain(name) {
@@ -108,6 +105,10 @@ pub(super) fn path(text: &str) -> Result<String, Wrong> {
         return wrong("does not begin with `/`", PATH_HINT);
     }
     if let Some(before) = text.strip_suffix('*') {
+        let before = match before.trim_end_matches('/') {
+            "" => "/",
+            before => before,
+        };
         let hint = format!("write {}: a route is for all that is below its path", quoted(before));
         return wrong("ends in `*`, which would stand for itself", hint);
     }
@@ -140,7 +141,9 @@ pub(super) fn rate(text: &str) -> Result<u32, Wrong> {
     let factor = match unit.trim() {
         "s" => 60,
         "m" => 1,
-        "h" | "d" => return wrong("is slower than one request a minute can be counted", RATE_HINT),
+        "h" | "d" => {
+            return wrong("is counted by the hour, and rates are counted by the second or the minute", RATE_HINT);
+        }
         _ => return wrong("is not a rate", RATE_HINT),
     };
     let Ok(number) = number.trim().parse::<u64>() else { return wrong("is not a rate", RATE_HINT) };
@@ -222,7 +225,7 @@ mod tests {
     #[test]
     fn what_is_no_domain_is_told_why() {
         for (text, why) in [
-            ("", "is empty"),
+            ("", "between two dots"),
             ("https://barter.example/x", "is a page's address"),
             ("barter.example/api", "has a path"),
             ("barter.example:443", "has a port"),

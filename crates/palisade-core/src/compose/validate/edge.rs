@@ -55,7 +55,7 @@ fn own_name(view: &View<'_>, edge: &FileEdge, sink: &mut Sink) {
     let aliases =
         services.iter().flat_map(|service| service.networks.iter().flatten()).flat_map(|network| &network.aliases);
     let names = aliases.chain(services.iter().filter_map(|service| service.container_name.as_ref()));
-    for alias in names.filter(|alias| alias.value == SERVICE_NAME) {
+    for alias in names.filter(|alias| alias.value == SERVICE_NAME && view.service(SERVICE_NAME).is_none()) {
         sink.push(
             Diagnostic::error(
                 "reserved-name",
@@ -235,7 +235,7 @@ fn certificates(edge: &FileEdge, sink: &mut Sink) {
         };
         if name.starts_with("*.") {
             let message = format!(
-                "a certificate for {} can't be ordered: authorities give such ones only to whoever changes the domain's DNS",
+                "a certificate for {} can't be ordered: for a wildcard, authorities want a change of the domain's DNS",
                 quoted(name)
             );
             sink.push(label(Diagnostic::error("wildcard-acme", message).at(domain.span, "")).hint(format!(
@@ -331,10 +331,12 @@ fn ports(edge: &FileEdge, sink: &mut Sink) {
     if http.map_or(80, |port| port.value) == https.map_or(443, |port| port.value)
         && let Some(span) = https.or(http).map(|port| port.span)
     {
-        let mut diagnostic = Diagnostic::error("conflict", "HTTP and HTTPS can't have one port").at(span, "");
-        if let (Some(http), Some(_)) = (http, https) {
-            diagnostic = diagnostic.also(http.span, "HTTP");
-        }
+        let diagnostic = Diagnostic::error("conflict", "HTTP and HTTPS can't have one port");
+        let diagnostic = match (http, https) {
+            (Some(http), Some(_)) => diagnostic.at(span, "").also(http.span, "HTTP"),
+            (None, _) => diagnostic.at(span, "HTTP has port 80 unless another is given"),
+            (_, None) => diagnostic.at(span, "HTTPS has port 443 unless another is given"),
+        };
         sink.push(diagnostic.hint("80 and 443 are what browsers ask at: remove both"));
     }
 }
