@@ -34,6 +34,8 @@ pub struct FileEdge {
     pub https_port: Option<Spanned<u16>>,
     /// `redirect`.
     pub redirect: bool,
+    /// `redirect: false`.
+    pub plain_http: Option<Span>,
     /// `certificates`, in the order of the file.
     pub certificates: Vec<FileCertificate>,
     /// `default_domain`.

@@ -35,6 +35,7 @@ impl Reader<'_> {
             http_port: None,
             https_port: None,
             redirect: true,
+            plain_http: None,
             certificates: Vec::new(),
             default_domain: None,
             acme: None,
@@ -55,8 +56,9 @@ impl Reader<'_> {
         if let Some(node) = fields.value("ports") {
             self.edge_ports(node, &mut edge);
         }
-        if let Some(node) = fields.value("redirect") {
-            edge.redirect = self.bool(node, "`redirect`").unwrap_or(true);
+        if let Some(entry) = fields.take("redirect") {
+            edge.redirect = self.bool(&entry.value, "`redirect`").unwrap_or(true);
+            edge.plain_http = Some(entry.key_span).filter(|_| !edge.redirect);
         }
         if let Some(node) = fields.value("certificates") {
             edge.certificates = self.certificates(node, inputs);
