@@ -17,7 +17,7 @@ mod settle;
 mod values;
 
 pub(crate) use acme::is_public;
-pub(crate) use settle::{settle, source_of, tcp_ports};
+pub(crate) use settle::{Sources, settle, tcp_ports};
 
 /// The edge as written.
 #[derive(Clone, Debug)]

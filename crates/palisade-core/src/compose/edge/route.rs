@@ -1,6 +1,6 @@
 //! One of `routes`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::super::units;
 use super::super::yaml::{Data, Entry, Node};
 use super::values::{self, Wrong};
 use super::{FileRoute, FileUpstream};
-use crate::diagnostic::{Diagnostic, Spanned, quoted};
+use crate::diagnostic::{Diagnostic, Span, Spanned, quoted};
 use crate::edge::{Ban, COMPRESSED, Domain, Hsts, Rate, UpstreamProtocol};
 use crate::network::{Network, NotANetwork};
 
@@ -181,14 +181,15 @@ impl Reader<'_> {
             );
         }
         let texts = items.iter().filter_map(|item| self.text(item, "a domain")).collect::<Vec<_>>();
-        let mut domains: Vec<Spanned<Domain>> = Vec::new();
+        let mut domains: Vec<Spanned<Domain>> = Vec::with_capacity(texts.len());
+        let mut known: HashMap<Domain, Span> = HashMap::new();
         for text in texts {
             let Some(domain) = self.domain(&text) else { continue };
-            match domains.iter().find(|known| known.value == domain.value) {
-                Some(known) => {
+            match known.insert(domain.value.clone(), domain.span) {
+                Some(first) => {
                     let message = format!("{} is listed twice", quoted(&domain.value));
                     let diagnostic = Diagnostic::error("duplicate-key", message).at(domain.span, "");
-                    self.push(diagnostic.also(known.span, "the first one").hint("keep one of them"));
+                    self.push(diagnostic.also(first, "the first one").hint("keep one of them"));
                 }
                 None => domains.push(domain),
             }
