@@ -293,7 +293,7 @@ impl Reader<'_> {
             };
             let value = text.value.to_ascii_lowercase();
             match value.split_once('/') {
-                Some((kind, "*")) if kind == "text" => drop(types.insert(value)),
+                Some(("text", "*")) => drop(types.insert(value)),
                 Some((kind, sort)) if token(kind) && token(sort) => drop(types.insert(value)),
                 _ => {
                     let message = format!("{} is not a media type", text.quoted());

@@ -277,7 +277,7 @@ fn only_public(edge: &FileEdge) -> bool {
 
 fn is_private(name: &str) -> bool {
     let below = |ending: &&str| name.strip_suffix(*ending).is_some_and(|rest| rest.ends_with('.'));
-    !name.contains('.') || PRIVATE_ENDINGS.iter().any(|ending| below(&ending))
+    !name.contains('.') || PRIVATE_ENDINGS.iter().any(below)
 }
 
 /// Whether any domain's certificate is ordered.
