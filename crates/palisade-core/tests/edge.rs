@@ -41,6 +41,20 @@ fn repository(path: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"))
 }
 
+/// Those that examples and cases name.
+fn files() -> BTreeMap<PathBuf, Vec<u8>> {
+    let pem = |kind: &str| format!("-----BEGIN {kind}-----\nbm8=\n-----END {kind}-----\n").into_bytes();
+    let file = |name: &str| Path::new(PROJECT).join(name);
+    BTreeMap::from([
+        (file("tls/guests.pem"), pem("CERTIFICATE")),
+        (file("tls/guests.key"), pem("PRIVATE KEY")),
+        (file("tls/corp-root.pem"), pem("CERTIFICATE")),
+        (file("tls/eab"), b"bm8".to_vec()),
+        (file("tls/eab.key"), b"bm8".to_vec()),
+        (file("pages/502.html"), b"<h1>Nobody answers</h1>".to_vec()),
+    ])
+}
+
 /// What stands between ```` ```yaml ```` and the next fence.
 fn examples(page: &str) -> Vec<&str> {
     let after = page.split("```yaml\n").skip(1);
@@ -52,15 +66,7 @@ fn examples(page: &str) -> Vec<&str> {
 fn every_example_of_the_page_is_right() {
     let base = "services:\n  app: {image: app:1, expose: [8081]}\n  web: {image: web:1, expose: [80]}\n";
     let edge = "x-palisade: {edge: [{domain: barter.example, to: app, rate_limit: 10/s}]}\n";
-    let pem = |kind: &str| format!("-----BEGIN {kind}-----\nbm8=\n-----END {kind}-----\n").into_bytes();
-    let file = |name: &str| Path::new(PROJECT).join(name);
-    let others = BTreeMap::from([
-        (file("tls/guests.pem"), pem("CERTIFICATE")),
-        (file("tls/guests.key"), pem("PRIVATE KEY")),
-        (file("tls/corp-root.pem"), pem("CERTIFICATE")),
-        (file("tls/eab.key"), b"bm8".to_vec()),
-        (file("pages/502.html"), b"<h1>Nobody answers</h1>".to_vec()),
-    ]);
+    let others = files();
     let (page, readme) = (repository("docs/edge.md"), repository("README.md"));
     let (of_page, of_readme) = (examples(&page), examples(&readme));
     assert!(of_page.len() >= 7 && !of_readme.is_empty(), "{} and {}", of_page.len(), of_readme.len());
@@ -109,6 +115,51 @@ fn what_takes_something_away_from_an_edge_is_followed() {
     }
     let gone = load(&[("a.yaml", base), ("b.yaml", "x-palisade: {edge: !reset }\n")], &BTreeMap::new());
     assert!(gone.is_ok_and(|loaded| loaded.stack.edge.is_none()));
+}
+
+/// Each line of an edge taken away, and each value of one replaced by what doesn't belong there: whatever that means, it is
+/// read to its end, and what loads is printed as something that loads.
+#[test]
+fn no_line_of_an_edge_can_stop_the_reader() {
+    const HOSTILE: [&str; 14] = [
+        "",
+        "[]",
+        "{}",
+        "[[]]",
+        "[{}, null, {a: b}]",
+        "{a: {b: [c]}}",
+        "-1",
+        "99999999999999999999999999",
+        "'\u{e9}\u{202e}'",
+        "\"\\0\"",
+        "*x",
+        "!reset ",
+        "!override {}",
+        "${NOTHING:-}",
+    ];
+    let others = files();
+    let (mut loaded, mut rejected) = (0, 0);
+    for case in ["edge-every-form", "edge-short", "mistake-edge-values", "mistake-edge-authority"] {
+        let text = repository(&format!("crates/palisade-core/tests/cases/{case}/compose.yaml"));
+        let lines: Vec<&str> = text.lines().collect();
+        for (at, line) in lines.iter().enumerate() {
+            let replaced = HOSTILE.map(|value| line.split_once(": ").map(|(key, _)| format!("{key}: {value}")));
+            for variant in std::iter::once(Some(String::new())).chain(replaced).flatten() {
+                let mut changed = lines.clone();
+                changed[at] = &variant;
+                let changed = changed.join("\n");
+                match load(&[("compose.yaml", &changed)], &others) {
+                    Ok(_) => loaded += 1,
+                    Err(one) => {
+                        rejected += 1;
+                        let errors = one.diagnostics.iter().filter(|diagnostic| diagnostic.severity == Severity::Error);
+                        assert!(errors.count() > 0, "rejected without a reason:\n{changed}");
+                    }
+                }
+            }
+        }
+    }
+    assert!(loaded > 50 && rejected > 500, "{loaded} and {rejected}");
 }
 
 /// Nothing in here may take the square of its length.

@@ -103,7 +103,9 @@ impl Reader<'_> {
 
     pub(super) fn route(&mut self, node: &Arc<Node>) -> Option<FileRoute> {
         let mut fields = self.fields(node, &EDGE_ROUTE)?;
+        let before = self.sink.error_count();
         let domains = self.route_domains(fields.take("domain"), node);
+        let domains_sound = self.sink.error_count() == before;
         let path = fields.value("path").and_then(|node| {
             let text = self.text(node, "`path`")?;
             let path = self.understood(&text, "a path", "write what the path begins with", values::path)?;
@@ -146,6 +148,7 @@ impl Reader<'_> {
         Some(FileRoute {
             span: node.span,
             domains,
+            domains_sound,
             path: path.unwrap_or_else(|| Spanned::new("/".to_owned(), node.span)),
             to,
             protocol: protocol.unwrap_or_default(),

@@ -16,7 +16,7 @@ const PRIVATE_ENDINGS: [&str; 10] =
 /// Reports everything that is wrong with the edge.
 pub(super) fn validate(view: &View<'_>, sink: &mut Sink) {
     let Some(edge) = &view.file.edge else { return };
-    if edge.routes.is_empty() && edge.routes_span.is_none_or(|_| sink.error_count() == 0) {
+    if edge.routes_written == 0 {
         sink.push(
             Diagnostic::error("missing-key", "the edge has no route, so it would serve nothing")
                 .at(edge.routes_span.unwrap_or(edge.span), "")
@@ -221,6 +221,12 @@ fn domains(edge: &FileEdge) -> BTreeMap<&str, &Spanned<String>> {
     all
 }
 
+/// Every domain is there that somebody wanted to have a route for.
+fn knows_domains(edge: &FileEdge) -> bool {
+    let read = edge.routes_written > 0 && edge.routes.len() == edge.routes_written;
+    read && edge.routes.iter().all(|route| route.domains_sound)
+}
+
 fn certificates(edge: &FileEdge, sink: &mut Sink) {
     let (domains, sources) = (domains(edge), Sources::new(edge));
     let mut used: BTreeSet<Option<&str>> = BTreeSet::new();
@@ -249,6 +255,9 @@ fn certificates(edge: &FileEdge, sink: &mut Sink) {
                 "write `certificates: local` to try things out, give files, or name your own authority: `acme: {directory: \"https://…\"}`",
             ));
         }
+    }
+    if !knows_domains(edge) {
+        return;
     }
     for certificate in edge.certificates.iter().filter(|known| !used.contains(&known.domain.value.as_deref())) {
         unused(certificate, &domains, sink);
@@ -319,7 +328,7 @@ fn acme(edge: &FileEdge, sink: &mut Sink) {
 fn default_domain(edge: &FileEdge, sink: &mut Sink) {
     let Some(default) = &edge.default_domain else { return };
     let domains = domains(edge);
-    if domains.contains_key(default.value.as_str()) {
+    if domains.contains_key(default.value.as_str()) || !knows_domains(edge) {
         return;
     }
     let near = super::suggest(sink, &default.value, domains.keys().copied());
