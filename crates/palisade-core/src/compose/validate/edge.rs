@@ -79,7 +79,7 @@ fn upstream(route: &FileRoute, view: &View<'_>, ports_of: &mut HashMap<usize, Ve
     let Some(service) = view.service(name) else {
         sink.push(
             Diagnostic::error("unknown-service", format!("there is no service {}", quoted(name))).at(to.span, "").hint(
-                view.suggest(sink, name, "a route leads to a service of this stack: add it, or switch its profile on"),
+                view.suggest(sink, name, "a route leads to a service of this stack: add it, or correct the name"),
             ),
         );
         return;
