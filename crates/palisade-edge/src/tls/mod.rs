@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+pub(crate) use pem::span;
 pub use pem::{Facts, PemError, read, read_bytes};
 pub use resolve::file_of;
 
