@@ -66,19 +66,9 @@ pub enum EnsureError {
     /// The stack's own authority.
     #[error(transparent)]
     Local(#[from] LocalCaError),
-    /// A certificate that was given as files.
-    #[error("the certificate of {domain} (files {chain} and {key})")]
-    Given {
-        /// Whose.
-        domain: Domain,
-        /// Its chain.
-        chain: PathBuf,
-        /// Its key.
-        key: PathBuf,
-        /// What is wrong.
-        #[source]
-        source: PemError,
-    },
+    /// A certificate that was given as files can't be served.
+    #[error("the certificate given for {0}")]
+    Given(Domain, #[source] Box<PemError>),
     /// Such a file can't be read.
     #[error("can't read {0}")]
     Read(PathBuf, #[source] io::Error),
@@ -193,9 +183,9 @@ fn copy(settings: &WorkerSettings, domain: &Domain, chain: &Path, key: &Path) ->
         pem.push(b'\n');
     }
     pem.extend(read(chain)?);
-    let given =
-        |source| EnsureError::Given { domain: domain.clone(), chain: chain.to_owned(), key: key.to_owned(), source };
-    tls::read_bytes(&pem, key, domain, &aws_lc_rs::default_provider()).map_err(given)?;
+    let both = PathBuf::from(format!("{} with {}", chain.display(), key.display()));
+    tls::read_bytes(&pem, &both, domain, &aws_lc_rs::default_provider())
+        .map_err(|error| EnsureError::Given(domain.clone(), Box::new(error)))?;
     let file = settings.folder.join(tls::file_of(domain));
     // What is the same needn't be written, and the edge needn't be told.
     if fs::read(&file).is_ok_and(|there| there == pem) {
