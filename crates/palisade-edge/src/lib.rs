@@ -5,4 +5,32 @@
 
 pub mod acme;
 pub mod local_ca;
+mod proxy;
+mod server;
 pub mod tls;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Runs the edge as the settings in this file say, until it is drained. What fails is said on standard error.
+pub fn main(settings: &Path) -> ExitCode {
+    match server::run(settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("palisade-edge: {}", chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error with what caused it, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

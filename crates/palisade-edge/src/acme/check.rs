@@ -112,8 +112,7 @@ async fn http(domain: &str, at: SocketAddr, token: &str, expected: &str) -> Resu
     let (parts, body) = request.into_parts();
     let answer = timeout(ANSWER, client::exchange(stream, domain, parts, body)).await;
     let answer = answer.unwrap_or_else(|_| Err(ClientError::Late(domain.to_owned())));
-    let answer =
-        answer.map_err(|error| Wrong::Other(format!("there is no HTTP: {}", crate::tls::with_causes(&error))))?;
+    let answer = answer.map_err(|error| Wrong::Other(format!("there is no HTTP: {}", crate::chain(&error))))?;
     let field = |name| answer.headers().get(name).and_then(|value| value.to_str().ok());
     if answer.status().is_redirection() {
         return Err(Wrong::Redirect(field(LOCATION).unwrap_or("nowhere").to_owned()));

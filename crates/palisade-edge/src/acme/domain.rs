@@ -14,7 +14,8 @@ use super::memory::{Issued, Memory};
 use super::order::{self, Attempt, Obtained, OrderError, now_s};
 use super::schedule::{self, Trouble, Window};
 use super::{Outcome, served, store};
-use crate::tls::{self, Facts, with_causes};
+use crate::chain;
+use crate::tls::{self, Facts};
 
 /// How often and how long the edge is given to serve what it was told of.
 const SERVED_TRIES: u32 = 10;
@@ -86,7 +87,7 @@ impl<'a> Look<'a> {
 
     fn present(&self) -> Result<Present, String> {
         let (key, facts) =
-            tls::read(&self.file, self.domain, &aws_lc_rs::default_provider()).map_err(|error| with_causes(&error))?;
+            tls::read(&self.file, self.domain, &aws_lc_rs::default_provider()).map_err(|error| chain(&error))?;
         let leaf = key.cert.first().map(|leaf| leaf.to_vec()).unwrap_or_default();
         Ok(Present { facts, leaf })
     }
@@ -148,13 +149,13 @@ impl<'a> Look<'a> {
         self.memory.begin();
         if let Err(error) = self.memory.write(&self.settings.state, self.domain) {
             // What isn't noted would be done again and again.
-            return self.failed(Trouble::Check, with_causes(&error), None);
+            return self.failed(Trouble::Check, chain(&error), None);
         }
         match check::look(self.settings, acme.challenge, self.domain).await {
             Ok(Seen::Ours) => {}
             Ok(Seen::Unknown(text)) => self.tell("certificate_check_unsure", json!({ "text": text })),
             Ok(Seen::NotOurs(text)) => return self.failed(Trouble::Check, text, None),
-            Err(error) => return self.failed(Trouble::Check, with_causes(&error), None),
+            Err(error) => return self.failed(Trouble::Check, chain(&error), None),
         }
         let mut worst: Option<(OrderError, Option<u64>)> = None;
         for directory in &acme.directories {
@@ -170,7 +171,7 @@ impl<'a> Look<'a> {
             match result {
                 Ok(obtained) => return self.obtained(directory, obtained).await,
                 Err(error) => {
-                    let details = json!({ "directory": directory.url, "error": with_causes(&error) });
+                    let details = json!({ "directory": directory.url, "error": chain(&error) });
                     self.tell("certificate_refused", details);
                     if let Some(again_s) = again_s {
                         self.memory.blocked.insert(directory.url.clone(), again_s);
@@ -187,7 +188,7 @@ impl<'a> Look<'a> {
             }
         }
         match worst {
-            Some((error, again_s)) => self.failed(error.trouble(), with_causes(&error), again_s),
+            Some((error, again_s)) => self.failed(error.trouble(), chain(&error), again_s),
             None => {
                 let again_s = self.memory.blocked.values().copied().min();
                 self.failed(Trouble::Check, "every authority has asked to be left alone for now".to_owned(), again_s)
@@ -199,7 +200,7 @@ impl<'a> Look<'a> {
         let Obtained { pem, facts } = obtained;
         if let Err(error) = store::replace(&self.file, pem.as_bytes(), self.settings.owner) {
             // The order stays noted: the next attempt fetches the same certificate.
-            return self.failed(Trouble::Check, with_causes(&error), None);
+            return self.failed(Trouble::Check, chain(&error), None);
         }
         self.memory.succeeded(Issued { directory: directory.url.clone(), serial: facts.serial.clone() });
         self.keep();
@@ -288,7 +289,7 @@ impl<'a> Look<'a> {
     /// What can't be noted is found out again.
     fn keep(&self) {
         if let Err(error) = self.memory.write(&self.settings.state, self.domain) {
-            eprintln!("palisade: {}", with_causes(&error));
+            eprintln!("palisade: {}", chain(&error));
         }
     }
 }

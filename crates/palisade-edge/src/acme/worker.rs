@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::order::now_s;
 use super::schedule::LOOK_S_MAX;
 use super::{Outcome, look};
-use crate::tls::with_causes;
+use crate::chain;
 
 /// After a look that failed as a whole: a full disk, mostly.
 const FAILED_S: u64 = 60;
@@ -74,8 +74,8 @@ async fn run(path: &Path) -> Result<(), WorkerError> {
 /// Returns after how many seconds the next look is due.
 async fn look_once(path: &Path) -> u64 {
     let looked = match read(path) {
-        Ok(settings) => look(&settings).await.map_err(|error| with_causes(&error)),
-        Err(error) => Err(with_causes(&error)),
+        Ok(settings) => look(&settings).await.map_err(|error| chain(&error)),
+        Err(error) => Err(chain(&error)),
     };
     match looked {
         Ok(outcomes) => pause_s(&outcomes, now_s()),

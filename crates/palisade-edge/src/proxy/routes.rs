@@ -1,0 +1,92 @@
+//! Which route a request takes: by its domain, then by the longest path that matches whole segments.
+
+use super::pool::Group;
+use palisade_core::edge::{Edge, Route, Upstream};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// A route with where its requests go.
+pub(crate) struct Lane {
+    /// Its place among the edge's routes.
+    pub(crate) number: usize,
+    pub(crate) route: Rc<Route>,
+    pub(super) group: Rc<Group>,
+}
+
+/// All routes, by domain.
+pub(super) struct Routes {
+    /// Each domain's, longest path first. A wildcard's key is what follows its `*.`, among `wildcards`.
+    exact: HashMap<Box<str>, Vec<Rc<Lane>>>,
+    wildcards: HashMap<Box<str>, Vec<Rc<Lane>>>,
+    default_domain: Option<Box<str>>,
+}
+
+/// What was found for a request.
+pub(super) enum Found<'a> {
+    Route(&'a Rc<Lane>),
+    NoPath,
+    NoDomain,
+}
+
+impl Routes {
+    pub(super) fn new(edge: &Edge, mut group: impl FnMut(&Upstream) -> Rc<Group>) -> Self {
+        let (mut exact, mut wildcards) = (HashMap::<Box<str>, Vec<_>>::new(), HashMap::<Box<str>, Vec<_>>::new());
+        for (number, placed) in edge.routes.iter().enumerate() {
+            let route = Rc::new(placed.value.clone());
+            let lane = Rc::new(Lane { number, group: group(&route.to), route });
+            for domain in &lane.route.domains {
+                let lanes = match domain.strip_prefix("*.") {
+                    Some(rest) => wildcards.entry(rest.into()).or_default(),
+                    None => exact.entry(domain.as_str().into()).or_default(),
+                };
+                lanes.push(Rc::clone(&lane));
+            }
+        }
+        for lanes in exact.values_mut().chain(wildcards.values_mut()) {
+            lanes.sort_by_key(|lane| std::cmp::Reverse(lane.route.path.trim_end_matches('/').len()));
+        }
+        Self { exact, wildcards, default_domain: edge.default_domain.as_deref().map(Into::into) }
+    }
+
+    /// The domain is in lower case and without port or final dot.
+    pub(super) fn find(&self, domain: &str, path: &str) -> Found<'_> {
+        match self.of(domain).or_else(|| self.of(self.default_domain.as_deref()?)) {
+            Some(lanes) => lanes.iter().find(|lane| leads(&lane.route.path, path)).map_or(Found::NoPath, Found::Route),
+            None => Found::NoDomain,
+        }
+    }
+
+    fn of(&self, domain: &str) -> Option<&Vec<Rc<Lane>>> {
+        self.exact.get(domain).or_else(|| self.wildcards.get(domain.split_once('.')?.1))
+    }
+}
+
+/// Whole segments of the path begin with the prefix.
+fn leads(prefix: &str, path: &str) -> bool {
+    let prefix = prefix.trim_end_matches('/');
+    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::leads;
+
+    #[test]
+    fn a_path_leads_to_whole_segments() {
+        for (prefix, path, expected) in [
+            ("/", "/", true),
+            ("/", "/api", true),
+            ("/api", "/api", true),
+            ("/api", "/api/", true),
+            ("/api", "/api/x", true),
+            ("/api", "/apis", false),
+            ("/api/", "/api", true),
+            ("/api/", "/api/x", true),
+            ("/api/", "/apis", false),
+            ("/api", "/ap", false),
+            ("/api", "*", false),
+        ] {
+            assert_eq!(leads(prefix, path), expected, "{prefix} {path}");
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! The process: its listeners, one thread for each worker, and the thread that takes orders.
+//!
+//! What becomes of a request is decided in `proxy`.
+
+mod connection;
+mod control;
+mod listen;
+mod worker;
+
+pub(crate) use connection::Client;
+
+use crate::tls::{Certificates, TlsError};
+use palisade_core::edge::Settings;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Why the edge can't start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error("can't read the settings in {path}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("the settings in {path} are not the edge's")]
+    Settings { path: PathBuf, source: serde_json::Error },
+    #[error("can't listen on {address}")]
+    Listen { address: std::net::SocketAddr, source: std::io::Error },
+    #[error("can't take orders at {path}")]
+    Control { path: PathBuf, source: std::io::Error },
+    #[error("can't serve TLS")]
+    Tls(#[source] TlsError),
+    #[error("can't start a thread")]
+    Thread(#[source] std::io::Error),
+    #[error("a worker failed")]
+    Worker,
+}
+
+/// What all threads share; nothing in here changes but what guards itself.
+pub(crate) struct Shared {
+    pub(crate) settings: Settings,
+    /// `None` if nothing listens for TLS.
+    pub(crate) certificates: Option<Arc<Certificates>>,
+}
+
+/// Runs until drained.
+pub(crate) fn run(path: &Path) -> Result<(), StartError> {
+    let text = std::fs::read(path).map_err(|source| StartError::Read { path: path.to_owned(), source })?;
+    let settings: Settings =
+        serde_json::from_slice(&text).map_err(|source| StartError::Settings { path: path.to_owned(), source })?;
+    listen::raise_descriptor_limit();
+    let certificates = match settings.https.is_empty() {
+        true => None,
+        false => Some(Certificates::open(&settings).map_err(StartError::Tls)?),
+    };
+    for problem in certificates.iter().flat_map(|certificates| certificates.problems()) {
+        eprintln!("palisade-edge: {problem}");
+    }
+    let workers = match settings.workers {
+        0 => std::thread::available_parallelism().map_or(1, |count| count.get()),
+        count => usize::from(count),
+    };
+    let mut listeners = listen::bind_all(&settings, workers)?;
+    let shared = Arc::new(Shared { settings, certificates });
+    let orders = control::Socket::bind(&shared.settings.control)?;
+
+    let mut told = Vec::new();
+    let mut threads = Vec::new();
+    for number in 0..workers {
+        let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+        told.push(sender);
+        let shared = Arc::clone(&shared);
+        let listeners = std::mem::take(&mut listeners[number]);
+        let thread = std::thread::Builder::new()
+            .name(format!("edge-{number}"))
+            .spawn(move || worker::run(shared, listeners, receiver))
+            .map_err(StartError::Thread)?;
+        threads.push(thread);
+    }
+    control::run(&shared, orders, told, threads)
+}

@@ -1,0 +1,116 @@
+//! Servers behind the edge: a well-behaved one that says what it was asked, and those that do as they are told.
+
+use crate::support::own_address;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use std::convert::Infallible;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// A server that answers each request with the request: a line with method and path, one for each field, and the body's
+/// length. What each path does besides is told at [`answer`].
+pub(crate) struct Echo {
+    pub(crate) address: SocketAddr,
+    pub(crate) requests: Arc<AtomicUsize>,
+    pub(crate) connections: Arc<AtomicUsize>,
+}
+
+impl Echo {
+    pub(crate) fn start() -> Self {
+        Self::named("echo")
+    }
+
+    /// Answers say the name in the field `x-upstream`.
+    pub(crate) fn named(name: &'static str) -> Self {
+        let listener = TcpListener::bind((own_address(), 0)).expect("loopback has a free port");
+        let address = listener.local_addr().expect("it is bound");
+        listener.set_nonblocking(true).expect("a socket");
+        let (requests, connections) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let counted = (Arc::clone(&requests), Arc::clone(&connections));
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async move {
+                let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+                loop {
+                    let Ok((stream, _)) = listener.accept().await else { continue };
+                    counted.1.fetch_add(1, Ordering::Relaxed);
+                    let requests = Arc::clone(&counted.0);
+                    let service = service_fn(move |request| {
+                        requests.fetch_add(1, Ordering::Relaxed);
+                        answer(name, request)
+                    });
+                    let connection =
+                        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+                    tokio::spawn(connection.with_upgrades());
+                }
+            });
+        });
+        Self { address, requests, connections }
+    }
+
+    pub(crate) fn requests(&self) -> usize {
+        self.requests.load(Ordering::Relaxed)
+    }
+}
+
+async fn answer(name: &'static str, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let (parts, body) = request.into_parts();
+    let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let mut text = format!("{} {}\n", parts.method, parts.uri);
+    for (field, value) in &parts.headers {
+        text += &format!("{field}: {}\n", value.to_str().unwrap_or("?"));
+    }
+    text += &format!("body: {}\n", body.len());
+    if let Some(length) = parts.uri.path().strip_prefix("/big/") {
+        text = "x".repeat(length.parse().expect("a length"));
+    }
+    let mut response = Response::new(Full::new(text.into()));
+    response.headers_mut().insert("x-upstream", hyper::header::HeaderValue::from_static(name));
+    Ok(response)
+}
+
+/// A server that treats each connection as the function does.
+pub(crate) fn raw(serve: impl Fn(TcpStream, usize) + Send + Sync + 'static) -> SocketAddr {
+    let listener = TcpListener::bind((own_address(), 0)).expect("loopback has a free port");
+    let address = listener.local_addr().expect("it is bound");
+    let serve = Arc::new(serve);
+    std::thread::spawn(move || {
+        for (number, stream) in listener.incoming().enumerate() {
+            let Ok(stream) = stream else { continue };
+            let serve = Arc::clone(&serve);
+            std::thread::spawn(move || serve(stream, number));
+        }
+    });
+    address
+}
+
+/// Reads a request's head.
+pub(crate) fn read_head(stream: &mut TcpStream) -> Option<String> {
+    let mut all = Vec::new();
+    let mut byte = [0];
+    while !all.ends_with(b"\r\n\r\n") {
+        match stream.read(&mut byte) {
+            Ok(1) => all.push(byte[0]),
+            _ => return None,
+        }
+    }
+    Some(String::from_utf8_lossy(&all).into_owned())
+}
+
+/// A server that reads a head and then sends this, whatever it was asked, and closes.
+pub(crate) fn saying(text: &'static [u8]) -> SocketAddr {
+    raw(move |mut stream, _| {
+        while read_head(&mut stream).is_some() {
+            if stream.write_all(text).is_err() {
+                return;
+            }
+            let _ = stream.shutdown(std::net::Shutdown::Write);
+        }
+    })
+}
