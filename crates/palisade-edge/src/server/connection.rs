@@ -1,6 +1,7 @@
 //! One connection of a client: its handshake, and the protocol that is spoken on it.
 
 use super::worker::Worker;
+use crate::tls::ACME_ALPN;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -51,6 +52,8 @@ pub(super) async fn serve(worker: Rc<Worker>, scheme: Scheme, stream: TcpStream,
             // Who speaks no TLS, or names no domain of ours, has been told so by the library.
             let Ok(stream) = acceptor.accept(stream).await else { return };
             match stream.get_ref().1.alpn_protocol() {
+                // The certificate was the answer to the challenge.
+                Some(ACME_ALPN) => {}
                 Some(b"h2") => serve_http2(&place, client, stream).await,
                 _ => serve_http1(&place, client, stream).await,
             }

@@ -130,10 +130,11 @@ impl Orders {
         match order {
             Order::SetUpstreams(upstreams) => self.set_upstreams(upstreams).await,
             Order::ReloadCertificates => match &self.shared.certificates {
-                Some(certificates) => {
-                    certificates.reload();
-                    Answer::Done
-                }
+                // Files are read, which is nothing a worker waits for: this thread is none.
+                Some(certificates) => match certificates.reload() {
+                    Ok(()) => Answer::Done,
+                    Err(error) => Answer::Refused(crate::chain(&error)),
+                },
                 None => Answer::Refused("nothing listens for TLS".to_owned()),
             },
             Order::Drain => {
@@ -162,6 +163,9 @@ impl Orders {
 
     async fn report(&self) -> Answer {
         let mut report = Report::default();
+        if let Some(certificates) = &self.shared.certificates {
+            report.certificates = certificates.expiry();
+        }
         for worker in &self.workers {
             let (sender, answer) = oneshot::channel();
             if worker.send(Told::Report(sender)).is_ok()

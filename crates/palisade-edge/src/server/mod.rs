@@ -37,7 +37,7 @@ pub(crate) enum StartError {
 pub(crate) struct Shared {
     pub(crate) settings: Settings,
     /// `None` if nothing listens for TLS.
-    pub(crate) certificates: Option<Certificates>,
+    pub(crate) certificates: Option<Arc<Certificates>>,
 }
 
 /// Runs until drained.
@@ -50,6 +50,9 @@ pub(crate) fn run(path: &Path) -> Result<(), StartError> {
         true => None,
         false => Some(Certificates::open(&settings).map_err(StartError::Tls)?),
     };
+    for problem in certificates.iter().flat_map(|certificates| certificates.problems()) {
+        eprintln!("palisade-edge: {problem}");
+    }
     let workers = match settings.workers {
         0 => std::thread::available_parallelism().map_or(1, |count| count.get()),
         count => usize::from(count),

@@ -52,7 +52,8 @@ pub(super) fn run(shared: Arc<Shared>, listeners: Listeners, told: UnboundedRece
 }
 
 async fn work(shared: Arc<Shared>, listeners: Listeners, mut told: UnboundedReceiver<Told>) {
-    let tls = shared.certificates.as_ref().map(|it| tokio_rustls::TlsAcceptor::from(it.server_config()));
+    let protocols: [&[u8]; 2] = [b"h2", b"http/1.1"];
+    let tls = shared.certificates.as_ref().map(|it| tokio_rustls::TlsAcceptor::from(it.server_config(&protocols)));
     let worker = Rc::new(Worker {
         proxy: Proxy::new(&shared.settings),
         shared,
