@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod cgroup;
+pub mod edge;
 pub mod engine;
 pub mod firewall;
 pub mod hosts_file;
@@ -13,6 +14,7 @@ mod netlink;
 pub mod netns;
 pub mod nft;
 mod packets;
+pub mod program;
 pub mod probe;
 pub mod provided;
 pub mod routes;

@@ -63,6 +63,9 @@ async fn work(shared: Arc<Shared>, listeners: Listeners, mut told: UnboundedRece
         drain: Notify::new(),
         ended: Notify::new(),
     });
+    if let Some(upstreams) = &worker.shared.first_upstreams {
+        worker.proxy.set_upstreams(upstreams);
+    }
     let mut accepting = Vec::new();
     for (scheme, listener) in listeners {
         match TcpListener::from_std(listener) {
