@@ -5,9 +5,12 @@
 mod connection;
 mod control;
 mod listen;
+mod strict;
+mod wire;
 mod worker;
 
-pub(crate) use connection::Client;
+pub(crate) use connection::{Client, LocalExecutor, Scheme};
+pub(crate) use wire::Pulse;
 
 use crate::tls::{Certificates, TlsError};
 use palisade_core::edge::Settings;
@@ -38,6 +41,8 @@ pub(crate) struct Shared {
     pub(crate) settings: Settings,
     /// `None` if nothing listens for TLS.
     pub(crate) certificates: Option<Arc<Certificates>>,
+    /// How many there are, at least one.
+    pub(crate) workers: usize,
 }
 
 /// Runs until drained.
@@ -58,7 +63,7 @@ pub(crate) fn run(path: &Path) -> Result<(), StartError> {
         count => usize::from(count),
     };
     let mut listeners = listen::bind_all(&settings, workers)?;
-    let shared = Arc::new(Shared { settings, certificates });
+    let shared = Arc::new(Shared { settings, certificates, workers });
     let orders = control::Socket::bind(&shared.settings.control)?;
 
     let mut told = Vec::new();

@@ -2,5 +2,13 @@
 
 mod child;
 mod forwarding;
+mod heads;
+mod hostile;
+mod http2;
+mod limits;
+mod plain_http;
+mod retries;
+mod streams;
 mod support;
+mod upgrades;
 mod upstream;
