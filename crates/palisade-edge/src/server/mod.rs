@@ -5,9 +5,12 @@
 mod connection;
 mod control;
 mod listen;
+mod strict;
+mod wire;
 mod worker;
 
-pub(crate) use connection::Client;
+pub(crate) use connection::{Client, LocalExecutor, Scheme};
+pub(crate) use wire::Pulse;
 
 use crate::tls::{Certificates, TlsError};
 use palisade_core::edge::{Answer, Order, Settings, Upstreams};
@@ -40,6 +43,8 @@ pub(crate) struct Shared {
     pub(crate) certificates: Option<Arc<Certificates>>,
     /// Who answers until the first order says it, if that was left for us.
     pub(crate) first_upstreams: Option<Upstreams>,
+    /// How many there are, at least one.
+    pub(crate) workers: usize,
 }
 
 /// What the edge at this control socket is still missing.
@@ -83,7 +88,7 @@ pub(crate) fn run(path: &Path) -> Result<(), StartError> {
     let orders = control::Socket::bind(&settings.control)?;
     // After the socket is there: who is told something else from now on is told to us as well.
     let first_upstreams = settings.upstreams.as_deref().and_then(first_upstreams);
-    let shared = Arc::new(Shared { settings, certificates, first_upstreams });
+    let shared = Arc::new(Shared { settings, certificates, first_upstreams, workers });
 
     let mut told = Vec::new();
     let mut threads = Vec::new();

@@ -3,6 +3,7 @@
 use super::Shared;
 use super::connection::{self, Scheme};
 use super::listen::Listeners;
+use super::wire::Pulse;
 use crate::proxy::Proxy;
 use palisade_core::edge::{Report, Upstreams};
 use slab::Slab;
@@ -28,12 +29,20 @@ pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) proxy: Proxy,
     pub(super) tls: Option<tokio_rustls::TlsAcceptor>,
-    /// Connections of clients, those that were upgraded included; each with the task that serves it.
-    pub(super) connections: RefCell<Slab<Option<Waker>>>,
+    /// Connections of clients, those that were upgraded included.
+    connections: RefCell<Slab<Served>>,
+    /// This worker's part of all that the edge may have.
+    connections_max: usize,
     pub(super) draining: Cell<bool>,
     drain: Notify,
     /// The last connection of a draining worker has ended.
-    pub(super) ended: Notify,
+    ended: Notify,
+}
+
+/// A connection, and the task that serves it.
+struct Served {
+    pulse: Arc<Pulse>,
+    task: Option<Waker>,
 }
 
 /// How long accepting rests when the process or the host has no descriptor left.
@@ -54,7 +63,9 @@ pub(super) fn run(shared: Arc<Shared>, listeners: Listeners, told: UnboundedRece
 async fn work(shared: Arc<Shared>, listeners: Listeners, mut told: UnboundedReceiver<Told>) {
     let protocols: [&[u8]; 2] = [b"h2", b"http/1.1"];
     let tls = shared.certificates.as_ref().map(|it| tokio_rustls::TlsAcceptor::from(it.server_config(&protocols)));
+    let connections_max = (shared.settings.edge.limits.connections as usize).div_ceil(shared.workers).max(1);
     let worker = Rc::new(Worker {
+        connections_max,
         proxy: Proxy::new(&shared.settings),
         shared,
         tls,
@@ -77,7 +88,7 @@ async fn work(shared: Arc<Shared>, listeners: Listeners, mut told: UnboundedRece
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = tick.tick() => worker.proxy.sweep(),
+            _ = tick.tick() => worker.sweep(),
             order = told.recv() => match order {
                 Some(Told::SetUpstreams(upstreams, done)) => {
                     worker.proxy.set_upstreams(&upstreams);
@@ -115,10 +126,48 @@ impl Worker {
     }
 
     fn wake_all(&self) {
-        for (_, waker) in self.connections.borrow_mut().iter_mut() {
-            if let Some(waker) = waker.take() {
-                waker.wake();
+        for (_, served) in self.connections.borrow().iter() {
+            if let Some(task) = &served.task {
+                task.wake_by_ref();
             }
+        }
+    }
+
+    /// Ends what takes too long.
+    fn sweep(&self) {
+        self.proxy.sweep();
+        let limits = &self.shared.settings.edge.limits;
+        for (_, served) in self.connections.borrow().iter() {
+            if served.pulse.look(&self.proxy.clock, limits)
+                && let Some(task) = &served.task
+            {
+                task.wake_by_ref();
+            }
+        }
+    }
+
+    /// A connection is there.
+    pub(super) fn register(&self, pulse: Arc<Pulse>) -> usize {
+        self.connections.borrow_mut().insert(Served { pulse, task: None })
+    }
+
+    /// This task serves it. True if it is to end at once.
+    pub(super) fn attend(&self, key: usize, task: &Waker) -> bool {
+        let mut connections = self.connections.borrow_mut();
+        let Some(served) = connections.get_mut(key) else { return true };
+        if served.task.is_none() {
+            // A connection stays with its task.
+            served.task = Some(task.clone());
+        }
+        served.pulse.is_cut()
+    }
+
+    /// It has ended.
+    pub(super) fn forget(&self, key: usize) {
+        let mut connections = self.connections.borrow_mut();
+        connections.remove(key);
+        if self.draining.get() && connections.is_empty() {
+            self.ended.notify_one();
         }
     }
 }
@@ -142,7 +191,11 @@ async fn accept(worker: Rc<Worker>, scheme: Scheme, listener: TcpListener) {
 async fn admit(worker: &Rc<Worker>, scheme: Scheme, accepted: std::io::Result<(TcpStream, SocketAddr)>) -> bool {
     match accepted {
         Ok((stream, peer)) => {
-            let _ = stream.set_nodelay(true);
+            if worker.connections.borrow().len() >= worker.connections_max {
+                // Who waits in the kernel's queue would wait for nothing.
+                let _ = stream.set_zero_linger();
+                return true;
+            }
             tokio::task::spawn_local(connection::serve(Rc::clone(worker), scheme, stream, peer));
         }
         Err(error) => match error.raw_os_error() {
