@@ -9,8 +9,8 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use crate::compile::OwnPlaces;
 use crate::address::{AddressBook, InstanceAddress, ServiceIndex};
+use crate::compile::OwnPlaces;
 use crate::digest::Fingerprint;
 use crate::firewall::{Backend, FirewallRules, OpenPort};
 use crate::instance::{CgroupDriver, InstanceSpec, InstanceStatus};

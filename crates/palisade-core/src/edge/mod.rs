@@ -2,13 +2,15 @@
 //!
 //! Whether a service or a port exists is settled when the file is read; nothing in here opens a file or a socket.
 
+mod reach;
 mod service;
 mod worker;
 
 pub(crate) use service::mounts;
 pub use service::{
-    ACCESS_LOG_VOLUME, AUTHORITIES_VOLUME, CERTIFICATES_VOLUME, CONTROL_SOCKET, EDGES_FILE, INSTANCES, TOLD, UPSTREAMS_FILE,
-    USER, control_for_worker, drains_itself, needs_worker, settings, upstreams, with_services, worker_settings,
+    ACCESS_LOG_VOLUME, AUTHORITIES_VOLUME, CERTIFICATES_VOLUME, CONTROL_SOCKET, EDGES_FILE, INSTANCES, TOLD,
+    UPSTREAMS_FILE, USER, control_for_worker, drains_itself, needs_worker, settings, upstreams, with_services,
+    worker_settings,
 };
 pub use worker::{EdgeAt, WorkerSettings};
 

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{
-    CertificateSource, Edge, HTTP_PORT, HTTPS_PORT, Route, SERVICE_NAME, Settings, Upstream, UpstreamInstance, Upstreams,
-    WORKER_NAME, WorkerSettings,
+    CertificateSource, Edge, HTTP_PORT, HTTPS_PORT, Route, SERVICE_NAME, Settings, Upstream, UpstreamInstance,
+    Upstreams, WORKER_NAME, WorkerSettings,
 };
 use crate::address::{AddressBook, InstanceAddress};
 use crate::environment::{Environment, Hidden};
@@ -19,8 +19,8 @@ use crate::names::{InstanceId, ServiceName};
 use crate::place::{Place, Placed};
 use crate::stack::{
     Condition, Dependency, Egress, FileSource, Grant, HealthTest, Healthcheck, Limits, LogRotation, Mount, MountSource,
-    PortProto, Process, ProcessSettings, Proto, ProvidedFile, Publish, Restart, Run, RuntimeChoice, Service, Stack,
-    UpdateOrder, UpdatePolicy, Volume,
+    PortProto, Process, ProcessSettings, Proto, ProvidedFile, Restart, Run, RuntimeChoice, Service, Stack, UpdateOrder,
+    UpdatePolicy, Volume,
 };
 
 /// User and group of the edge and of who obtains its certificates: nobody else's, as systemd leaves the numbers between its
@@ -210,15 +210,9 @@ impl Maker<'_> {
 
     fn edge(&self, name: ServiceName) -> Service {
         let tcp = |port| PortProto { port, proto: Proto::Tcp };
-        let publish =
-            |host_port, container| self.at(Publish { host_ip: None, host_port, container });
-        let mut ports =
-            vec![publish(self.edge.http_port, tcp(HTTP_PORT)), publish(self.edge.https_port, tcp(HTTPS_PORT))];
-        if self.edge.http3 {
-            ports.push(publish(self.edge.https_port, PortProto { port: HTTPS_PORT, proto: Proto::Udp }));
-        }
         let connect = self.upstreams().into_iter();
-        let connect = connect.map(|to| self.at(Grant { service: to.service.clone(), port: Some(tcp(to.port)) })).collect();
+        let connect =
+            connect.map(|to| self.at(Grant { service: to.service.clone(), port: Some(tcp(to.port)) })).collect();
         let servers: BTreeSet<&ServiceName> = self.upstreams().into_iter().map(|to| &to.service).collect();
         let depends_on = servers.into_iter().map(|service| {
             self.at(Dependency {
@@ -236,7 +230,7 @@ impl Maker<'_> {
             mounts.push(self.mount(MountSource::Bind(pages.clone()), inside("error-pages"), true));
         }
         Service {
-            publish: ports,
+            publish: self.edge.published(),
             connect: Some(connect),
             depends_on: depends_on.collect(),
             healthcheck: Some(Healthcheck {

@@ -122,6 +122,27 @@ fn a_published_port_is_followed_through_the_guard() {
 }
 
 #[test]
+fn the_edge_is_told_with_what_it_is_for() {
+    let ipv4 = Way {
+        target: "203.0.113.1".parse().unwrap(),
+        interface: "eth0".into(),
+        passage: local(443),
+        rules: Vec::new(),
+    };
+    let told = shown(&from_outside(FromOutside {
+        who: "the internet",
+        port: tcp(443),
+        ways: &[ipv4],
+        stack: Some(&crate::testing::stack_with_edge()),
+        policy: None,
+        host: &Observed::default(),
+        unknown: &[],
+    }));
+    let line = "palisade-edge publishes it, from its port 8443/tcp: the edge for barter.example, admin.example, b.example and 2 more";
+    assert!(told.contains(line), "{told}");
+}
+
+#[test]
 fn a_private_port_is_not_for_packets_from_outside() {
     insta::assert_snapshot!(outside(5432, Passage::Stopped, Passage::Stopped, |_| {}));
     let open = outside(5432, local(5432), local(5432), |_| {});

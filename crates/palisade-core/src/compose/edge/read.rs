@@ -32,6 +32,7 @@ impl Reader<'_> {
             span: entry.key_span,
             routes: Vec::new(),
             routes_span: routes.map(|entry| entry.key_span),
+            routes_written: 0,
             http_port: None,
             https_port: None,
             redirect: true,
@@ -49,6 +50,10 @@ impl Reader<'_> {
             limits: ConnectionLimits::default(),
         };
         if let Some(entry) = routes {
+            edge.routes_written = match &entry.value.data {
+                Data::List(items) => items.len(),
+                data => usize::from(!matches!(data, Data::Null)),
+            };
             for item in self.list(&entry.value, "`routes`").unwrap_or_default() {
                 edge.routes.extend(self.route(item));
             }

@@ -1,5 +1,7 @@
 //! What the edge leaves open: ways past it, clients without limits, words that anybody could say.
 
+use std::collections::HashSet;
+
 use super::exposure::is_public;
 use super::{Hit, Hits, Risk, Seen, Sight, table};
 use crate::compose::edge::{FileRoute, tcp_ports};
@@ -33,11 +35,13 @@ fn of_file(risk: &'static Risk, span: Span, message: String) -> Hit {
 /// Ports that the edge leads to and that are published besides.
 fn past(seen: &Seen<'_>, routes: &[FileRoute], hits: &mut Hits) {
     let name = seen.name();
-    let only = tcp_ports(seen.service);
-    let led_to = |port: u16| {
-        let to = routes.iter().filter_map(|route| route.to.as_ref()).filter(|to| to.value.service == name);
-        to.into_iter().any(|to| to.value.port.or(only.first().copied()) == Some(port))
-    };
+    let to_it = routes.iter().filter_map(|route| route.to.as_ref()).filter(|to| to.value.service == name);
+    let written: HashSet<Option<u16>> = to_it.map(|to| to.value.port).collect();
+    if written.is_empty() || seen.service.ports.is_empty() {
+        return;
+    }
+    let only = tcp_ports(seen.service).first().copied();
+    let led_to = |port: u16| written.contains(&Some(port)) || (written.contains(&None) && only == Some(port));
     for port in seen.service.ports.iter().filter(|port| is_public(&port.value)) {
         let (inside, outside) = (port.value.container, port.value.host_port);
         if inside.proto == Proto::Tcp && led_to(inside.port) {
