@@ -56,7 +56,12 @@ pub(crate) fn service(text: &str) -> Service {
         replicas: 1,
         run: Run {
             container: None,
-            process: Some(Process { command: vec![format!("/usr/bin/{text}")], user: None, working_dir: None }),
+            process: Some(Process {
+                command: vec![format!("/usr/bin/{text}")],
+                user: None,
+                working_dir: None,
+                own: false,
+            }),
             runtime: RuntimeChoice::Auto,
         },
         environment: Environment::default(),
@@ -177,5 +182,6 @@ pub(crate) fn spec(text: &str) -> crate::instance::InstanceSpec {
         files: Vec::new(),
         settings: service.settings,
         published: Vec::new(),
+        own_program: None,
     }
 }

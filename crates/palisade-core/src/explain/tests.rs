@@ -36,6 +36,7 @@ fn host(stack: &Stack) -> (Policy, Observed) {
         files: None,
         engine: &EngineState::NotAsked,
         numbers: Numbers::FIRST,
+        own: None,
     };
     let Compiled { policy, policy_digest, instances } = compile(stack, surroundings).unwrap();
     let mut host = Observed::default();
