@@ -14,6 +14,10 @@ use super::keys::{self, Identity, Pairs, Repeats, Section, Shape, Short};
 use super::yaml::{Data, Entry, MergeTag, Node, Scalar};
 use crate::diagnostic::{Diagnostic, Sink, quoted};
 
+mod edge;
+pub(crate) use edge::{edge_routes, for_all};
+use edge::{rate, route};
+
 /// The mapping `later` over the mapping `earlier`; `section` says how each of their keys is merged.
 ///
 /// What `!reset` and `!override` stand at stays marked, so that a service may first be laid over the one that it extends
@@ -79,7 +83,10 @@ impl Merger<'_> {
             Shape::Section(section) => self.section(earlier, later, section, name),
             Shape::Short(short, section) => self.short(earlier, later, short, section, name),
             Shape::Named(section) => self.map(earlier, later, name, |_| Shape::Section(section)),
-            Shape::NamedShort(short, section) => self.map(earlier, later, name, |_| Shape::Short(short, section)),
+            Shape::NamedShort(short, section) => {
+                let (earlier, later) = (for_all(earlier, short), for_all(Arc::clone(later), short));
+                self.map(earlier, &later, name, |_| Shape::Short(short, section))
+            }
             Shape::NamedOrList(section) => {
                 let (earlier, later) = (listed_names(&earlier, section), listed_names(later, section));
                 self.map(earlier, &later, name, |_| Shape::Section(section))
@@ -189,6 +196,15 @@ impl Merger<'_> {
     ) -> Arc<Node> {
         match (&earlier.data, &later.data, short) {
             (Data::Map(_), Data::Map(_), _) => self.section(earlier, later, section, name),
+            (Data::List(_) | Data::Map(_), Data::List(_) | Data::Map(_), Short::Edge) => {
+                self.section(edge_routes(&earlier), &edge_routes(later), section, name)
+            }
+            (Data::Scalar(_) | Data::Map(_), Data::Scalar(_) | Data::Map(_), Short::Rate) => {
+                match (rate(&earlier), rate(later)) {
+                    (Some(earlier), Some(later)) => self.section(earlier, &later, section, name),
+                    _ => Arc::clone(later),
+                }
+            }
             (Data::Scalar(_) | Data::Map(_), Data::Scalar(_) | Data::Map(_), Short::Build) => {
                 self.section(build_context(&earlier), &build_context(later), section, name)
             }
@@ -214,6 +230,8 @@ impl Merger<'_> {
             return Arc::clone(later);
         }
         let together = |old: &Arc<Node>, new: &Arc<Node>| match section.identity {
+            // Its domains are the same, if perhaps spelled otherwise.
+            Identity::Route => self.section(Arc::clone(old), &new.without("domain"), section, name),
             // What a pool of addresses lacks is looked up in the one before.
             Identity::Subnet => self.section(Arc::clone(old), new, section, name),
             _ => Arc::clone(new),
@@ -443,6 +461,7 @@ pub(crate) fn identity(item: &Node, section: &'static Section) -> Option<SmolStr
         }
         Identity::Path => short.or(part("path")).map(SmolStr::from),
         Identity::Subnet => part("subnet").map(SmolStr::from),
+        Identity::Route => route(item, part("path")),
         Identity::Place | Identity::Driver => None,
     }
 }
