@@ -95,6 +95,7 @@ pub(crate) fn stack(services: impl IntoIterator<Item = Service>) -> Stack {
         services: services.into_iter().collect(),
         volumes: BTreeMap::new(),
         firewall: Firewall::default(),
+        edge: None,
     }
 }
 

@@ -44,6 +44,7 @@ pub(crate) fn settle(mut file: ComposeFile, sources: &SourceMap) -> Stack {
             backend: file.firewall_backend,
             confirm: file.firewall_confirm,
         },
+        edge: None,
         services,
         project: file.project,
     }
