@@ -49,9 +49,13 @@ impl Writer<'_> {
             all.push("the rate is a sliding window instead of a leaky bucket: as many at once and as many in the long run, but what a client used up comes back when the window has passed, not one by one".to_owned());
         }
         if self.routes().any(|(_, route)| route.connections_per_client.is_some()) {
-            all.push("connections of a client are counted as requests on their way: each of HTTP/2 counts as one".to_owned());
+            all.push(
+                "connections of a client are counted as requests on their way: each of HTTP/2 counts as one".to_owned(),
+            );
         }
-        all.push("bodies are held against the limit by their declared length; those without one (chunked) aren't".to_owned());
+        all.push(
+            "bodies are held against the limit by their declared length; those without one (chunked) aren't".to_owned(),
+        );
         if edge.http3 {
             all.push("no HTTP/3: distributions build HAProxy without it".to_owned());
         }
@@ -71,10 +75,15 @@ impl Writer<'_> {
 
     fn head(&self, differs: &[String], lines: &mut Lines) {
         let export = self.export;
-        lines.comment(format!("HAProxy for what the stack {} serves (x-palisade.edge), and nothing else of it.", export.stack));
+        lines.comment(format!(
+            "HAProxy for what the stack {} serves (x-palisade.edge), and nothing else of it.",
+            export.stack
+        ));
         lines.comment("Made from its Compose file by `palisade export haproxy`; make it again when that changes.");
         lines.comment("");
-        lines.comment("It is a whole /etc/haproxy/haproxy.cfg, for 2.6 and later. Try it before you use it: haproxy -c -f FILE");
+        lines.comment(
+            "It is a whole /etc/haproxy/haproxy.cfg, for 2.6 and later. Try it before you use it: haproxy -c -f FILE",
+        );
         lines.comment("");
         lines.comment("Where upstreams are found:");
         for (upstream, reach) in export.reach {
@@ -190,7 +199,8 @@ impl Writer<'_> {
         lines.open(format!("frontend {}_https", self.prefix));
         let default = self.sites.iter().filter(|site| site.is_default);
         let others = self.sites.iter().filter(|site| !site.is_default);
-        let mut certificates: Vec<_> = default.chain(others).map(|site| format!("crt {}", self.certificate(site))).collect();
+        let mut certificates: Vec<_> =
+            default.chain(others).map(|site| format!("crt {}", self.certificate(site))).collect();
         certificates.dedup();
         let strict = if edge.default_domain.is_none() { " strict-sni" } else { "" };
         for address in self.bind(edge.https_port) {
@@ -214,7 +224,9 @@ impl Writer<'_> {
     fn asked(&self, lines: &mut Lines) {
         let edge = self.export.edge;
         self.log(lines);
-        lines.comment("Which host and which path, decoded once and without doubled slashes; `..` is nobody's honest request.");
+        lines.comment(
+            "Which host and which path, decoded once and without doubled slashes; `..` is nobody's honest request.",
+        );
         lines.line("http-request set-var(txn.host) req.hdr(host),field(1,:),lower");
         lines.line("http-request set-var(txn.path) path,url_dec,regsub(/+,/,g)");
         lines.line("http-request deny deny_status 400 if { var(txn.path) -m reg (^|/)[.][.]?(/|$) }");
@@ -241,7 +253,9 @@ impl Writer<'_> {
             lines.line(format!("http-request del-header {header}{unless}"));
         }
         if !trusted.is_empty() && !edge.proxy_protocol {
-            lines.comment(format!("The client is the last in X-Forwarded-For that isn't a trusted proxy, at most {HOPS} hops away."));
+            lines.comment(format!(
+                "The client is the last in X-Forwarded-For that isn't a trusted proxy, at most {HOPS} hops away."
+            ));
             for hop in 1..=HOPS {
                 lines.line(format!(
                     "http-request set-src req.hdr_ip(x-forwarded-for,-{hop}) if {{ src {} }} {{ req.hdr_cnt(x-forwarded-for) ge {hop} }}",
@@ -321,7 +335,10 @@ impl Writer<'_> {
         self.limits(route, lines);
         lines.line(format!("http-request deny deny_status 413 if {{ req.body_size gt {} }}", route.body_bytes_max));
         if let Some(it) = route.hsts {
-            lines.line(format!("http-after-response set-header Strict-Transport-Security \"{}\" if {{ ssl_fc }}", hsts(it)));
+            lines.line(format!(
+                "http-after-response set-header Strict-Transport-Security \"{}\" if {{ ssl_fc }}",
+                hsts(it)
+            ));
         }
         let types = media_types(route);
         if !types.is_empty() {

@@ -148,7 +148,10 @@ impl<'a> Export<'a> {
         let routes = || self.edge.routes.iter().map(|route| &route.value);
         let mut all = Vec::new();
         if routes().any(|route| route.ban.is_some()) {
-            all.push("nobody is banned in the firewall (`ban`): fail2ban can do that from the log of refused requests".to_owned());
+            all.push(
+                "nobody is banned in the firewall (`ban`): fail2ban can do that from the log of refused requests"
+                    .to_owned(),
+            );
         }
         if routes().any(|route| !route.compress.is_empty()) {
             all.push(format!("compression is gzip only: br and zstd need modules that {tool} comes without"));
@@ -161,7 +164,10 @@ impl<'a> Export<'a> {
             }
         }
         if self.edge.certificates.values().any(|source| *source == CertificateSource::Local) {
-            all.push("no certificate authority of the stack's own (`local`): put certificates where the file says".to_owned());
+            all.push(
+                "no certificate authority of the stack's own (`local`): put certificates where the file says"
+                    .to_owned(),
+            );
         }
         let cut = self.edge.limits.body_bytes_per_s_min;
         if cut > 0 {
@@ -183,7 +189,9 @@ impl<'a> Export<'a> {
         let pages = self.edge.error_pages.iter().map(|path| ("the folder of error pages", path));
         for (what, path) in files.chain(folders).chain(more).chain(pages) {
             let text = path.to_string_lossy();
-            let forbidden = |c: &char| c.is_control() || matches!(c, '$' | '"' | '\'' | '\\' | '\u{fffd}' | '%' | '#' | '*' | '?' | '[');
+            let forbidden = |c: &char| {
+                c.is_control() || matches!(c, '$' | '"' | '\'' | '\\' | '\u{fffd}' | '%' | '#' | '*' | '?' | '[')
+            };
             if let Some(character) = text.chars().find(forbidden) {
                 return Err(Unwritable { what, path: path.clone(), character });
             }

@@ -72,7 +72,9 @@ impl Writer<'_> {
             edge.limits.connections
         ));
         if edge.access_log.is_some() {
-            all.push("the log isn't rotated by nginx: logrotate does that below /var/log/nginx on most systems".to_owned());
+            all.push(
+                "the log isn't rotated by nginx: logrotate does that below /var/log/nginx on most systems".to_owned(),
+            );
         }
         if edge.default_domain.is_none() && self.export.options.conf_d {
             all.push("unknown names are answered by whichever server is the default of your other files: a file of conf.d can't claim that".to_owned());
@@ -82,7 +84,10 @@ impl Writer<'_> {
 
     fn head(&self, differs: &[String], lines: &mut Lines) {
         let export = self.export;
-        lines.comment(format!("nginx for what the stack {} serves (x-palisade.edge), and nothing else of it.", export.stack));
+        lines.comment(format!(
+            "nginx for what the stack {} serves (x-palisade.edge), and nothing else of it.",
+            export.stack
+        ));
         lines.comment("Made from its Compose file by `palisade export nginx`; make it again when that changes.");
         lines.comment("");
         match export.options.conf_d {
@@ -249,11 +254,18 @@ impl Writer<'_> {
         let p = &self.prefix;
         for (number, route) in self.limited() {
             lines.line("");
-            lines.comment(format!("Limits of {}{}: 10 MB are some 80,000 clients; the oldest are forgotten.", route.domains.join(", "), route.path));
+            lines.comment(format!(
+                "Limits of {}{}: 10 MB are some 80,000 clients; the oldest are forgotten.",
+                route.domains.join(", "),
+                route.path
+            ));
             if let Some(rate) = route.rate {
                 let (text, exact) = rate_text(rate.milli_per_s);
                 if !exact {
-                    lines.comment(format!("The file says {} thousandths a second; nginx knows whole requests a second or minute.", rate.milli_per_s));
+                    lines.comment(format!(
+                        "The file says {} thousandths a second; nginx knows whole requests a second or minute.",
+                        rate.milli_per_s
+                    ));
                 }
                 lines.line(format!("limit_req_zone ${p}_client zone={p}_rate_{number}:10m rate={text};"));
             }
@@ -368,7 +380,9 @@ impl Writer<'_> {
         self.connection(lines);
         self.real_ip(lines);
         match edge.access_log {
-            Some(_) => lines.line(format!("access_log /var/log/nginx/{}.access.log {};", self.export.stack, self.prefix)),
+            Some(_) => {
+                lines.line(format!("access_log /var/log/nginx/{}.access.log {};", self.export.stack, self.prefix))
+            }
             None => lines.line("access_log off;"),
         }
         for status in self.pages() {
@@ -393,7 +407,8 @@ impl Writer<'_> {
         let (chain, key) = match site.certificate {
             CertificateSource::Files { chain, key } => (shown(chain), shown(key)),
             CertificateSource::Acme | CertificateSource::Local => {
-                let folder = self.export.options.certificates.as_ref().map_or("/etc/letsencrypt/live".to_owned(), |f| shown(f));
+                let folder =
+                    self.export.options.certificates.as_ref().map_or("/etc/letsencrypt/live".to_owned(), |f| shown(f));
                 let name = file_name(site.domains.first().unwrap_or(&""));
                 (format!("{folder}/{name}/fullchain.pem"), format!("{folder}/{name}/privkey.pem"))
             }
@@ -404,7 +419,9 @@ impl Writer<'_> {
             TlsVersion::V1_2 => {
                 lines.line("ssl_protocols TLSv1.2 TLSv1.3;");
                 lines.line(format!("ssl_ciphers {CIPHERS};"));
-                lines.line("ssl_prefer_server_ciphers off; # all of them are good, and phones know which is fast for them");
+                lines.line(
+                    "ssl_prefer_server_ciphers off; # all of them are good, and phones know which is fast for them",
+                );
             }
             TlsVersion::V1_3 => lines.line("ssl_protocols TLSv1.3;"),
         }
@@ -518,7 +535,8 @@ impl Writer<'_> {
                 lines.line("proxy_http_version 1.1;");
                 lines.line("proxy_set_header Upgrade $http_upgrade;");
                 lines.line(format!("proxy_set_header Connection ${p}_connection;"));
-                lines.comment("Passed on as it comes: server-sent events, and uploads that nobody wants on disk first.");
+                lines
+                    .comment("Passed on as it comes: server-sent events, and uploads that nobody wants on disk first.");
                 lines.line("proxy_buffering off;");
                 lines.line("proxy_request_buffering off;");
             }
@@ -551,7 +569,9 @@ impl Writer<'_> {
     }
 
     fn error_pages(&self, site: &Site<'_>, lines: &mut Lines) {
-        let Some(folder) = self.export.edge.error_pages.as_ref().filter(|_| self.pages().next().is_some()) else { return };
+        let Some(folder) = self.export.edge.error_pages.as_ref().filter(|_| self.pages().next().is_some()) else {
+            return;
+        };
         lines.line("");
         lines.open(format!("location ^~ {PAGES}/ {{"));
         lines.line("internal;");
