@@ -18,6 +18,25 @@ pub const HTTP_PORT: u16 = 8080;
 /// Port of the edge's instance where TLS (and, over UDP, HTTP/3) arrives; published as [`Edge::https_port`].
 pub const HTTPS_PORT: u16 = 8443;
 
+/// The name of the service that stands for the edge.
+pub const SERVICE_NAME: &str = "palisade-edge";
+
+/// Media types that are compressed where a route says `compress: true`: those that get much smaller.
+pub const COMPRESSED: [&str; 12] = [
+    "text/*",
+    "application/atom+xml",
+    "application/javascript",
+    "application/json",
+    "application/ld+json",
+    "application/manifest+json",
+    "application/problem+json",
+    "application/rss+xml",
+    "application/wasm",
+    "application/xhtml+xml",
+    "application/xml",
+    "image/svg+xml",
+];
+
 /// What the TLS edge of a stack serves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Edge {
