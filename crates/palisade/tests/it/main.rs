@@ -13,6 +13,7 @@ mod engine;
 mod engine_bad_days;
 mod explain;
 mod export;
+mod export_edge;
 mod files;
 mod generations;
 mod host_firewalls;

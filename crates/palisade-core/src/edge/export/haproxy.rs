@@ -308,16 +308,20 @@ impl Writer<'_> {
     /// The route: for each host the longest path that matches.
     fn choose(&self, lines: &mut Lines) {
         lines.comment("Whole segments of the path: /api is /api and /api/x, not /apis. The longest comes first.");
+        // A name of its own wins over `*.`.
+        let mut hosts: Vec<(&str, &Site<'_>)> = Vec::new();
         for site in &self.sites {
-            let hosts = site.domains.iter().map(|domain| host_is(domain));
-            for host in hosts {
-                for (number, route) in &site.routes {
-                    let at = match path(route) {
-                        "" => String::new(),
-                        path => format!(" {{ var(txn.path) -m reg ^{}(/|$) }}", literal(path)),
-                    };
-                    lines.line(format!("use_backend {}_route_{number} if {{ {host} }}{at}", self.prefix));
-                }
+            hosts.extend(site.domains.iter().map(|domain| (*domain, site)));
+        }
+        hosts.sort_by_key(|(domain, _)| domain.starts_with("*."));
+        for (domain, site) in hosts {
+            for (number, route) in &site.routes {
+                let at = match path(route) {
+                    "" => String::new(),
+                    path => format!(" {{ var(txn.path) -m reg ^{}(/|$) }}", pattern(path)),
+                };
+                let host = host_is(domain);
+                lines.line(format!("use_backend {}_route_{number} if {{ {host} }}{at}", self.prefix));
             }
         }
         lines.line(format!("default_backend {}_nothing", self.prefix));
@@ -333,7 +337,9 @@ impl Writer<'_> {
             lines.line(format!("http-request deny deny_status 403 unless {{ src {} }}", spaced(&route.allow)));
         }
         self.limits(route, lines);
-        lines.line(format!("http-request deny deny_status 413 if {{ req.body_size gt {} }}", route.body_bytes_max));
+        if route.body_bytes_max <= i64::MAX as u64 {
+            lines.line(format!("http-request deny deny_status 413 if {{ req.body_size gt {} }}", route.body_bytes_max));
+        }
         if let Some(it) = route.hsts {
             lines.line(format!(
                 "http-after-response set-header Strict-Transport-Security \"{}\" if {{ ssl_fc }}",
@@ -407,10 +413,15 @@ fn window(rate: Rate) -> (u64, u64) {
     (window_ms.max(1), many)
 }
 
+/// The part of a regular expression that matches this text; HAProxy takes one backslash of two away.
+fn pattern(text: &str) -> String {
+    literal(text).replace('\\', "\\\\")
+}
+
 /// Whether the host is that domain, as a test without braces.
 fn host_is(domain: &str) -> String {
-    match domain.strip_prefix('*') {
-        Some(suffix) => format!("var(txn.host) -m end {suffix}"),
+    match domain.strip_prefix("*.") {
+        Some(rest) => format!("var(txn.host) -m reg ^[^.]+\\\\.{}$", pattern(rest)),
         None => format!("var(txn.host) -m str {domain}"),
     }
 }

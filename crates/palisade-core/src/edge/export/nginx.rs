@@ -183,7 +183,9 @@ impl Writer<'_> {
         lines.close("}");
         lines.comment("What clients say of themselves is dropped, unless a trusted proxy says it.");
         let trusted = &self.export.edge.trusted_proxies;
-        let peer = if trusted.is_empty() { "$remote_addr" } else { "$realip_remote_addr" };
+        // With the PROXY protocol the peer is who came to the proxy.
+        let is_peer = trusted.is_empty() || self.export.edge.proxy_protocol;
+        let peer = if is_peer { "$remote_addr" } else { "$realip_remote_addr" };
         lines.open(format!("geo {peer} ${p}_trusted {{"));
         lines.line("default 0;");
         for network in trusted {
@@ -206,8 +208,10 @@ impl Writer<'_> {
         said(lines, "host", "http_x_forwarded_host", &self.host(), "$http_x_forwarded_host");
         said(lines, "forwarded", "http_forwarded", &forwarded, &format!("$http_forwarded, {forwarded}"));
         let waits: BTreeSet<u64> = self.limited().map(|(_, route)| retry_after_s(route.rate)).collect();
+        if !waits.is_empty() {
+            lines.comment("When who is limited may come again; an upstream's own 429 is left as it is.");
+        }
         for wait in waits {
-            lines.comment("For those that are limited here; an upstream's own 429 is left as it is.");
             lines.open(format!("map \"$status:$upstream_status\" ${p}_retry_{wait} {{"));
             lines.line("default \"\";");
             lines.line(format!("\"429:\" {wait};"));
@@ -353,7 +357,7 @@ impl Writer<'_> {
 
     fn site(&self, site: &Site<'_>, lines: &mut Lines) {
         let edge = self.export.edge;
-        let names = site.domains.join(" ");
+        let names = site.domains.iter().map(|domain| server_name(domain)).collect::<Vec<_>>().join(" ");
         let default = site.is_default && !self.export.options.conf_d;
         lines.line("");
         if edge.redirect {
@@ -493,7 +497,7 @@ impl Writer<'_> {
             lines.line("limit_conn_status 429;");
         }
         self.headers(route, lines);
-        lines.line(format!("client_max_body_size {};", route.body_bytes_max.max(1)));
+        lines.line(format!("client_max_body_size {};", body_limit(route.body_bytes_max)));
         let types: Vec<_> = media_types(route).into_iter().filter(|kind| *kind != "text/html").collect();
         if !route.compress.is_empty() {
             lines.line("gzip on;");
@@ -581,6 +585,19 @@ impl Writer<'_> {
             self.headers(route, lines);
         }
         lines.close("}");
+    }
+}
+
+/// nginx takes 0 for no limit at all, and nothing that has more than 63 bits.
+fn body_limit(bytes: u64) -> u64 {
+    if bytes > i64::MAX as u64 { 0 } else { bytes.max(1) }
+}
+
+/// `*.` stands for one label, and for nginx's own `*.` for any number of them.
+fn server_name(domain: &str) -> String {
+    match domain.strip_prefix("*.") {
+        Some(rest) => format!(r#""~^[^.]+\.{}$""#, literal(rest)),
+        None => domain.to_owned(),
     }
 }
 
