@@ -192,7 +192,12 @@ fn serve(name: &str, mut stream: TcpStream) -> Option<()> {
             }
         }
         if head.to_ascii_lowercase().contains("\nupgrade: websocket") {
-            stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n").ok()?;
+            // The answer to the key of RFC 6455, which is the one that `socket` sends.
+            let accept = "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+            let answer = format!(
+                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{accept}\r\n\r\n"
+            );
+            stream.write_all(answer.as_bytes()).ok()?;
             let mut byte = [0];
             while reader.read(&mut byte).ok()? > 0 {
                 stream.write_all(&byte).ok()?;
@@ -256,6 +261,11 @@ fn send(port: u16, host: &str, path: &str, headers: &[&str]) -> TcpStream {
     stream
 }
 
+fn websocket(port: u16, path: &str) -> TcpStream {
+    let key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
+    send(port, "shop.example", path, &["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", key])
+}
+
 fn get(port: u16, host: &str, path: &str, headers: &[&str]) -> Answer {
     Answer::of(&send(port, host, path, headers))
 }
@@ -273,15 +283,14 @@ fn curl(shop: &Shop, port: u16, host: &str, path: &str, more: &[&str]) -> String
     String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
 }
 
-fn stack(http: u16, https: u16, app: &[u16], api: u16, dead: u16, more: &str) -> String {
-    let ports: Vec<_> = app.iter().map(|port| format!("\"127.0.0.1:{port}:8081\"")).collect();
+fn stack(http: u16, https: u16, app: u16, api: u16, dead: u16, more: &str) -> String {
     format!(
         r#"
 name: shop
 services:
   app:
     image: app:1
-    ports: [{}]
+    ports: ["127.0.0.1:{app}:8081"]
   api:
     image: api:1
     ports: ["127.0.0.1:{api}:9000", "127.0.0.1:{dead}:9001"]
@@ -291,6 +300,7 @@ x-palisade:
     ports: {{ http: {http}, https: {https} }}
     certificates: local
     error_pages: ./pages
+    limits: {{ connections: 1000 }}
     {more}
     routes:
       - {{ domain: shop.example, to: "app:8081", hsts: true, compress: true }}
@@ -303,8 +313,7 @@ x-palisade:
       - {{ domain: shop.example, path: /away, to: "api:9001" }}
       - {{ domain: shop.example, path: /small, to: "app:8081", body_limit: 10 }}
       - {{ domain: other.example, path: /only, to: "app:8081" }}
-"#,
-        ports.join(", ")
+"#
     )
 }
 
@@ -325,7 +334,7 @@ fn exported_servers_do_what_the_edge_does() {
 fn redirected(tool: Tool) {
     let [http, https, dead] = free_ports();
     let (app, api) = (upstream("app"), upstream("api"));
-    let shop = Shop::new(&stack(http, https, &[app], api, dead, ""));
+    let shop = Shop::new(&stack(http, https, app, api, dead, ""));
     let file = shop.export(tool, &[]);
     let (good, said) = shop.tried(tool, &file);
     assert!(good, "{said}");
@@ -367,8 +376,9 @@ fn in_the_clear(tool: Tool) {
     let [http, https, dead] = free_ports();
     let (one, two, api) = (upstream("one"), upstream("two"), upstream("api"));
     let more = "redirect: false\n    trusted_proxies: [127.0.0.1/32]";
-    let shop = Shop::new(&stack(http, https, &[one, two], api, dead, more));
-    let file = shop.export(tool, &[]);
+    let shop = Shop::new(&stack(http, https, one, api, dead, more));
+    let both = [one, two].map(|port| format!("app:8081=127.0.0.1:{port}"));
+    let file = shop.export(tool, &["--upstream", &both[0], "--upstream", &both[1]]);
     let (good, said) = shop.tried(tool, &file);
     assert!(good, "{said}");
     let _served = Served::start(&shop, tool, &file, http);
@@ -423,20 +433,15 @@ fn in_the_clear(tool: Tool) {
     let events = send(http, "shop.example", "/events", &[]);
     let mut lines = BufReader::new(&events).lines();
     assert!(lines.any(|line| line.unwrap() == "data: 1"), "{tool:?}");
-    let mut socket = send(
-        http,
-        "shop.example",
-        "/ws",
-        &["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="],
-    );
+    let mut socket = websocket(http, "/ws");
     assert_eq!(Answer::of(&socket).status, 101, "{tool:?}");
     socket.write_all(b"hello").unwrap();
     let mut back = [0; 5];
     socket.read_exact(&mut back).unwrap();
     assert_eq!(&back, b"hello");
 
-    // One connection of a client: the first is held by its event stream.
-    let held = send(http, "shop.example", "/few", &["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="]);
+    // One connection of a client: the first is held by a WebSocket.
+    let held = websocket(http, "/few");
     assert_eq!(Answer::of(&held).status, 101);
     assert_eq!(ask("/few", &[]).status, 429, "{tool:?}");
     drop(held);
