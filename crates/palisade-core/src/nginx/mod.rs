@@ -66,7 +66,7 @@ pub fn check(name: &str, text: &str, source: &dyn Source, known: Known<'_>) -> R
 }
 
 /// The files of a configuration that are there already, by name: what `nginx -T` prints.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dump(pub BTreeMap<String, String>);
 
 impl Source for Dump {

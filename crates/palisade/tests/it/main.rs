@@ -4,6 +4,7 @@ mod agent;
 mod attacks;
 mod audit;
 mod bad_days;
+mod check_nginx;
 mod compared;
 mod config;
 mod container_attacks;

@@ -27,8 +27,9 @@ pub(super) fn check(case: &Case<'_>, sink: &mut Sink) {
             all.push(Seen { server: Server::of(at.directive), around });
         }
     });
-    // A file of `listen` and `location` without a server around it.
-    if case.outermost == "server" {
+    // A file of `listen` and `location` without a server around it. One of locations alone says nothing of its server.
+    let listens = |root: &Directive| root.children().iter().any(|child| child.name() == "listen");
+    if case.outermost == "server" && listens(case.root) {
         all.push(Seen { server: Server::of(case.root), around: vec![case.root] });
     }
     for seen in &all {
