@@ -498,19 +498,16 @@ fn every_exported_file_is_taken_by_its_program_and_nothing_is_wrong_with_it() {
             "name: my-shop\nservices:\n  app: {{ image: \"app:1\", ports: [\"127.0.0.1:8081:8081\"] }}\n  \
              api: {{ image: \"api:1\", ports: [\"127.0.0.1:9000:9000\"] }}\nx-palisade:\n  edge: {edge}\n"
         ));
-        for more in
-            [&[][..], &["--listen", "::1", "--upstream", "app:8081=127.0.0.1:1", "--upstream", "app:8081=[::1]:2"]]
-        {
+        let two = ["--listen", "::1", "--upstream", "app:8081=127.0.0.1:1", "--upstream", "app:8081=[::1]:2"];
+        let two = if edge.contains("app:8081") { &two[..] } else { &two[..2] };
+        for more in [&[][..], two] {
             for tool in [Tool::Nginx, Tool::Haproxy] {
                 let file = shop.export(tool, more);
                 let (good, said) = shop.tried(tool, &file);
                 assert!(good && !said.contains("[warn]") && !said.contains("[WARNING]"), "{tool:?} {edge}: {said}");
             }
             let (code, out, said) = shop.palisade(&["check-nginx", "nginx.conf"]);
-            // nginx of the same file without the stack's own proof: `redirect: false` is what the rule is about.
-            let expected = if edge.contains("redirect: false") { "1 warning" } else { "nothing wrong" };
-            let on_loopback_only = out.contains("nothing wrong");
-            assert!(code == 0 && (on_loopback_only || out.contains(expected)), "{edge}: {out}{said}");
+            assert!(code == 0 && out.contains("nothing wrong"), "{edge}: {out}{said}");
         }
         // Where upstreams are names, and on all addresses, only what is checked by text can be: names aren't known here.
         let (code, names, _) = shop.palisade(&["export", "nginx", "--upstreams", "names"]);
@@ -519,6 +516,7 @@ fn every_exported_file_is_taken_by_its_program_and_nothing_is_wrong_with_it() {
         assert!(names.contains("listen 80") && names.contains("listen [::]:443 ssl http2"), "{names}");
         fs::write(shop.folder.join("wide.conf"), names.replace("/etc/letsencrypt/live", "certs")).unwrap();
         let (code, out, said) = shop.palisade(&["check-nginx", "wide.conf"]);
+        // Who wants no redirect is told what that means, once for each of two domains.
         let expected = if edge.contains("redirect: false") { "2 warnings" } else { "nothing wrong" };
         assert!(code == 0 && out.contains(expected), "{edge}: {out}{said}");
     }

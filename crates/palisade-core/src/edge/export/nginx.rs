@@ -303,7 +303,7 @@ impl Writer<'_> {
 /// nginx's form of a rate, and whether it is that rate.
 fn rate_text(milli_per_s: u32) -> (String, bool) {
     let milli = milli_per_s.max(1);
-    if milli % 1_000 == 0 {
+    if milli.is_multiple_of(1_000) {
         return (format!("{}r/s", milli / 1_000), true);
     }
     // nginx keeps thousandths a second, too: whole ones of requests a minute.

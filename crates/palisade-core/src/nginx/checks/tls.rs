@@ -12,10 +12,9 @@ use super::super::view::At;
 const WEAK: [&str; 11] = ["RC4", "3DES", "DES", "MD5", "NULL", "EXP", "EXPORT", "LOW", "ADH", "AECDH", "RC2"];
 
 pub(super) fn check(at: At<'_, '_>, sink: &mut Sink) {
-    if at.directive.name() == "ssl_ciphers" {
-        if let Some(found) = ciphers(at.directive) {
-            sink.push(found);
-        }
+    let found = Some(at.directive).filter(|directive| directive.name() == "ssl_ciphers").and_then(ciphers);
+    if let Some(found) = found {
+        sink.push(found);
     }
 }
 
@@ -35,7 +34,9 @@ fn ciphers(directive: &Directive) -> Option<Diagnostic> {
             .split(['-', '+', '_'])
             .find(|piece| WEAK.contains(piece) || piece.starts_with("ANULL") || *piece == "ENULL");
         let everything = matches!(name.as_str(), "ALL" | "COMPLEMENTOFALL") && !taken_out("aNULL");
-        everything || weak.is_some_and(|piece| !taken_out(piece) && !(piece == "DES" && taken_out("3DES")))
+        // OpenSSL's names of triple DES have DES and CBC3 in them.
+        let is_out = |piece: &str| taken_out(piece) || piece == "DES" && taken_out("3DES");
+        everything || weak.is_some_and(|piece| !is_out(piece))
     };
     let part = parts.iter().find(let_in)?;
     let start = word.text.find(part)?;
