@@ -455,6 +455,9 @@ pub struct Process {
     pub user: Option<String>,
     /// Where it starts; `/` unless given.
     pub working_dir: Option<PathBuf>,
+    /// It is Palisade's own program, whatever that is called and wherever it lies: `command` has only its arguments.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own: bool,
 }
 
 /// Transport protocol.

@@ -2,3 +2,50 @@
 //!
 //! What it serves is data of [`palisade_core::edge`]. It reads the certificates that others obtain ([`palisade_core::edge::Settings`]
 //! says where) and takes orders over one socket; it decides nothing about the stack, and nothing in here needs root.
+
+pub mod acme;
+pub mod local_ca;
+mod proxy;
+mod server;
+pub mod tls;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Runs the edge as the settings in this file say, until it is drained. What fails is said on standard error.
+pub fn main(settings: &Path) -> ExitCode {
+    match server::run(settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("palisade-edge: {}", chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether the edge at this control socket serves as it should: the code of its end says it, and the output what is missing.
+pub fn ready_main(control: &Path) -> ExitCode {
+    match server::missing(control) {
+        Ok(missing) if missing.is_empty() => ExitCode::SUCCESS,
+        Ok(missing) => {
+            println!("{}", missing.join("; "));
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            println!("it doesn't answer: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error with what caused it, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

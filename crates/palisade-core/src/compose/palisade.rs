@@ -123,7 +123,7 @@ impl Reader<'_> {
             self.push(Diagnostic::error("invalid-value", "a command can't hold a NUL character").at(node.span, ""));
             return None;
         }
-        Some(Process { command, user, working_dir })
+        Some(Process { command, user, working_dir, own: false })
     }
 
     pub(crate) fn user(&mut self, node: &Node) -> Option<String> {

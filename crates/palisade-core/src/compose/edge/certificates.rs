@@ -1,5 +1,6 @@
 //! `certificates`, and the files of the host that the edge names.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -10,8 +11,8 @@ use super::super::yaml::{Data, Entry, Node};
 use super::super::{LoadInputs, ReadError, merge};
 use super::FileCertificate;
 use super::values;
-use crate::diagnostic::{Diagnostic, Spanned, quoted};
-use crate::edge::CertificateSource;
+use crate::diagnostic::{Diagnostic, Span, Spanned, quoted};
+use crate::edge::{CertificateSource, Domain};
 
 const SOURCE_HINT: &str = "write `acme` (ordered from an authority), `local` (made by an authority of this stack's own, for trying out), or files: `{chain: ./x.pem, key: ./x.key}`";
 
@@ -98,6 +99,7 @@ impl Reader<'_> {
                 .unwrap_or_default();
         };
         let mut certificates: Vec<FileCertificate> = Vec::new();
+        let mut known: HashMap<Option<Domain>, Span> = HashMap::new();
         for entry in entries {
             let source = self.certificate(entry, inputs);
             let domain = match entry.key.as_str() {
@@ -114,10 +116,10 @@ impl Reader<'_> {
                     }
                 },
             };
-            if let Some(known) = certificates.iter().find(|known| known.domain.value == domain) {
+            if let Some(first) = known.insert(domain.clone(), entry.key_span) {
                 let message = format!("{} has two certificates", quoted(&entry.key));
                 let diagnostic = Diagnostic::error("duplicate-key", message).at(entry.key_span, "");
-                self.push(diagnostic.also(known.domain.span, "the first one").hint("keep one of them"));
+                self.push(diagnostic.also(first, "the first one").hint("keep one of them"));
                 continue;
             }
             certificates.push(FileCertificate { domain: Spanned::new(domain, entry.key_span), source });

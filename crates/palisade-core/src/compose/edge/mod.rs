@@ -10,6 +10,7 @@ use crate::edge::{
 use crate::network::Network;
 
 mod acme;
+mod asleep;
 mod certificates;
 mod read;
 mod route;
@@ -17,7 +18,8 @@ mod settle;
 mod values;
 
 pub(crate) use acme::is_public;
-pub(crate) use settle::{settle, source_of, tcp_ports};
+pub(crate) use asleep::awake;
+pub(crate) use settle::{Sources, settle, tcp_ports};
 
 /// The edge as written.
 #[derive(Clone, Debug)]
@@ -26,14 +28,18 @@ pub struct FileEdge {
     pub span: Span,
     /// `routes`, in the order of the file.
     pub routes: Vec<FileRoute>,
-    /// Where `routes` is written, if it is: perhaps with nothing below.
+    /// Where `routes` is written, if it is.
     pub routes_span: Option<Span>,
+    /// So many items are written below it, right or wrong.
+    pub routes_written: usize,
     /// `ports.http`.
     pub http_port: Option<Spanned<u16>>,
     /// `ports.https`.
     pub https_port: Option<Spanned<u16>>,
     /// `redirect`.
     pub redirect: bool,
+    /// `redirect: false`.
+    pub plain_http: Option<Span>,
     /// `certificates`, in the order of the file.
     pub certificates: Vec<FileCertificate>,
     /// `default_domain`.
@@ -65,6 +71,8 @@ pub struct FileRoute {
     pub span: Span,
     /// `domain`.
     pub domains: Vec<Spanned<Domain>>,
+    /// None of them has a mistake.
+    pub domains_sound: bool,
     /// `path`.
     pub path: Spanned<String>,
     /// `to`. `None`: it has a mistake, which was reported.

@@ -32,9 +32,11 @@ impl Reader<'_> {
             span: entry.key_span,
             routes: Vec::new(),
             routes_span: routes.map(|entry| entry.key_span),
+            routes_written: 0,
             http_port: None,
             https_port: None,
             redirect: true,
+            plain_http: None,
             certificates: Vec::new(),
             default_domain: None,
             acme: None,
@@ -48,6 +50,10 @@ impl Reader<'_> {
             limits: ConnectionLimits::default(),
         };
         if let Some(entry) = routes {
+            edge.routes_written = match &entry.value.data {
+                Data::List(items) => items.len(),
+                data => usize::from(!matches!(data, Data::Null)),
+            };
             for item in self.list(&entry.value, "`routes`").unwrap_or_default() {
                 edge.routes.extend(self.route(item));
             }
@@ -55,8 +61,9 @@ impl Reader<'_> {
         if let Some(node) = fields.value("ports") {
             self.edge_ports(node, &mut edge);
         }
-        if let Some(node) = fields.value("redirect") {
-            edge.redirect = self.bool(node, "`redirect`").unwrap_or(true);
+        if let Some(entry) = fields.take("redirect") {
+            edge.redirect = self.bool(&entry.value, "`redirect`").unwrap_or(true);
+            edge.plain_http = Some(entry.key_span).filter(|_| !edge.redirect);
         }
         if let Some(node) = fields.value("certificates") {
             edge.certificates = self.certificates(node, inputs);

@@ -1,6 +1,6 @@
 //! One of `routes`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::super::units;
 use super::super::yaml::{Data, Entry, Node};
 use super::values::{self, Wrong};
 use super::{FileRoute, FileUpstream};
-use crate::diagnostic::{Diagnostic, Spanned, quoted};
+use crate::diagnostic::{Diagnostic, Span, Spanned, quoted};
 use crate::edge::{Ban, COMPRESSED, Domain, Hsts, Rate, UpstreamProtocol};
 use crate::network::{Network, NotANetwork};
 
@@ -103,7 +103,9 @@ impl Reader<'_> {
 
     pub(super) fn route(&mut self, node: &Arc<Node>) -> Option<FileRoute> {
         let mut fields = self.fields(node, &EDGE_ROUTE)?;
+        let before = self.sink.error_count();
         let domains = self.route_domains(fields.take("domain"), node);
+        let domains_sound = self.sink.error_count() == before;
         let path = fields.value("path").and_then(|node| {
             let text = self.text(node, "`path`")?;
             let path = self.understood(&text, "a path", "write what the path begins with", values::path)?;
@@ -146,6 +148,7 @@ impl Reader<'_> {
         Some(FileRoute {
             span: node.span,
             domains,
+            domains_sound,
             path: path.unwrap_or_else(|| Spanned::new("/".to_owned(), node.span)),
             to,
             protocol: protocol.unwrap_or_default(),
@@ -181,14 +184,15 @@ impl Reader<'_> {
             );
         }
         let texts = items.iter().filter_map(|item| self.text(item, "a domain")).collect::<Vec<_>>();
-        let mut domains: Vec<Spanned<Domain>> = Vec::new();
+        let mut domains: Vec<Spanned<Domain>> = Vec::with_capacity(texts.len());
+        let mut known: HashMap<Domain, Span> = HashMap::new();
         for text in texts {
             let Some(domain) = self.domain(&text) else { continue };
-            match domains.iter().find(|known| known.value == domain.value) {
-                Some(known) => {
+            match known.insert(domain.value.clone(), domain.span) {
+                Some(first) => {
                     let message = format!("{} is listed twice", quoted(&domain.value));
                     let diagnostic = Diagnostic::error("duplicate-key", message).at(domain.span, "");
-                    self.push(diagnostic.also(known.span, "the first one").hint("keep one of them"));
+                    self.push(diagnostic.also(first, "the first one").hint("keep one of them"));
                 }
                 None => domains.push(domain),
             }
@@ -292,7 +296,7 @@ impl Reader<'_> {
             };
             let value = text.value.to_ascii_lowercase();
             match value.split_once('/') {
-                Some((kind, "*")) if kind == "text" => drop(types.insert(value)),
+                Some(("text", "*")) => drop(types.insert(value)),
                 Some((kind, sort)) if token(kind) && token(sort) => drop(types.insert(value)),
                 _ => {
                     let message = format!("{} is not a media type", text.quoted());

@@ -2,7 +2,7 @@
 //!
 //! Nothing can fail here; what could, was found by `validate`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::super::file::FileService;
 use super::{FileCertificate, FileEdge, FileUpstream, acme};
@@ -12,22 +12,31 @@ use crate::names::ServiceName;
 use crate::place::Placed;
 use crate::stack::Proto;
 
-/// Which of `certificates` is for the domain: its own, that of the wildcard above it, or the one for all others.
-pub(crate) fn source_of<'f>(certificates: &'f [FileCertificate], domain: &str) -> Option<&'f FileCertificate> {
-    let named = |name: &str| certificates.iter().find(|known| known.domain.value.as_deref() == Some(name));
-    let above = || {
-        let (_, parent) = domain.split_once('.')?;
-        named(&format!("*.{parent}"))
-    };
-    named(domain).or_else(above).or_else(|| certificates.iter().find(|known| known.domain.value.is_none()))
+/// `certificates`, by whom they are for.
+pub(crate) struct Sources<'f>(HashMap<Option<&'f str>, &'f FileCertificate>);
+
+impl<'f> Sources<'f> {
+    pub(crate) fn new(edge: &'f FileEdge) -> Self {
+        Self(edge.certificates.iter().map(|known| (known.domain.value.as_deref(), known)).collect())
+    }
+
+    /// Which one is for the domain: its own, that of the wildcard above it, or the one for all others.
+    pub(crate) fn of(&self, domain: &str) -> Option<&'f FileCertificate> {
+        let named = |name: &str| self.0.get(&Some(name)).copied();
+        let above = || {
+            let (_, parent) = domain.split_once('.')?;
+            named(&format!("*.{parent}"))
+        };
+        named(domain).or_else(above).or_else(|| self.0.get(&None).copied())
+    }
 }
 
 /// TCP ports that the service declares, each once.
 pub(crate) fn tcp_ports(service: &FileService) -> Vec<u16> {
-    let mut ports = Vec::new();
+    let (mut ports, mut seen) = (Vec::new(), HashSet::new());
     let declared = service.expose.iter().map(|port| port.value);
     for port in declared.chain(service.ports.iter().map(|port| port.value.container)) {
-        if port.proto == Proto::Tcp && !ports.contains(&port.port) {
+        if port.proto == Proto::Tcp && seen.insert(port.port) {
             ports.push(port.port);
         }
     }
@@ -36,13 +45,16 @@ pub(crate) fn tcp_ports(service: &FileService) -> Vec<u16> {
 
 /// The edge that a valid file means.
 pub(crate) fn settle(edge: FileEdge, services: &[(ServiceName, Vec<u16>)], sources: &SourceMap) -> Edge {
+    let services: HashMap<&str, &(ServiceName, Vec<u16>)> =
+        services.iter().map(|service| (service.0.as_str(), service)).collect();
     let upstream = |to: &FileUpstream| {
-        let (name, ports) = services.iter().find(|(name, _)| name.as_str() == to.service)?;
+        let (name, ports) = services.get(to.service.as_str())?;
         Some(Upstream { service: name.clone(), port: to.port.or_else(|| ports.first().copied())? })
     };
+    let sources_of = Sources::new(&edge);
     let mut certificates: BTreeMap<Domain, CertificateSource> = BTreeMap::new();
     for domain in edge.routes.iter().flat_map(|route| &route.domains) {
-        let source = source_of(&edge.certificates, &domain.value).and_then(|known| known.source.clone());
+        let source = sources_of.of(&domain.value).and_then(|known| known.source.clone());
         certificates.insert(domain.value.clone(), source.unwrap_or(CertificateSource::Acme));
     }
     let ordered = certificates.values().any(|source| *source == CertificateSource::Acme);

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::super::edge::{FileCertificate, FileEdge, FileRoute, is_public, source_of, tcp_ports};
+use super::super::edge::{FileCertificate, FileEdge, FileRoute, Sources, is_public, tcp_ports};
 use super::View;
 use crate::address::SERVICES_MAX;
 use crate::diagnostic::{Diagnostic, Sink, Span, Spanned, quoted};
-use crate::edge::{CertificateSource, Challenge, SERVICE_NAME};
+use crate::edge::{
+    ACCESS_LOG_VOLUME, AUTHORITIES_VOLUME, CERTIFICATES_VOLUME, CertificateSource, Challenge, SERVICE_NAME, WORKER_NAME,
+};
 use crate::stack::{PortProto, Proto};
 
 /// Top level domains that no public authority certifies names below (RFC 6761, RFC 6762, RFC 7686, RFC 8375, ICANN's `internal`).
@@ -16,16 +18,17 @@ const PRIVATE_ENDINGS: [&str; 10] =
 /// Reports everything that is wrong with the edge.
 pub(super) fn validate(view: &View<'_>, sink: &mut Sink) {
     let Some(edge) = &view.file.edge else { return };
-    if edge.routes.is_empty() && edge.routes_span.is_none_or(|_| sink.error_count() == 0) {
+    if edge.routes_written == 0 {
         sink.push(
             Diagnostic::error("missing-key", "the edge has no route, so it would serve nothing")
                 .at(edge.routes_span.unwrap_or(edge.span), "")
                 .hint("say which service answers for which domain: `routes: [{domain: barter.example, to: \"app:8081\"}]`"),
         );
     }
-    own_name(view, edge, sink);
+    own_names(view, edge, sink);
+    let mut ports_of: HashMap<usize, Vec<u16>> = HashMap::new();
     for route in &edge.routes {
-        upstream(route, view, sink);
+        upstream(route, view, &mut ports_of, sink);
         who_may_ask(route, sink);
     }
     same_routes(edge, sink);
@@ -37,48 +40,46 @@ pub(super) fn validate(view: &View<'_>, sink: &mut Sink) {
     proxies(edge, sink);
 }
 
-/// The edge becomes one more service of the stack.
-fn own_name(view: &View<'_>, edge: &FileEdge, sink: &mut Sink) {
-    let hint = "give it another name";
-    if let Some(service) = view.service(SERVICE_NAME) {
-        sink.push(
-            Diagnostic::error(
-                "reserved-name",
-                format!("{} is the name of the service that stands for the edge", quoted(SERVICE_NAME)),
-            )
-            .at(service.name.span, "")
-            .also(edge.span, "the edge")
-            .hint(hint),
-        );
-    }
+/// The edge becomes two more services of the stack, with volumes of their own.
+fn own_names(view: &View<'_>, edge: &FileEdge, sink: &mut Sink) {
+    let taken = |span: Span, name: &str, what: &str| {
+        let message = format!("{} is the name of a {what} that the edge has", quoted(name));
+        let diagnostic = Diagnostic::error("reserved-name", message).at(span, "").also(edge.span, "the edge");
+        diagnostic.hint("give it another name: those that begin with `palisade-` are Palisade's")
+    };
     let services = &view.file.services;
-    let aliases =
-        services.iter().flat_map(|service| service.networks.iter().flatten()).flat_map(|network| &network.aliases);
-    let names = aliases.chain(services.iter().filter_map(|service| service.container_name.as_ref()));
-    for alias in names.filter(|alias| alias.value == SERVICE_NAME && view.service(SERVICE_NAME).is_none()) {
-        sink.push(
-            Diagnostic::error(
-                "reserved-name",
-                format!("{} is the name of the service that stands for the edge", quoted(SERVICE_NAME)),
-            )
-            .at(alias.span, "")
-            .also(edge.span, "the edge")
-            .hint(hint),
-        );
+    for name in [SERVICE_NAME, WORKER_NAME] {
+        if let Some(service) = view.service(name) {
+            sink.push(taken(service.name.span, name, "service"));
+            continue;
+        }
+        let networks = services.iter().flat_map(|service| service.networks.iter().flatten());
+        let aliases = networks.flat_map(|network| &network.aliases);
+        for alias in aliases.chain(services.iter().filter_map(|service| service.container_name.as_ref())) {
+            if alias.value == name {
+                sink.push(taken(alias.span, name, "service"));
+            }
+        }
     }
-    if services.len() == usize::from(SERVICES_MAX) {
-        let message = format!("a host has private addresses for {SERVICES_MAX} services, and the edge is one more");
+    for name in [CERTIFICATES_VOLUME, AUTHORITIES_VOLUME, ACCESS_LOG_VOLUME] {
+        if let Some(volume) = view.file.volumes.get(name) {
+            sink.push(taken(volume.span, name, "volume"));
+        }
+    }
+    let max = usize::from(SERVICES_MAX);
+    if services.len() <= max && services.len() + 2 > max {
+        let message = format!("a host has private addresses for {SERVICES_MAX} services, and the edge is two more");
         sink.push(Diagnostic::error("too-many", message).at(edge.span, ""));
     }
 }
 
-fn upstream(route: &FileRoute, view: &View<'_>, sink: &mut Sink) {
+fn upstream(route: &FileRoute, view: &View<'_>, ports_of: &mut HashMap<usize, Vec<u16>>, sink: &mut Sink) {
     let Some(to) = &route.to else { return };
     let name = &to.value.service;
     let Some(service) = view.service(name) else {
         sink.push(
             Diagnostic::error("unknown-service", format!("there is no service {}", quoted(name))).at(to.span, "").hint(
-                view.suggest(sink, name, "a route leads to a service of this stack: add it, or switch its profile on"),
+                view.suggest(sink, name, "a route leads to a service of this stack: add it, or correct the name"),
             ),
         );
         return;
@@ -106,7 +107,7 @@ fn upstream(route: &FileRoute, view: &View<'_>, sink: &mut Sink) {
             .hint("ask for one, or remove the route"),
         );
     }
-    let ports = tcp_ports(service);
+    let ports = ports_of.entry(index).or_insert_with(|| tcp_ports(service));
     let shown = || ports.iter().take(8).map(u16::to_string).collect::<Vec<_>>().join(", ");
     match to.value.port {
         None if ports.len() == 1 => {}
@@ -163,8 +164,9 @@ fn upstream(route: &FileRoute, view: &View<'_>, sink: &mut Sink) {
 }
 
 fn who_may_ask(route: &FileRoute, sink: &mut Sink) {
+    let denied: HashMap<_, _> = route.deny.iter().map(|denied| (denied.value, denied)).collect();
     for network in &route.allow {
-        if let Some(denied) = route.deny.iter().find(|denied| denied.value == network.value) {
+        if let Some(denied) = denied.get(&network.value) {
             sink.push(
                 Diagnostic::error(
                     "conflict",
@@ -219,11 +221,17 @@ fn domains(edge: &FileEdge) -> BTreeMap<&str, &Spanned<String>> {
     all
 }
 
+/// Every domain is there that somebody wanted to have a route for.
+fn knows_domains(edge: &FileEdge) -> bool {
+    let read = edge.routes_written > 0 && edge.routes.len() == edge.routes_written;
+    read && edge.routes.iter().all(|route| route.domains_sound)
+}
+
 fn certificates(edge: &FileEdge, sink: &mut Sink) {
-    let domains = domains(edge);
+    let (domains, sources) = (domains(edge), Sources::new(edge));
     let mut used: BTreeSet<Option<&str>> = BTreeSet::new();
     for (name, domain) in &domains {
-        let certificate = source_of(&edge.certificates, name);
+        let certificate = sources.of(name);
         used.extend(certificate.map(|certificate| certificate.domain.value.as_deref()));
         let acme = certificate.is_none_or(|certificate| certificate.source == Some(CertificateSource::Acme));
         if !acme {
@@ -247,6 +255,9 @@ fn certificates(edge: &FileEdge, sink: &mut Sink) {
                 "write `certificates: local` to try things out, give files, or name your own authority: `acme: {directory: \"https://…\"}`",
             ));
         }
+    }
+    if !knows_domains(edge) {
+        return;
     }
     for certificate in edge.certificates.iter().filter(|known| !used.contains(&known.domain.value.as_deref())) {
         unused(certificate, &domains, sink);
@@ -275,13 +286,15 @@ fn only_public(edge: &FileEdge) -> bool {
 
 fn is_private(name: &str) -> bool {
     let below = |ending: &&str| name.strip_suffix(*ending).is_some_and(|rest| rest.ends_with('.'));
-    !name.contains('.') || PRIVATE_ENDINGS.iter().any(|ending| below(&ending))
+    !name.contains('.') || PRIVATE_ENDINGS.iter().any(below)
 }
 
 /// Whether any domain's certificate is ordered.
 fn orders(edge: &FileEdge) -> bool {
+    let sources = Sources::new(edge);
     domains(edge).keys().any(|name| {
-        source_of(&edge.certificates, name)
+        sources
+            .of(name)
             .is_none_or(|known| known.source.as_ref().is_none_or(|source| *source == CertificateSource::Acme))
     })
 }
@@ -315,7 +328,7 @@ fn acme(edge: &FileEdge, sink: &mut Sink) {
 fn default_domain(edge: &FileEdge, sink: &mut Sink) {
     let Some(default) = &edge.default_domain else { return };
     let domains = domains(edge);
-    if domains.contains_key(default.value.as_str()) {
+    if domains.contains_key(default.value.as_str()) || !knows_domains(edge) {
         return;
     }
     let near = super::suggest(sink, &default.value, domains.keys().copied());

@@ -1,0 +1,179 @@
+//! What becomes of a request: which route it takes, which instance answers, and what both sides are told.
+
+mod body;
+mod clock;
+mod forward;
+mod h2c;
+mod head;
+mod http1;
+mod plain_http;
+mod pool;
+mod routes;
+mod target;
+mod upgrade;
+
+pub(crate) use body::Body;
+pub(crate) use clock::{Clock, TICK_MS};
+
+use crate::server::{Client, Scheme};
+use body::Answering;
+use clock::Limit;
+use forward::Forwarded;
+use head::Origin;
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, STRICT_TRANSPORT_SECURITY};
+use hyper::{Request, Response, StatusCode, Version};
+use palisade_core::edge::{ConnectionLimits, Settings, Upstreams};
+use pool::Group;
+use routes::{Found, Routes};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+/// One worker's proxy.
+pub(crate) struct Proxy {
+    pub(crate) clock: Rc<Clock>,
+    routes: Routes,
+    /// By upstream as written, `service:port`.
+    groups: BTreeMap<String, Rc<Group>>,
+    limits: ConnectionLimits,
+    /// Plain HTTP is answered with a redirect.
+    redirect: bool,
+    https_port: u16,
+    certificates: PathBuf,
+    /// Answers by status class, from 1xx on.
+    answered: [Cell<u64>; 5],
+    /// Room for heads that are sent to upstreams.
+    scratch: RefCell<Vec<Vec<u8>>>,
+    /// What is wrong with upstreams isn't said before.
+    quiet_until_ms: Cell<u64>,
+}
+
+/// An answer of the edge's own instead of an upstream's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Refused {
+    status: StatusCode,
+    /// What else the client sends on this connection can't be trusted, or isn't wanted.
+    close: bool,
+}
+
+impl Refused {
+    fn closing(status: StatusCode) -> Self {
+        Self { status, close: true }
+    }
+}
+
+impl From<StatusCode> for Refused {
+    fn from(status: StatusCode) -> Self {
+        Self { status, close: false }
+    }
+}
+
+impl Proxy {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        let clock = Rc::new(Clock::new());
+        let mut groups: BTreeMap<String, Rc<Group>> = BTreeMap::new();
+        let routes = Routes::new(&settings.edge, |upstream| {
+            Rc::clone(groups.entry(upstream.to_string()).or_insert_with(|| Rc::new(Group::new(Rc::clone(&clock)))))
+        });
+        Self {
+            clock,
+            routes,
+            groups,
+            limits: settings.edge.limits,
+            redirect: settings.edge.redirect,
+            https_port: settings.edge.https_port,
+            certificates: settings.certificates.clone(),
+            answered: Default::default(),
+            scratch: RefCell::default(),
+            quiet_until_ms: Cell::new(0),
+        }
+    }
+
+    /// From now on new requests go to these. Connections to others are closed when what is on its way has ended.
+    pub(crate) fn set_upstreams(&self, upstreams: &Upstreams) {
+        for (name, group) in &self.groups {
+            group.set(upstreams.get(name).map_or(&[], Vec::as_slice));
+        }
+    }
+
+    /// Answers by status class.
+    pub(crate) fn answered(&self) -> BTreeMap<String, u64> {
+        let classes = self.answered.iter().enumerate().filter(|(_, count)| count.get() > 0);
+        classes.map(|(class, count)| (format!("{}xx", class + 1), count.get())).collect()
+    }
+
+    /// What has to be done from time to time: wakes what takes too long, and closes connections that nobody needs.
+    pub(crate) fn sweep(&self) {
+        self.clock.tick();
+        for group in self.groups.values() {
+            group.prune();
+        }
+    }
+
+    /// Answers a request, whatever happens.
+    pub(crate) async fn answer(&self, client: &Client, request: Request<Incoming>) -> Response<Body> {
+        let answering = Answering::begin(&client.pulse);
+        let version = request.version();
+        let mut response = match self.respond(client, request).await {
+            Ok(response) => response,
+            Err(refused) => plain(refused, version),
+        };
+        if let Some(count) = self.answered.get(usize::from(response.status().as_u16() / 100).wrapping_sub(1)) {
+            count.set(count.get() + 1);
+        }
+        let stalled = (version == Version::HTTP_2).then(|| Limit::new(&self.clock, self.limits.body_timeout_ms));
+        response.body_mut().of(answering, stalled);
+        response
+    }
+
+    async fn respond(&self, client: &Client, mut request: Request<Incoming>) -> Result<Response<Body>, Refused> {
+        // It belongs to the request, so it is taken while there is one.
+        let upgrade = request.headers().contains_key(hyper::header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
+        let (parts, body) = request.into_parts();
+        // Whatever can't be understood in one way only ends its connection.
+        let path = target::path(&parts.method, &parts.uri).map_err(Refused::closing)?;
+        let may_lack_domain = parts.version == Version::HTTP_10;
+        let domain = target::domain(&parts.uri, &parts.headers, may_lack_domain).map_err(Refused::closing)?;
+        if client.scheme == Scheme::Http
+            && let Some(answer) = plain_http::challenge(&self.certificates, &parts.method, &parts.uri)
+        {
+            return Ok(answer);
+        }
+        let (domain, found) = self.routes.find(&domain, &path);
+        let lane = match found {
+            Found::NoDomain => return Err(StatusCode::MISDIRECTED_REQUEST.into()),
+            _ if self.redirect && client.scheme == Scheme::Http => {
+                return plain_http::redirect(domain, self.https_port, &parts.uri);
+            }
+            Found::NoPath => return Err(StatusCode::NOT_FOUND.into()),
+            Found::Route(lane) => lane,
+        };
+        let origin = Origin { address: client.peer.ip().to_canonical(), scheme: client.scheme.as_str(), domain };
+        let upgrade = upgrade.filter(|_| body.is_end_stream() && head::wanted_protocol(&parts).is_some());
+        let mut response = self.forward(Forwarded { client, lane, origin, parts: &parts }, body, upgrade).await?;
+        if client.scheme == Scheme::Https
+            && let Some(hsts) = &lane.hsts
+        {
+            response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, hsts.clone());
+        }
+        Ok(response)
+    }
+}
+
+/// An answer of the edge's own.
+fn plain(refused: Refused, version: Version) -> Response<Body> {
+    let Refused { status, close } = refused;
+    let text = format!("{} {}\n", status.as_u16(), status.canonical_reason().unwrap_or("Error"));
+    let mut response = Response::new(Body::default());
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(text.len()));
+    if close && version < Version::HTTP_2 {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    *response.body_mut() = Body::full(text.into());
+    response
+}

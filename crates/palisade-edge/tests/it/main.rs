@@ -1,0 +1,15 @@
+//! The edge as a process, between real clients and real servers on loopback.
+
+mod certificates;
+mod child;
+mod forwarding;
+mod heads;
+mod hostile;
+mod http2;
+mod limits;
+mod plain_http;
+mod retries;
+mod streams;
+mod support;
+mod upgrades;
+mod upstream;
