@@ -110,6 +110,7 @@ pub(crate) fn settings() -> (Settings, Folder) {
         control: folder.path().join("control"),
         access_log: None,
         workers: 1,
+        upstreams: None,
     };
     std::fs::create_dir_all(settings.certificates.join("http-01")).expect("its folder is there");
     certificate(&settings.certificates, DOMAIN);
