@@ -122,28 +122,29 @@ fn without_tls(seen: &Seen<'_>, all: &[Seen<'_>], sink: &mut Sink) {
     }
 }
 
-/// It answers with a redirect to https, at least for most.
+/// It answers with a redirect to https, at least for most; or with nothing.
 fn redirects(server: &Directive) -> bool {
     let to_https = |directive: &Directive| match directive.name() {
-        "return" => directive.args.iter().any(|word| word.text.starts_with("https://")) || is_refusal(directive),
+        "return" => directive.args.iter().any(|word| word.text.starts_with("https://")),
         "rewrite" => directive.arg(1).is_some_and(|target| target.starts_with("https://")),
         _ => false,
     };
-    let inside = |block: &Directive| {
-        block
-            .children()
-            .iter()
-            .any(|child| to_https(child) || child.name() == "if" && child.children().iter().any(to_https))
-    };
-    let for_all = |location: &Directive| {
-        location.name() == "location" && location.args.last().is_some_and(|path| path.text == "/") && inside(location)
-    };
-    inside(server) || server.children().iter().any(for_all)
+    let any = |block: &Directive, is_it: &dyn Fn(&Directive) -> bool| block.children().iter().any(is_it);
+    let inside = |block: &Directive| any(block, &|it| to_https(it) || it.name() == "if" && any(it, &to_https));
+    let for_all = |it: &Directive| it.name() == "location" && it.args.last().is_some_and(|path| path.text == "/");
+    let refused = |it: &Directive| for_all(it) && any(it, &is_refusal);
+    inside(server)
+        || any(server, &is_refusal)
+        || any(server, &|it| for_all(it) && inside(it))
+        // What has other locations serves those.
+        || any(server, &refused) && !has_below(server, &PASSES)
 }
 
 /// `return 404`, `return 444`, `return 421`: nothing is served.
 fn is_refusal(directive: &Directive) -> bool {
-    directive.args.len() == 1 && directive.arg(0).is_some_and(|status| status.starts_with('4'))
+    directive.name() == "return"
+        && directive.args.len() == 1
+        && directive.arg(0).is_some_and(|status| status.starts_with('4'))
 }
 
 /// Everybody is asked for something before anything is passed on.
