@@ -16,6 +16,7 @@ mod engine_bad_days;
 mod explain;
 mod export;
 mod export_edge;
+mod exported_files;
 mod files;
 mod generations;
 mod host_firewalls;

@@ -407,7 +407,7 @@ impl Writer<'_> {
 }
 
 /// The time in which `burst + 1` requests are what the rate allows, and that many.
-fn window(rate: Rate) -> (u64, u64) {
+pub(super) fn window(rate: Rate) -> (u64, u64) {
     let many = u64::from(rate.burst) + 1;
     let window_ms = (many * 1_000_000).div_ceil(u64::from(rate.milli_per_s.max(1)));
     (window_ms.max(1), many)

@@ -301,7 +301,7 @@ impl Writer<'_> {
 }
 
 /// nginx's form of a rate, and whether it is that rate.
-fn rate_text(milli_per_s: u32) -> (String, bool) {
+pub(super) fn rate_text(milli_per_s: u32) -> (String, bool) {
     let milli = milli_per_s.max(1);
     if milli.is_multiple_of(1_000) {
         return (format!("{}r/s", milli / 1_000), true);
