@@ -27,6 +27,7 @@ pub mod lint;
 pub mod lockout;
 pub mod names;
 pub mod network;
+pub mod nginx;
 pub mod observed;
 pub mod place;
 pub mod plan;

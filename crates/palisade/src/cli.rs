@@ -4,9 +4,12 @@
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use palisade_core::compose::confirm_ms;
+use palisade_core::edge::Upstream;
+use palisade_core::edge::export::Version;
 use palisade_core::finding::Severity;
-use palisade_core::names::ProjectName;
+use palisade_core::names::{ProjectName, ServiceName};
 use palisade_host::layout::{HOST_REALM, Layout};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 /// Run a Compose stack on the host network, guarded.
@@ -192,10 +195,16 @@ pub(crate) enum Verb {
     /// from real packets: through the firewall of a copy of this host, and from inside the service that asks. The exit
     /// code is 1 when nothing that was asked about can be reached.
     Explain(ExplainArgs),
-    /// Print the stack's host firewall as files of another tool, for hosts that don't run Palisade
+    /// Print the stack's host firewall, or what its edge serves, as files of another tool
     ///
-    /// What such files can't do stands in them as comments. Nothing is loaded.
+    /// For those who keep theirs, with Palisade or without. What such files can't do stands in them as comments.
+    /// Nothing is loaded.
     Export(ExportArgs),
+    /// Read an nginx configuration and say what is wrong with it, or exposed by it
+    ///
+    /// Included files are read, too; nothing is run or changed. Where there is a Compose file, it says which ports are
+    /// meant to be internal. The exit code is 1 when an error is found, and 2 when a file can't be read.
+    CheckNginx(CheckNginxArgs),
     /// Print the port document: who may reach which port, what services may reach, and which line says so
     ///
     /// It is Markdown, made from the file alone and the same on every machine: to be committed and reviewed like code.
@@ -316,7 +325,7 @@ pub(crate) struct ExplainArgs {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ExportArgs {
     /// For which tool
-    pub(crate) tool: FirewallTool,
+    pub(crate) tool: ExportTool,
     /// Only the file for IPv4; for iptables
     #[arg(short = '4', long, conflicts_with = "ipv6")]
     pub(crate) ipv4: bool,
@@ -329,17 +338,92 @@ pub(crate) struct ExportArgs {
     /// Write the files into this folder
     #[arg(short, long, value_name = "FOLDER")]
     pub(crate) output: Option<PathBuf>,
+    /// What is about nginx and HAProxy.
+    #[command(flatten, next_help_heading = "For nginx and haproxy")]
+    pub(crate) edge: ExportEdgeArgs,
 }
 
-/// Tools that keep a firewall.
+/// Options of `export` that are about nginx and HAProxy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+pub(crate) struct ExportEdgeArgs {
+    /// Listen on this address only; may be given several times [default: all, IPv4 and IPv6]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: Vec<IpAddr>,
+    /// Where upstreams are: what the stack publishes, or names, for a server that is a service of the stack
+    /// [default: published]
+    #[arg(long, value_name = "HOW")]
+    pub(crate) upstreams: Option<Upstreams>,
+    /// Where one upstream is; several addresses with several options
+    #[arg(long, value_name = "SERVICE:PORT=ADDRESS:PORT", value_parser = upstream_at)]
+    pub(crate) upstream: Vec<(Upstream, String)>,
+    /// Folder of certificates that the stack's file doesn't name: DOMAIN/fullchain.pem and privkey.pem for nginx,
+    /// DOMAIN.pem for haproxy [default: /etc/letsencrypt/live, /etc/haproxy/certs]
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) certificates: Option<PathBuf>,
+    /// Folder that certbot writes .well-known/acme-challenge into; for nginx [default: /var/www/acme]
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) acme_root: Option<PathBuf>,
+    /// Only what belongs into nginx's `http` block, as a file for /etc/nginx/conf.d
+    #[arg(long)]
+    pub(crate) conf_d: bool,
+    /// Write for this version of nginx [default: what 1.22 and all later ones take]
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) nginx_version: Option<Version>,
+}
+
+/// Where upstreams are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum FirewallTool {
-    /// One file for `nft -f`.
+pub(crate) enum Upstreams {
+    /// What the stack publishes, on loopback at best.
+    Published,
+    /// The services' names.
+    Names,
+}
+
+/// `app:8081=127.0.0.1:9000`.
+fn upstream_at(text: &str) -> Result<(Upstream, String), String> {
+    let wrong = || "SERVICE:PORT=ADDRESS:PORT, such as app:8081=127.0.0.1:9000".to_owned();
+    let (upstream, address) = text.split_once('=').ok_or_else(wrong)?;
+    let (service, port) = upstream.rsplit_once(':').ok_or_else(wrong)?;
+    let service = ServiceName::parse(service).map_err(|error| error.to_string())?;
+    let port = port.parse().map_err(|_| wrong())?;
+    let (host, at) = address.rsplit_once(':').ok_or_else(wrong)?;
+    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let is_host = !host.is_empty() && host.chars().all(is_name);
+    let is_v6 = address.parse::<std::net::SocketAddrV6>().is_ok();
+    if at.parse::<u16>().is_err() || !(is_host || is_v6) {
+        return Err(wrong());
+    }
+    Ok((Upstream { service, port }, address.to_owned()))
+}
+
+/// Tools that something can be written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExportTool {
+    /// The firewall as one file for `nft -f`.
     Nftables,
-    /// One file for iptables-restore, one for ip6tables-restore.
+    /// The firewall as one file for iptables-restore, one for ip6tables-restore.
     Iptables,
-    /// A zone.
+    /// The firewall as a zone.
     Firewalld,
+    /// What the edge serves, for nginx 1.22 and later.
+    Nginx,
+    /// What the edge serves, for HAProxy 2.6 and later.
+    Haproxy,
+}
+
+/// Options of `check-nginx`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CheckNginxArgs {
+    /// The configuration: a whole nginx.conf, a file of conf.d or sites-enabled, or - for the output of `nginx -T`
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Folder that relative paths start from [default: that of the file, or one above that has an nginx.conf]
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) prefix: Option<PathBuf>,
+    /// Text for people, JSON for programs
+    #[arg(long, default_value = "text")]
+    pub(crate) format: Format,
 }
 
 /// Options of `ports`.

@@ -249,6 +249,16 @@ pub(crate) fn counted(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
+/// What is said about files of another kind, as text.
+pub(crate) fn diagnostics_as_text(diagnostics: &[Diagnostic], sources: &SourceMap) -> String {
+    render_all(diagnostics, sources, style())
+}
+
+/// The same for programs.
+pub(crate) fn diagnostics_as_json(diagnostics: &[Diagnostic], sources: &SourceMap) -> serde_json::Value {
+    to_json(&diagnostics.iter().collect::<Vec<_>>(), sources)
+}
+
 fn to_json(diagnostics: &[&Diagnostic], sources: &SourceMap) -> serde_json::Value {
     let one = |diagnostic: &&Diagnostic| {
         let place = diagnostic.primary.as_ref().map(|label| sources.place(label.span));

@@ -170,6 +170,21 @@ pub(super) fn known(program: &str, image: Option<&str>, proto: Proto, port: u16)
     })
 }
 
+/// Ports where something else listens at least as often as what is in the table.
+const COMMON: [u16; 8] = [3000, 5005, 8500, 9000, 9001, 9090, 9443, 10000];
+
+/// What an internal service behind a TCP port is: by its image, or by a port that hardly anything else uses.
+pub(crate) fn usual_internal(image: Option<&str>, port: u16) -> Option<&'static str> {
+    if COMMON.contains(&port) && image.is_none_or(|image| known("", Some(image), Proto::Tcp, 0).is_none()) {
+        return None;
+    }
+    let known = known("", image, Proto::Tcp, port)?;
+    let is_internal = matches!(known.purpose, Purpose::Internal | Purpose::EngineApi);
+    // Pages with a login of their own are made to be served.
+    let is_page = matches!(known.what, "Grafana" | "an admin page" | "MinIO");
+    (is_internal && !is_page).then_some(known.what)
+}
+
 /// Ports whose usual service is asked by UDP, too.
 fn is_udp(port: u16) -> bool {
     matches!(

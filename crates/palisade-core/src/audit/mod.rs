@@ -24,6 +24,7 @@ use crate::prove::{Door, open_doors};
 use crate::stack::{BackendChoice, Stack};
 pub use exposure::Row;
 use facts::Facts;
+pub(crate) use known::usual_internal;
 
 /// What is meant to be reachable.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -24,6 +24,8 @@ use crate::names::{InstanceId, ServiceName};
 use crate::network::Network;
 use crate::place::Placed;
 
+pub mod export;
+
 /// Port of the edge's instance where plain HTTP arrives; published as [`Edge::http_port`].
 pub const HTTP_PORT: u16 = 8080;
 /// Port of the edge's instance where TLS (and, over UDP, HTTP/3) arrives; published as [`Edge::https_port`].

@@ -1,4 +1,7 @@
-//! `export`: the stack's host firewall as files of other tools. Prints or writes them; loads nothing.
+//! `export`: the stack's host firewall, and what its edge serves, as files of other tools. Prints or writes them; loads
+//! nothing.
+
+mod edge;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +13,7 @@ use palisade_core::stack::{BackendChoice, Stack};
 use palisade_host::firewall::export::{self, Export};
 use palisade_host::session;
 
-use crate::cli::{ExportArgs, FirewallTool, StackArgs};
+use crate::cli::{ExportArgs, ExportEdgeArgs, ExportTool, StackArgs};
 use crate::exit::{Answer, Failure};
 use crate::load;
 
@@ -22,14 +25,31 @@ struct File {
 
 /// Prints the files, or writes them into a folder.
 pub(crate) fn run(args: &StackArgs, options: &ExportArgs) -> Result<Answer, Failure> {
-    if (options.ipv4 || options.ipv6) && options.tool != FirewallTool::Iptables {
+    if (options.ipv4 || options.ipv6) && options.tool != ExportTool::Iptables {
         let message = "error: one file of this tool is for both IPv4 and IPv6\n  hint: leave -4 and -6 away";
         return Err(Failure::Input(message.to_owned()));
     }
+    let is_server = matches!(options.tool, ExportTool::Nginx | ExportTool::Haproxy);
+    if is_server && !options.ssh.is_empty() {
+        return Err(Failure::Input("error: --ssh is about firewalls\n  hint: leave it away".to_owned()));
+    }
+    if !is_server && options.edge != ExportEdgeArgs::default() {
+        let message = "error: this tool keeps a firewall\n  hint: leave the options for nginx and haproxy away";
+        return Err(Failure::Input(message.to_owned()));
+    }
     let loaded = load::load(args).map_err(load::Unusable::into_failure)?;
+    if is_server {
+        let file = edge::file(&loaded.stack, options)?;
+        return hand_out(&[file], options);
+    }
     let rules = rules(&loaded.stack, options)?;
     let because = reasons(&loaded.stack);
     let files = files(Export { stack: loaded.stack.project.as_str(), rules: &rules, because: &because }, options);
+    hand_out(&files, options)
+}
+
+/// Prints the files, or writes them into the folder that was asked for.
+fn hand_out(files: &[File], options: &ExportArgs) -> Result<Answer, Failure> {
     let Some(folder) = &options.output else {
         for (at, file) in files.iter().enumerate() {
             if files.len() > 1 {
@@ -40,7 +60,7 @@ pub(crate) fn run(args: &StackArgs, options: &ExportArgs) -> Result<Answer, Fail
         return Ok(Answer::Yes);
     };
     fs::create_dir_all(folder).map_err(|error| Failure::new(format!("can't make {}", folder.display()), error))?;
-    for file in &files {
+    for file in files {
         write(&folder.join(&file.name), &file.text)?;
     }
     Ok(Answer::Yes)
@@ -65,17 +85,18 @@ fn rules(stack: &Stack, options: &ExportArgs) -> Result<FirewallRules, Failure> 
 
 fn files(export: Export<'_>, options: &ExportArgs) -> Vec<File> {
     match options.tool {
-        FirewallTool::Nftables => {
+        ExportTool::Nftables => {
             vec![File { name: format!("{}.nft", export.stack), text: export::nftables(&export) }]
         }
-        FirewallTool::Iptables => [(Family::V4, "rules.v4", options.ipv6), (Family::V6, "rules.v6", options.ipv4)]
+        ExportTool::Iptables => [(Family::V4, "rules.v4", options.ipv6), (Family::V6, "rules.v6", options.ipv4)]
             .into_iter()
             .filter(|(_, _, other)| !other)
             .map(|(family, name, _)| File { name: name.to_owned(), text: export::iptables(&export, family) })
             .collect(),
-        FirewallTool::Firewalld => {
+        ExportTool::Firewalld => {
             vec![File { name: format!("{}.xml", export::zone_name(export.stack)), text: export::zone(&export) }]
         }
+        ExportTool::Nginx | ExportTool::Haproxy => Vec::new(),
     }
 }
 

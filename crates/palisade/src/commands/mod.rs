@@ -4,6 +4,7 @@
 
 pub(crate) mod audit;
 pub(crate) mod check;
+pub(crate) mod check_nginx;
 pub(crate) mod config;
 pub(crate) mod confirm;
 pub(crate) mod down;
@@ -64,6 +65,7 @@ pub(crate) fn run(cli: Cli) -> Result<Answer, Failure> {
         Verb::Learn { seconds } => learn::run(&cli.stack, seconds),
         Verb::Audit(args) => audit::run(&cli.stack, &args),
         Verb::Explain(args) => explain::run(&cli.stack, &args),
+        Verb::CheckNginx(args) => check_nginx::run(&cli.stack, &args),
         Verb::Export(args) => export::run(&cli.stack, &args),
         Verb::Ports(args) => ports::run(&cli.stack, &args),
         Verb::Prove { format } => prove::run(&cli.stack, format),
