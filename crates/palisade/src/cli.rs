@@ -237,6 +237,9 @@ pub(crate) struct AuditArgs {
     /// Ask for somebody of this network, too: 198.51.100.0/24, or one address; the host's routes say how they come in
     #[arg(long, value_name = "NETWORK")]
     pub(crate) from: Vec<String>,
+    /// Ask whoever serves TLS at port 443, or the one given, for this name, too; those of the stack's edge are asked for anyway
+    #[arg(long, value_name = "NAME[:PORT]")]
+    pub(crate) tls_name: Vec<String>,
     /// Show ports that only this host can reach, too
     #[arg(long)]
     pub(crate) all: bool,

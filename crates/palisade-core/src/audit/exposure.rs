@@ -57,6 +57,11 @@ impl Row {
         known(self.owner.program(), self.image.as_deref(), self.port.proto, self.port.port)
     }
 
+    /// The farthest away who reaches it.
+    pub(super) fn worst(&self) -> Option<WorldKind> {
+        self.worst
+    }
+
     /// Somebody besides this host reaches it.
     pub fn is_reached(&self) -> bool {
         !self.reached_from.is_empty()
@@ -205,10 +210,11 @@ fn published<'a>(facts: &'a Facts, doors: &Doors, port: u16) -> Option<&'a Conta
 /// What is wrong with what can be reached, and with what only the firewall keeps from being reached.
 pub(super) fn judge(facts: &Facts, rows: &mut [Row], declared: Option<&Declared>) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let ufw = facts.firewalls.iter().any(|firewall| firewall.name == "ufw" && firewall.active);
+    let ufw = facts.firewalls.iter().find(|firewall| firewall.name == "ufw" && firewall.active);
     for row in rows.iter_mut() {
         let found: Vec<Finding> = if row.is_reached() {
-            let past_ufw = (ufw && row.forwarded && row.undeclared).then(|| past_ufw(row));
+            let denied = ufw.is_some_and(|ufw| !ufw.lets_in.contains(&row.port));
+            let past_ufw = (denied && row.forwarded && row.undeclared).then(|| past_ufw(row));
             judge_reached(row, facts, declared.is_some()).into_iter().chain(past_ufw).collect()
         } else {
             judge_kept(row, facts).into_iter().collect()

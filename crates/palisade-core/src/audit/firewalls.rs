@@ -2,7 +2,7 @@
 
 use super::facts::Facts;
 use super::rules::{FIREWALL_FILES_DIFFER, FIREWALL_NOT_AT_BOOT, FIREWALL_NOT_RUNNING};
-use crate::finding::Finding;
+use crate::finding::{Finding, Severity};
 
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -15,9 +15,14 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         };
         // Of several that are installed, one is enough; more would fight each other.
         if !firewall.active && !some_active {
-            let message = format!("{name} is installed and isn't running");
-            findings
-                .push(FIREWALL_NOT_RUNNING.hit(name, message).remedy(format!("`{start}`, or take the package away")));
+            // ufw comes switched off with its distribution: only who has switched it on meant it to run.
+            let meant = name != "ufw" || firewall.at_boot == Some(true);
+            let is = if meant { "isn't running" } else { "is switched off" };
+            let mut finding = FIREWALL_NOT_RUNNING.hit(name, format!("{name} is installed and {is}"));
+            if !meant {
+                finding.severity = Severity::Note;
+            }
+            findings.push(finding.remedy(format!("`{start}`, or take the package away")));
         }
         if firewall.active && firewall.at_boot == Some(false) {
             let message = format!("{name} runs now and isn't enabled for the next boot");

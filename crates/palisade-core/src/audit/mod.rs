@@ -4,6 +4,7 @@
 //! facts; no rule of a firewall is interpreted.
 
 pub mod accepted;
+pub mod checked;
 mod engine;
 mod exposure;
 pub mod facts;
@@ -13,6 +14,7 @@ mod known;
 mod machine;
 mod postgres;
 pub mod rules;
+mod tls;
 
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -67,6 +69,7 @@ pub fn audit(facts: &Facts, declared: Option<&Declared>) -> Audit {
     findings.extend(engine::judge(facts));
     findings.extend(machine::judge(facts));
     findings.extend(postgres::judge(facts));
+    findings.extend(tls::judge(facts, &mut ports));
     sort(&mut findings);
     Audit { ports, findings }
 }

@@ -2,7 +2,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use super::facts::{
-    ContainerFacts, Doors, EngineFacts, EngineOption, FirewallService, Listener, Owner, Process, World, WorldKind,
+    ContainerFacts, Doors, EngineFacts, EngineOption, FirewallService, Listener, Owner, Process, Reboot, World,
+    WorldKind,
 };
 use super::*;
 use crate::port_set::PortSet;
@@ -135,7 +136,7 @@ fn published_ports_of_containers_are_theirs_and_pass_ufw_by() {
     };
     facts.engine = Some(EngineFacts { containers: vec![container], ..EngineFacts::default() });
     facts.firewalls =
-        vec![FirewallService { name: "ufw".into(), active: true, at_boot: Some(true), differences: Vec::new() }];
+        vec![FirewallService { name: "ufw".into(), active: true, at_boot: Some(true), ..FirewallService::default() }];
     let audit = audit(&facts, None);
     assert_eq!(
         told(&audit),
@@ -231,8 +232,9 @@ fn settings_of_the_kernel_and_of_ssh_are_told_with_their_remedy() {
         active: true,
         at_boot: Some(false),
         differences: vec!["zone public: ports: 5432/tcp".into()],
+        ..FirewallService::default()
     }];
-    facts.reboot = Some("/run/reboot-required is there".into());
+    facts.reboot = Reboot::Due("/run/reboot-required is there".into());
     assert_eq!(
         told(&audit(&facts, None)),
         [

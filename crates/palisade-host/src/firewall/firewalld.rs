@@ -1,6 +1,6 @@
 //! firewalld, asked over D-Bus: ports of the zones that the host's interfaces are in, permanent and at once.
 //!
-//! Services, rich rules of others, policies and other zones are read by nobody here and never changed.
+//! Services, rich rules of others, policies and other zones are never changed; an audit compares them with the files.
 
 use palisade_core::firewall::OpenPort;
 use serde::Serialize;
@@ -9,8 +9,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
-use zbus::wire::OwnedObjectPath;
-use zbus::{Connection, Message};
+use zbus::wire::{OwnedObjectPath, OwnedVariant};
+use zbus::{Connection, Message, Variant};
 
 use super::doors::{Doors, DoorsError};
 
@@ -26,7 +26,7 @@ const SYSTEM_BUS: &str = "/run/dbus/system_bus_socket";
 const TIMEOUT_S: u64 = 20;
 
 /// A connection to the firewalld of this network namespace.
-pub(super) struct Firewalld {
+pub(crate) struct Firewalld {
     runtime: tokio::runtime::Runtime,
     bus: Connection,
 }
@@ -38,7 +38,7 @@ pub(super) fn runs() -> bool {
 }
 
 impl Firewalld {
-    pub(super) fn connect() -> Result<Self, DoorsError> {
+    pub(crate) fn connect() -> Result<Self, DoorsError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| DoorsError::Away(Box::new(error.into())))?;
         let within = async { tokio::time::timeout(Duration::from_secs(TIMEOUT_S), Connection::system()).await };
@@ -48,6 +48,11 @@ impl Firewalld {
         // Asked of the bus itself, which doesn't start anything for it.
         let bus = "org.freedesktop.DBus";
         let asked = firewalld.ask(bus, "/org/freedesktop/DBus", bus, "GetConnectionUnixProcessID", &(NAME,));
+        let asked = asked.map_err(|error| match error {
+            // The bus is there, and nobody has the name.
+            DoorsError::Refused { .. } => DoorsError::NotRunning,
+            error => error,
+        });
         let pid: u32 = body(&asked?)?;
         if !is_in_our_namespace(pid) {
             return Err(DoorsError::OtherNamespace);
@@ -95,9 +100,103 @@ impl Firewalld {
         }
         let path: OwnedObjectPath = body(&self.ask(NAME, CONFIG_PATH, CONFIG, "getZoneByName", &(zone,))?)?;
         let settings = self.ask(NAME, path.as_str(), CONFIG_ZONE, "getSettings2", &())?;
-        let settings: BTreeMap<String, zbus::wire::OwnedVariant> = body(&settings)?;
+        let settings: Settings = body(&settings)?;
         let target = settings.get("target").and_then(|target| <&str>::try_from(&**target).ok()).unwrap_or("default");
         Ok(target != "ACCEPT")
+    }
+}
+
+/// Settings of a zone, by firewalld's own words.
+type Settings = BTreeMap<String, OwnedVariant>;
+
+impl Firewalld {
+    /// In what its files differ from what is in force: zones, what is set in them, and which interfaces they are for.
+    pub(crate) fn differences(&self) -> Result<Vec<String>, DoorsError> {
+        let names: Vec<String> = body(&self.zone("getZones", &())?)?;
+        let mut now = BTreeMap::new();
+        for name in names {
+            let settings: Settings = body(&self.zone("getZoneSettings2", &(name.as_str(),))?)?;
+            now.insert(name, settings);
+        }
+        let paths: Vec<OwnedObjectPath> = body(&self.ask(NAME, CONFIG_PATH, CONFIG, "listZones", &())?)?;
+        let mut permanent = BTreeMap::new();
+        let properties = "org.freedesktop.DBus.Properties";
+        for path in paths {
+            let name = self.ask(NAME, path.as_str(), properties, "Get", &(CONFIG_ZONE, "name"))?;
+            let name: OwnedVariant = body(&name)?;
+            let settings: Settings = body(&self.ask(NAME, path.as_str(), CONFIG_ZONE, "getSettings2", &())?)?;
+            permanent.insert(<&str>::try_from(&*name).unwrap_or_default().to_owned(), settings);
+        }
+        let mut found = compare(&now, &permanent);
+        let default: String = body(&self.ask(NAME, PATH, NAME, "getDefaultZone", &())?)?;
+        let written = self.ask(NAME, CONFIG_PATH, properties, "Get", &(CONFIG, "DefaultZone"))?;
+        let written: OwnedVariant = body(&written)?;
+        if let Ok(written) = <&str>::try_from(&*written)
+            && written != default
+        {
+            found.push(format!("the default zone is {default} in force, and {written} in the files"));
+        }
+        Ok(found)
+    }
+}
+
+fn compare(now: &BTreeMap<String, Settings>, permanent: &BTreeMap<String, Settings>) -> Vec<String> {
+    let mut found = Vec::new();
+    let items = |all: &BTreeMap<String, Settings>, zone: &str| all.get(zone).map(items).unwrap_or_default();
+    let zones: BTreeSet<&String> = now.keys().chain(permanent.keys()).collect();
+    for zone in zones {
+        let interfaces = now.get(zone).map(interfaces).unwrap_or_default();
+        let of = if interfaces.is_empty() { String::new() } else { format!(" ({})", interfaces.join(", ")) };
+        match (now.contains_key(zone), permanent.contains_key(zone)) {
+            (true, false) => found.push(format!("zone {zone}{of} is in force and not in the files")),
+            (false, true) => found.push(format!("zone {zone} is in the files and not in force")),
+            _ => {
+                let (live, kept) = (items(now, zone), items(permanent, zone));
+                let only = |what: &str, item: &String| format!("{what}, zone {zone}{of}: {item}");
+                found.extend(live.difference(&kept).map(|item| only("in force and not in the files", item)));
+                found.extend(kept.difference(&live).map(|item| only("in the files and not in force", item)));
+            }
+        }
+    }
+    // Which zone an interface without a place in the files goes to is others' business (NetworkManager's, for one).
+    for (zone, interface) in
+        permanent.iter().flat_map(|(zone, it)| interfaces(it).into_iter().map(move |interface| (zone, interface)))
+    {
+        let live = now.iter().find(|(_, settings)| interfaces(settings).contains(&interface));
+        if let Some((other, _)) = live.filter(|(other, _)| *other != zone) {
+            found.push(format!("interface {interface} is in zone {other} in force, and in zone {zone} in the files"));
+        }
+    }
+    found
+}
+
+fn interfaces(settings: &Settings) -> Vec<String> {
+    let all = settings.get("interfaces").map(|value| words("", value)).unwrap_or_default();
+    all.into_iter().map(|word| word.trim().to_owned()).collect()
+}
+
+/// Everything that is set in a zone, one thing a line. What is empty, or switched off, isn't there.
+fn items(settings: &Settings) -> BTreeSet<String> {
+    const NO_SETTINGS: [&str; 4] = ["version", "short", "description", "interfaces"];
+    let each = settings.iter().filter(|(key, _)| !NO_SETTINGS.contains(&key.as_str()));
+    each.flat_map(|(key, value)| words(if key == "rules_str" { "" } else { key }, value)).collect()
+}
+
+fn words(key: &str, value: &Variant<'_>) -> Vec<String> {
+    let word = |text: &str| if key.is_empty() { text.to_owned() } else { format!("{key} {text}") };
+    match value {
+        Variant::Bool(true) => vec![key.to_owned()],
+        // `{chain}_{zone}` is what the target `default` is called inside.
+        Variant::Str(text) if ["", "default", "{chain}_{zone}"].contains(&text.as_str()) => Vec::new(),
+        Variant::Str(text) => vec![word(text)],
+        Variant::I32(number) if *number != 0 => vec![word(&number.to_string())],
+        Variant::Variant(inner) => words(key, inner),
+        Variant::Array(all) => all.inner().iter().flat_map(|one| words(key, one)).collect(),
+        Variant::Structure(fields) => {
+            let fields = fields.fields().iter().flat_map(|field| words("", field));
+            vec![word(&fields.collect::<Vec<_>>().join("/"))]
+        }
+        _ => Vec::new(),
     }
 }
 

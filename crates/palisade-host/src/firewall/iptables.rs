@@ -63,7 +63,7 @@ fn candidates() -> Vec<Family> {
 }
 
 /// Whether rules of iptables decide what comes in.
-pub(super) fn runs() -> bool {
+pub(crate) fn runs() -> bool {
     candidates().into_iter().any(|family| family.input().is_ok_and(|input| decides(&input)))
 }
 

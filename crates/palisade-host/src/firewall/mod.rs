@@ -9,12 +9,12 @@
 pub mod boot;
 mod doors;
 pub mod export;
-mod firewalld;
-mod iptables;
+pub(crate) mod firewalld;
+pub(crate) mod iptables;
 pub mod pending;
 mod read;
 mod render;
-mod ufw;
+pub(crate) mod ufw;
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
