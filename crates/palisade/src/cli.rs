@@ -249,7 +249,8 @@ pub(crate) struct AuditArgs {
     /// File of findings that are accepted [default: palisade.accept.yaml beside the Compose file, or in /etc/palisade]
     #[arg(long, value_name = "FILE")]
     pub(crate) accepted: Option<PathBuf>,
-    /// Mend what can be mended without harm (settings of the kernel): shown, asked, done, and looked at again
+    /// Mend what can be mended without harm (settings of the kernel, ports that are open for nobody, root's login by password):
+    /// shown, asked, done, looked at again, and taken back if that doesn't show it mended
     #[arg(long, conflicts_with = "accept")]
     pub(crate) fix: bool,
     /// Don't ask before mending

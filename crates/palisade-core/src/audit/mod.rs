@@ -24,7 +24,7 @@ use crate::finding::{Finding, Severity};
 use crate::firewall::{Backend, FirewallRules};
 use crate::prove::{Door, open_doors};
 use crate::stack::{BackendChoice, Stack};
-pub use exposure::Row;
+pub use exposure::{Row, idle_ports};
 use facts::Facts;
 
 /// What is meant to be reachable.

@@ -52,6 +52,11 @@ impl Rule {
     }
 }
 
+/// Id of doors that lead to nobody, some of which can be closed without harm.
+pub const DOOR_WITHOUT_LISTENER_ID: &str = "door-without-listener";
+/// Id of root's login by password.
+pub const SSH_ROOT_PASSWORD_ID: &str = "ssh-root-password";
+
 /// The rule of that id.
 pub fn rule(id: &str) -> Option<&'static Rule> {
     RULES.iter().copied().find(|rule| rule.id == id)

@@ -40,6 +40,9 @@ pub enum DoorsError {
     /// iptables refused.
     #[error("can't change the rules of iptables")]
     Tool(#[from] ToolError),
+    /// Our chain can't be kept for the next boot.
+    #[error("can't write the file of iptables' rules that is loaded at boot")]
+    Kept(#[source] io::Error),
     /// It isn't what this host runs.
     #[error("the file says `backend: iptables`, and no rules of iptables decide on this host")]
     NoIptables,

@@ -3,6 +3,7 @@
 //! Services, rich rules of others, policies and other zones are never changed; an audit compares them with the files.
 
 use palisade_core::firewall::OpenPort;
+use palisade_core::stack::PortProto;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -29,6 +30,8 @@ const TIMEOUT_S: u64 = 20;
 pub(crate) struct Firewalld {
     runtime: tokio::runtime::Runtime,
     bus: Connection,
+    /// Its process id.
+    pid: u32,
 }
 
 /// Whether a firewalld looks after the calling thread's network namespace.
@@ -44,7 +47,7 @@ impl Firewalld {
         let within = async { tokio::time::timeout(Duration::from_secs(TIMEOUT_S), Connection::system()).await };
         let bus = runtime.block_on(within).map_err(|_| DoorsError::Slow(TIMEOUT_S))?;
         let bus = bus.map_err(|error| DoorsError::Away(Box::new(error)))?;
-        let firewalld = Self { runtime, bus };
+        let mut firewalld = Self { runtime, bus, pid: 0 };
         // Asked of the bus itself, which doesn't start anything for it.
         let bus = "org.freedesktop.DBus";
         let asked = firewalld.ask(bus, "/org/freedesktop/DBus", bus, "GetConnectionUnixProcessID", &(NAME,));
@@ -57,6 +60,7 @@ impl Firewalld {
         if !is_in_our_namespace(pid) {
             return Err(DoorsError::OtherNamespace);
         }
+        firewalld.pid = pid;
         Ok(firewalld)
     }
 
@@ -110,6 +114,29 @@ impl Firewalld {
 type Settings = BTreeMap<String, OwnedVariant>;
 
 impl Firewalld {
+    /// Where its user's settings are.
+    fn settings_folder(&self) -> std::path::PathBuf {
+        let line = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        let mut words = line.split('\0').skip_while(|word| *word != "--system-config");
+        words.nth(1).filter(|folder| !folder.is_empty()).unwrap_or("/etc/firewalld").into()
+    }
+
+    /// Zones of the host's interfaces that have this very port, now and permanently: not in a range or by a service.
+    pub(super) fn zones_with(&self, port: PortProto) -> Result<Vec<String>, DoorsError> {
+        let entry = vec![port.port.to_string(), port.proto.to_string()];
+        let mut found = Vec::new();
+        for zone in self.zones()? {
+            let now: Vec<Vec<String>> = body(&self.zone("getPorts", &(zone.as_str(),))?)?;
+            let permanent: Vec<(String, String)> = body(&self.permanent_zone(&zone, "getPorts", &())?)?;
+            let kept = permanent.iter().any(|(number, proto)| [number, proto] == [&entry[0], &entry[1]]);
+            if kept && now.contains(&entry) {
+                found.push(zone);
+            }
+        }
+        Ok(found)
+    }
+
     /// In what its files differ from what is in force: zones, what is set in them, and which interfaces they are for.
     pub(crate) fn differences(&self) -> Result<Vec<String>, DoorsError> {
         let names: Vec<String> = body(&self.zone("getZones", &())?)?;
@@ -121,13 +148,26 @@ impl Firewalld {
         let paths: Vec<OwnedObjectPath> = body(&self.ask(NAME, CONFIG_PATH, CONFIG, "listZones", &())?)?;
         let mut permanent = BTreeMap::new();
         let properties = "org.freedesktop.DBus.Properties";
+        let zones = self.settings_folder().join("zones");
+        let mut not_seen = Vec::new();
         for path in paths {
-            let name = self.ask(NAME, path.as_str(), properties, "Get", &(CONFIG_ZONE, "name"))?;
-            let name: OwnedVariant = body(&name)?;
+            let property = |key: &str| -> Result<String, DoorsError> {
+                let value: OwnedVariant =
+                    body(&self.ask(NAME, path.as_str(), properties, "Get", &(CONFIG_ZONE, key))?)?;
+                Ok(<&str>::try_from(&*value).unwrap_or_default().to_owned())
+            };
+            let (name, folder) = (property("name")?, property("path")?);
+            // It watches its files, and misses one that takes the place of its package's.
+            let file = zones.join(format!("{name}.xml"));
+            if Path::new(&folder) != zones && file.exists() {
+                not_seen
+                    .push(format!("zone {name} is in force as it came with firewalld, and {} isn't", file.display()));
+            }
             let settings: Settings = body(&self.ask(NAME, path.as_str(), CONFIG_ZONE, "getSettings2", &())?)?;
-            permanent.insert(<&str>::try_from(&*name).unwrap_or_default().to_owned(), settings);
+            permanent.insert(name, settings);
         }
         let mut found = compare(&now, &permanent);
+        found.extend(not_seen);
         let default: String = body(&self.ask(NAME, PATH, NAME, "getDefaultZone", &())?)?;
         let written = self.ask(NAME, CONFIG_PATH, properties, "Get", &(CONFIG, "DefaultZone"))?;
         let written: OwnedVariant = body(&written)?;

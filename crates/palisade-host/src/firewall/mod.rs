@@ -7,10 +7,12 @@
 //! lets in. Each stack owns its sets in it; they are also the only place where it is written what a stack opened.
 
 pub mod boot;
+pub mod close;
 mod doors;
 pub mod export;
 pub(crate) mod firewalld;
 pub(crate) mod iptables;
+mod iptables_kept;
 pub mod pending;
 mod read;
 mod render;

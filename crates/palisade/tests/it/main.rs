@@ -3,6 +3,9 @@
 mod agent;
 mod attacks;
 mod audit;
+mod audit_firewalls;
+mod audit_fix;
+mod audit_served;
 mod bad_days;
 mod compared;
 mod config;

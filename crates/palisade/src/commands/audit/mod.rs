@@ -8,19 +8,20 @@ mod markdown;
 mod sarif;
 mod text;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use palisade_core::audit::accepted::{self, Acceptance, Accepted, Date};
 use palisade_core::audit::checked::Known;
 use palisade_core::audit::facts::{Facts, Listener, Owner};
-use palisade_core::audit::{Audit, Declared, at_least, audit};
+use palisade_core::audit::{Audit, Declared, at_least, audit, idle_ports};
 use palisade_core::finding::{Finding, Severity};
 use palisade_core::firewall::FirewallRules;
 use palisade_core::names::ProjectName;
 use palisade_core::policy::Mode;
 use palisade_core::prove::open_doors;
-use palisade_core::stack::{Proto, Stack};
+use palisade_core::stack::{PortProto, Proto, Stack};
 use palisade_core::verify::verify;
 use palisade_host::firewall::Firewall;
 use palisade_host::layout::Layout;
@@ -41,6 +42,8 @@ struct Report {
     audit: Audit,
     accepted: Vec<Accepted>,
     acceptances: usize,
+    /// Ports that are open for nobody, by the subjects of what is found about them.
+    idle: BTreeMap<String, BTreeSet<PortProto>>,
     took: Duration,
 }
 
@@ -77,8 +80,15 @@ pub(crate) fn run(args: &StackArgs, options: &AuditArgs) -> Result<Answer, Failu
     let nobody = ProjectName::parse("audit").map_err(|error| Failure::new("can't name an audit", error))?;
     let layout = args.layout(loaded.as_ref().map_or(nobody, |loaded| loaded.stack.project.clone()));
     let mut report = report(&layout, loaded.as_ref(), &acceptances, options)?;
-    if options.fix && fix::run(&report.audit.findings, options.yes)? {
+    if options.fix
+        && let Some(mended) = fix::run(&report, options.yes)?
+    {
         report = self::report(&layout, loaded.as_ref(), &acceptances, options)?;
+        let not_helped = mended.verify(&report);
+        if !not_helped.is_empty() {
+            not_helped.iter().for_each(|line| eprintln!("{line}"));
+            report = self::report(&layout, loaded.as_ref(), &acceptances, options)?;
+        }
     }
     let shown = match options.format {
         AuditFormat::Text => text::lay_out(&report, options.all),
@@ -104,6 +114,7 @@ fn report(
     let names = served_names(stack, &options.tls_name)?;
     let (facts, declared) = looked_at(layout, stack, &options.from, Some(&names))?;
     let mut audit = audit(&facts, declared.as_ref());
+    let idle = idle_ports(&facts, declared.as_ref());
     if let Some(loaded) = loaded {
         audit.findings.extend(promises(layout, loaded)?);
         palisade_core::audit::sort(&mut audit.findings);
@@ -111,7 +122,7 @@ fn report(
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let accepted = accepted::apply(acceptances, &mut audit.findings, Date::of_unix_s(seconds));
     let stack = loaded.map(|loaded| loaded.stack.project.clone());
-    Ok(Report { stack, facts, audit, accepted, acceptances: acceptances.len(), took: began.elapsed() })
+    Ok(Report { stack, facts, audit, accepted, acceptances: acceptances.len(), idle, took: began.elapsed() })
 }
 
 /// The stack that is meant; none where there is no file, unless one was asked for.
