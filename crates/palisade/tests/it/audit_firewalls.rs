@@ -111,3 +111,34 @@ fn ufw_is_missed_only_by_who_has_switched_it_on() {
     place.tool(&["nft", "flush", "ruleset"]);
     assert_eq!(of_ufw(), ["error firewall-not-running ufw: "]);
 }
+
+#[test]
+fn a_to_do_list_ticks_only_what_was_seen() {
+    need_root!("audit_firewalls::a_to_do_list_ticks_only_what_was_seen");
+    let host = crate::scratch::Host::of("nothing");
+    // An sshd that says nothing: whatever its settings are, nobody has read them.
+    let tools = host.folder.join("tools");
+    fs::create_dir(&tools).unwrap();
+    let sshd = tools.join("sshd");
+    fs::write(&sshd, "#!/bin/sh\necho no settings today >&2\nexit 1\n").unwrap();
+    fs::set_permissions(&sshd, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut audit = host.command(&["audit", "--host-only", "--format", "markdown"]);
+    audit.env("PATH", format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", tools.display()));
+    let list = Running::start(audit).end(PATIENCE).out;
+    let part = |from: &str, to: &str| {
+        let rest = &list[list.find(from).unwrap_or_else(|| panic!("{from}: {list}"))..];
+        rest[..rest.find(to).unwrap_or(rest.len())].to_owned()
+    };
+    let done = part("## Done", "## Not known to be so");
+    assert!(done.contains(
+        "- [x] Packets from outside can't be for loopback (`kernel-route-localnet`)\n  - seen: net.ipv4.conf."
+    ));
+    assert!(
+        done.contains("(`internal-exposed`)\n  - seen: ") && done.contains("packets to all ports of 203.0.113.1"),
+        "{list}"
+    );
+    assert!(!done.contains("- [ ]"), "{list}");
+    let open = part("## Not known to be so", "## Not known\n");
+    let ssh = "- [ ] SSH takes keys only (`ssh-password`)\n  - could not be read: sshd's settings: ";
+    assert!(open.contains(ssh) && open.contains("no settings today") && !open.contains("- [x]"), "{list}");
+}

@@ -7,6 +7,7 @@ mod audit_firewalls;
 mod audit_fix;
 mod audit_served;
 mod bad_days;
+mod boots;
 mod compared;
 mod config;
 mod container_attacks;
