@@ -148,6 +148,27 @@ fn published_ports_of_containers_are_theirs_and_pass_ufw_by() {
         ]
     );
     assert!(audit.findings[0].remedy.as_ref().unwrap().contains("127.0.0.1:15432:…"), "{:?}", audit.findings[0]);
+    // What ufw's user lets in anyway isn't past it.
+    facts.firewalls[0].lets_in.insert(PortProto { port: 9999, proto: Proto::Tcp });
+    let told = told(&super::audit(&facts, None));
+    assert!(told.contains(&"Error published-past-ufw 15432/tcp".to_owned()), "{told:?}");
+    assert!(!told.contains(&"Error published-past-ufw 9999/tcp".to_owned()), "{told:?}");
+}
+
+#[test]
+fn a_firewall_is_missed_by_who_has_meant_it() {
+    let service = |name: &str, active, at_boot| FirewallService {
+        name: name.into(),
+        active,
+        at_boot,
+        ..FirewallService::default()
+    };
+    let of = |firewalls: Vec<FirewallService>| told(&audit(&Facts { firewalls, ..Facts::default() }, None));
+    assert_eq!(of(vec![service("firewalld", false, None)]), ["Error firewall-not-running firewalld"]);
+    assert_eq!(of(vec![service("ufw", false, Some(true))]), ["Error firewall-not-running ufw"]);
+    assert_eq!(of(vec![service("ufw", false, Some(false))]), ["Note firewall-not-running ufw"]);
+    let by_hand = service("nftables", true, None);
+    assert_eq!(of(vec![service("firewalld", false, None), by_hand]), [""; 0]);
 }
 
 #[test]

@@ -30,8 +30,8 @@ use crate::link::InterfaceAddresses;
 
 /// Ports that are asked at most; each costs a connection, those that speak TLS three more and one for each name.
 const PORTS_MAX: usize = 512;
-/// Connections at once: a quarter of the files that a process may usually have open.
-const AT_ONCE: usize = 256;
+/// Connections at once: half of the files that a process may usually have open, so that all wait for the silent together.
+const AT_ONCE: usize = 512;
 /// Names that one port is asked for at most.
 const NAMES_MAX: usize = 16;
 /// For the answer to one handshake. A server on this host needs a hundredth of it.
