@@ -47,7 +47,7 @@ pub(crate) fn replace(file: &Path, name: &str, text: &str) -> Result<()> {
     let missing = || format!("{} has no `{begin}` … `{end}`", file.display());
     let (before, rest) = old.split_once(&begin).with_context(missing)?;
     let (_, after) = rest.split_once(&end).with_context(missing)?;
-    fs::write(file, format!("{before}{begin}\n{text}\n{end}{after}"))
+    fs::write(file, format!("{before}{begin}\n{}\n{end}{after}", text.trim_end()))
         .with_context(|| format!("writing {}", file.display()))
 }
 

@@ -22,6 +22,7 @@ pub mod runtime;
 pub mod session;
 pub mod slice;
 pub mod sockets;
+pub mod sshd;
 pub mod survey;
 mod terminal;
 pub mod twin;

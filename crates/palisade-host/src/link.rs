@@ -19,6 +19,8 @@ const RTM_DELADDR: u16 = 21;
 const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
+const RTM_NEWTFILTER: u16 = 44;
+const RTM_GETTFILTER: u16 = 46;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_LINKINFO: u16 = 18;
@@ -62,6 +64,8 @@ pub struct InterfaceAddresses {
     pub mac: Vec<u8>,
     /// An XDP program sees packets before every firewall.
     pub xdp: bool,
+    /// It belongs to a VRF: its packets are routed, and their sockets found, apart from the others'.
+    pub vrf: bool,
     /// Addresses with prefix lengths.
     pub addresses: Vec<(IpAddr, u8)>,
 }
@@ -222,6 +226,22 @@ pub fn add_route(
     route_socket()?.request(message).map_err(failed("add", object))
 }
 
+/// Whether traffic control looks at what comes in by an interface, before every firewall: filters of `clsact` or `ingress`.
+/// Programs that are attached without either (tcx, Linux 6.6) aren't seen.
+pub(crate) fn has_ingress_filters(index: u32) -> bool {
+    // `struct tcmsg`; the parent is TC_H_CLSACT with TC_H_MIN_INGRESS, which both answer to.
+    let mut fixed = [0; 20];
+    fixed[4..8].copy_from_slice(&index.to_ne_bytes());
+    fixed[12..16].copy_from_slice(&0xffff_fff2_u32.to_ne_bytes());
+    let mut found = false;
+    let asked = route_socket().and_then(|mut socket| {
+        let dump = socket.dump(Message::new(RTM_GETTFILTER, 0, &fixed), |kind, _| found |= kind == RTM_NEWTFILTER);
+        dump.map_err(failed("list", "filters of traffic control"))
+    });
+    // A kernel without traffic control has none.
+    asked.is_ok() && found
+}
+
 /// Every interface of the calling thread's namespace with its addresses.
 pub fn interfaces() -> Result<Vec<InterfaceAddresses>, LinkError> {
     let mut socket = route_socket()?;
@@ -237,12 +257,17 @@ pub fn interfaces() -> Result<Vec<InterfaceAddresses>, LinkError> {
             up: flags & nix::libc::IFF_UP as u32 != 0,
             mac: Vec::new(),
             xdp: false,
+            vrf: false,
             addresses: Vec::new(),
         };
         for (kind, value) in attributes(rest) {
             match kind {
                 IFLA_IFNAME => link.name = text_of(value),
                 IFLA_ADDRESS => link.mac = value.to_vec(),
+                // IFLA_INFO_KIND and IFLA_INFO_SLAVE_KIND
+                IFLA_LINKINFO => {
+                    link.vrf = attributes(value).any(|(kind, what)| matches!(kind, 1 | 4) && text_of(what) == "vrf");
+                }
                 // IFLA_XDP_ATTACHED
                 IFLA_XDP => link.xdp = attributes(value).any(|(kind, mode)| kind == 2 && mode.first() != Some(&0)),
                 _ => (),

@@ -13,6 +13,8 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
     let beside = PathBuf::from(beside);
+    // Of somebody who was killed, and perhaps for others to read.
+    let _ = fs::remove_file(&beside);
     let file = File::options().write(true).create(true).truncate(true).mode(mode).open(&beside);
     let written = file.and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
     written.and_then(|()| fs::rename(&beside, path)).inspect_err(|_| {

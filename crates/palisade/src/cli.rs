@@ -246,6 +246,9 @@ pub(crate) struct AuditArgs {
     /// Ask for somebody of this network, too: 198.51.100.0/24, or one address; the host's routes say how they come in
     #[arg(long, value_name = "NETWORK")]
     pub(crate) from: Vec<String>,
+    /// Ask whoever serves TLS at port 443, or the one given, for this name, too; those of the stack's edge are asked for anyway
+    #[arg(long, value_name = "NAME[:PORT]")]
+    pub(crate) tls_name: Vec<String>,
     /// Show ports that only this host can reach, too
     #[arg(long)]
     pub(crate) all: bool,
@@ -255,7 +258,8 @@ pub(crate) struct AuditArgs {
     /// File of findings that are accepted [default: palisade.accept.yaml beside the Compose file, or in /etc/palisade]
     #[arg(long, value_name = "FILE")]
     pub(crate) accepted: Option<PathBuf>,
-    /// Mend what can be mended without harm (settings of the kernel): shown, asked, done, and looked at again
+    /// Mend what can be mended without harm (settings of the kernel, ports that are open for nobody, root's login by password):
+    /// shown, asked, done, looked at again, and taken back if that doesn't show it mended
     #[arg(long, conflicts_with = "accept")]
     pub(crate) fix: bool,
     /// Don't ask before mending

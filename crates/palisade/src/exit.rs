@@ -41,8 +41,13 @@ pub(crate) enum Failure {
     Interrupted {
         /// What is left behind, if anything.
         left: Vec<String>,
+        /// How things are when nothing is.
+        undone: &'static str,
     },
 }
+
+/// How things are after something that makes a stack was interrupted and undone.
+pub(crate) const NOTHING_LEFT: &str = "nothing was left behind";
 
 /// Something that this machine lacks, and how to get it.
 #[derive(Debug, PartialEq, Eq)]
@@ -89,8 +94,8 @@ impl fmt::Display for Failure {
                 }
                 hints.iter().try_for_each(|hint| write!(f, "\n  hint: {hint}"))
             }
-            Self::Interrupted { left } if left.is_empty() => f.write_str("interrupted; nothing was left behind"),
-            Self::Interrupted { left } => {
+            Self::Interrupted { left, undone } if left.is_empty() => write!(f, "interrupted; {undone}"),
+            Self::Interrupted { left, .. } => {
                 f.write_str("interrupted")?;
                 left.iter().try_for_each(|left| write!(f, "\n  {left}"))
             }
@@ -145,7 +150,7 @@ mod tests {
         assert_eq!(code(&Err(Failure::plain("it broke"))), 1);
         assert_eq!(code(&Err(Failure::Input("bad".into()))), 2);
         assert_eq!(code(&Err(lacking())), 3);
-        assert_eq!(code(&Err(Failure::Interrupted { left: Vec::new() })), 130);
+        assert_eq!(code(&Err(Failure::Interrupted { left: Vec::new(), undone: NOTHING_LEFT })), 130);
         assert_eq!(lacking().to_string(), "error: no cgroup2\n  hint: mount it");
     }
 

@@ -14,6 +14,7 @@ use palisade_core::firewall::FirewallRules;
 use palisade_core::policy::Policy;
 use palisade_core::stack::Stack;
 use palisade_host::layout::Layout;
+use palisade_host::whole_file;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -88,11 +89,8 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, S
 /// Writes a JSON file that only root reads: complete or not at all, also when we are killed meanwhile.
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), StateError> {
     let failed = |source| StateError { operation: "writing", path: path.to_owned(), source };
-    let new = path.with_extension("json.new");
     let bytes = serde_json::to_vec(value).map_err(|error| failed(error.into()))?;
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new).map_err(failed)?;
-    file.write_all(&bytes).map_err(failed)?;
-    fs::rename(&new, path).map_err(failed)
+    whole_file::replace(path, &bytes, 0o600).map_err(failed)
 }
 
 /// Makes a folder that only root enters, and those above it.

@@ -1,7 +1,6 @@
 //! Who can reach what: sockets against the doors that the firewall leaves open.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
 
 use serde::Serialize;
 
@@ -55,6 +54,11 @@ pub struct Row {
 impl Row {
     fn known(&self) -> Option<Known> {
         known(self.owner.program(), self.image.as_deref(), self.port.proto, self.port.port)
+    }
+
+    /// The farthest away who reaches it.
+    pub(super) fn worst(&self) -> Option<WorldKind> {
+        self.worst
     }
 
     /// Somebody besides this host reaches it.
@@ -205,10 +209,11 @@ fn published<'a>(facts: &'a Facts, doors: &Doors, port: u16) -> Option<&'a Conta
 /// What is wrong with what can be reached, and with what only the firewall keeps from being reached.
 pub(super) fn judge(facts: &Facts, rows: &mut [Row], declared: Option<&Declared>) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let ufw = facts.firewalls.iter().any(|firewall| firewall.name == "ufw" && firewall.active);
+    let ufw = facts.firewalls.iter().find(|firewall| firewall.name == "ufw" && firewall.active);
     for row in rows.iter_mut() {
         let found: Vec<Finding> = if row.is_reached() {
-            let past_ufw = (ufw && row.forwarded && row.undeclared).then(|| past_ufw(row));
+            let denied = ufw.is_some_and(|ufw| !ufw.lets_in.contains(&row.port));
+            let past_ufw = (denied && row.forwarded && row.undeclared).then(|| past_ufw(row));
             judge_reached(row, facts, declared.is_some()).into_iter().chain(past_ufw).collect()
         } else {
             judge_kept(row, facts).into_iter().collect()
@@ -341,30 +346,68 @@ fn judge_world(facts: &Facts, world: &World, declared: Option<&Declared>) -> Vec
                 "`palisade up` closes everything that the stack doesn't publish; without a stack, switch on the distribution's firewall for both IPv4 and IPv6, SSH first",
             ));
         }
-        let mut idle = String::new();
-        let mut evidence = Vec::new();
-        for doors in of_family().filter(|doors| !wide.contains(&doors.proto)) {
-            let open = without_listener(facts, world, doors, declared);
-            if !open.is_empty() {
-                let separator = if idle.is_empty() { "" } else { ", " };
-                let _ = write!(idle, "{separator}{open}/{}", doors.proto);
-                evidence.push(format!(
-                    "packets to {open}/{} of {} that came in by {} were let through",
-                    doors.proto, doors.target, world.interface
-                ));
-            }
-        }
-        if !idle.is_empty() {
-            let message =
-                format!("the firewall lets {} through to {idle} over {family}, and nobody listens there", world.name);
-            let mut finding =
-                DOOR_WITHOUT_LISTENER.hit(format!("{idle} over {family} by {}", world.interface), message);
-            finding.evidence = evidence;
-            findings.push(finding.remedy("take the rule away that opens it, if the service is gone for good"));
-        }
+    }
+    for idle in idle_of(facts, world, declared) {
+        let ports =
+            idle.ports.iter().map(|(doors, open)| format!("{open}/{}", doors.proto)).collect::<Vec<_>>().join(", ");
+        let family = idle.family;
+        let message =
+            format!("the firewall lets {} through to {ports} over {family}, and nobody listens there", world.name);
+        let mut finding = DOOR_WITHOUT_LISTENER.hit(idle.subject, message);
+        finding.evidence.extend(idle.ports.iter().map(|(doors, open)| {
+            format!(
+                "packets to {open}/{} of {} that came in by {} were let through",
+                doors.proto, doors.target, world.interface
+            )
+        }));
+        findings.push(finding.remedy("take the rule away that opens it, if the service is gone for good"));
     }
     findings.extend(wider_by_ipv6(world));
     findings
+}
+
+/// Doors of one family and interface that lead nowhere.
+struct Idle<'a> {
+    /// The subject of what is found about them.
+    subject: String,
+    family: Family,
+    ports: Vec<(&'a Doors, PortSet)>,
+}
+
+fn idle_of<'a>(facts: &Facts, world: &'a World, declared: Option<&Declared>) -> Vec<Idle<'a>> {
+    let mut found = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        let of_family = || world.doors.iter().filter(move |doors| doors.family() == family);
+        let wide: BTreeSet<Proto> =
+            of_family().filter(|doors| doors.local.len() > ALL_BUT).map(|doors| doors.proto).collect();
+        let closed = of_family().filter(|doors| !wide.contains(&doors.proto));
+        let open = closed.map(|doors| (doors, without_listener(facts, world, doors, declared)));
+        let ports: Vec<(&Doors, PortSet)> = open.filter(|(_, open)| !open.is_empty()).collect();
+        if !ports.is_empty() {
+            let told: Vec<_> = ports.iter().map(|(doors, open)| format!("{open}/{}", doors.proto)).collect();
+            let subject = format!("{} over {family} by {}", told.join(", "), world.interface);
+            found.push(Idle { subject, family, ports });
+        }
+    }
+    found
+}
+
+/// Ports that let packets through to nobody, by the subjects of what is found about them. Nothing on this host listens
+/// there, at whatever address.
+pub fn idle_ports(facts: &Facts, declared: Option<&Declared>) -> BTreeMap<String, BTreeSet<PortProto>> {
+    let mut found: BTreeMap<String, BTreeSet<PortProto>> = BTreeMap::new();
+    for idle in facts.worlds.iter().flat_map(|world| idle_of(facts, world, declared)) {
+        let ports = found.entry(idle.subject).or_default();
+        for (doors, open) in idle.ports {
+            let all = open.iter().map(|port| PortProto { port, proto: doors.proto });
+            let heard = |port: &PortProto| {
+                let at = |it: &Listener| it.proto == port.proto && it.local.port() == port.port;
+                facts.listeners.iter().any(at)
+            };
+            ports.extend(all.filter(|port| !heard(port)));
+        }
+    }
+    found
 }
 
 /// Open doors with nobody behind, except those that are meant to be open.

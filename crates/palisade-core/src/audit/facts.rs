@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::port_set::PortSet;
 use crate::prove::{Door, Family};
-use crate::stack::Proto;
+use crate::stack::{PortProto, Proto};
 
 /// Everything that was seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -39,10 +39,69 @@ pub struct Facts {
     pub postgres: Vec<PostgresFacts>,
     /// sshd's settings in force, by their names in lower case; `None` when sshd isn't installed or can't say.
     pub sshd: Option<BTreeMap<String, String>>,
-    /// Why a reboot is due, if it is.
-    pub reboot: Option<String>,
+    /// Whether a reboot is due.
+    pub reboot: Reboot,
+    /// Certificates that servers on this host serve, as they were seen in handshakes.
+    pub tls: Vec<TlsFacts>,
+    /// Ports that were asked whether they speak TLS.
+    pub tls_asked: usize,
+    /// When it was looked at, in seconds since 1970.
+    pub seen_at_s: u64,
     /// What could not be read, and why.
-    pub unknown: Vec<String>,
+    pub unknown: Vec<Unknown>,
+}
+
+/// What is read together, and by one way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum About {
+    /// What the firewall lets through.
+    Reach,
+    /// Sockets and whose they are.
+    Sockets,
+    /// Programs that keep a firewall.
+    Firewalls,
+    /// The container engine.
+    Engine,
+    /// The kernel's settings, and addresses.
+    Kernel,
+    /// PostgreSQL.
+    Postgres,
+    /// sshd.
+    Ssh,
+    /// Certificates that are served.
+    Tls,
+    /// Whether a reboot is due.
+    Reboot,
+    /// The file of what is accepted.
+    Accepted,
+}
+
+/// Something that could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Unknown {
+    /// What it belongs to.
+    pub about: About,
+    /// What, and why.
+    pub why: String,
+}
+
+impl fmt::Display for Unknown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
+/// Whether a reboot is due, as the distribution tells it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub enum Reboot {
+    /// For this reason.
+    Due(String),
+    /// This says that none is.
+    NotDue(String),
+    /// Nothing here tells it.
+    #[default]
+    Unknown,
 }
 
 /// A socket that takes connections or datagrams.
@@ -205,8 +264,8 @@ impl Doors {
     }
 }
 
-/// A program that keeps a firewall.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// A program that keeps a firewall, or the tool with which somebody has made one by hand.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct FirewallService {
     /// `firewalld`, `ufw`, `nftables`, `iptables`.
     pub name: String,
@@ -216,6 +275,8 @@ pub struct FirewallService {
     pub at_boot: Option<bool>,
     /// What differs between its files and what is in force, if that could be compared.
     pub differences: Vec<String>,
+    /// Of the ports that an engine publishes, those that its user has let in from everywhere.
+    pub lets_in: BTreeSet<PortProto>,
 }
 
 /// A container engine and its containers.
@@ -271,6 +332,65 @@ pub struct ContainerFacts {
     pub published: Vec<(Proto, SocketAddr)>,
 }
 
+/// What a TLS server answered.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TlsFacts {
+    /// Its port.
+    pub port: u16,
+    /// Where it listens.
+    pub local: Option<SocketAddr>,
+    /// Whose it is.
+    pub owner: Owner,
+    /// The name that was asked for, if one was.
+    pub name: Option<String>,
+    /// What it sent, the leaf first. Empty when it refused.
+    pub chain: Vec<Certificate>,
+    /// The issuer of the last one is known to this host, or it is its own; `None`: this host knows no issuers.
+    pub issuer_known: Option<bool>,
+    /// Versions before 1.2 that it agrees to: `TLS 1.0`.
+    pub old_versions: Vec<String>,
+}
+
+/// A certificate, as far as it matters to an audit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Certificate {
+    /// `CN=shop.example`.
+    pub subject: String,
+    /// Who signed it.
+    pub issuer: String,
+    /// It is signed by itself.
+    pub self_signed: bool,
+    /// Names that it is for, in lower case: of its `subjectAltName`. `*.shop.example` is one.
+    pub names: Vec<String>,
+    /// Addresses that it is for.
+    pub addresses: Vec<IpAddr>,
+    /// Seconds since 1970 from which it is valid.
+    pub not_before_s: i64,
+    /// Seconds since 1970 until which it is valid.
+    pub not_after_s: i64,
+    /// `RSA with 1024 bits`, if that is less than is safe.
+    pub weak_key: Option<String>,
+    /// `SHA-1 with RSA`, if that is broken.
+    pub weak_signature: Option<String>,
+    /// It says where its issuer's certificate can be fetched, as those of public authorities do.
+    pub has_issuer_url: bool,
+}
+
+impl Certificate {
+    /// It is for this name, by RFC 6125: a star stands for one whole label, the first.
+    pub fn is_for(&self, name: &str) -> bool {
+        if let Ok(ip) = name.parse::<IpAddr>() {
+            return self.addresses.contains(&ip);
+        }
+        let name = name.to_lowercase();
+        let matches = |pattern: &String| match pattern.strip_prefix("*.") {
+            Some(rest) => name.split_once('.').is_some_and(|(first, after)| !first.is_empty() && after == rest),
+            None => *pattern == name,
+        };
+        self.names.iter().any(matches)
+    }
+}
+
 /// A PostgreSQL server that runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PostgresFacts {
@@ -290,6 +410,24 @@ pub struct PostgresFacts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_star_stands_for_one_label() {
+        let names = vec!["shop.example".to_owned(), "*.api.example".to_owned()];
+        let certificate = Certificate { names, addresses: vec!["203.0.113.1".parse().unwrap()], ..Default::default() };
+        for (name, is_for) in [
+            ("Shop.example", true),
+            ("www.shop.example", false),
+            ("v1.api.example", true),
+            ("api.example", false),
+            ("a.v1.api.example", false),
+            (".api.example", false),
+            ("203.0.113.1", true),
+            ("203.0.113.2", false),
+        ] {
+            assert_eq!(certificate.is_for(name), is_for, "{name}");
+        }
+    }
 
     fn listener(local: &str, v6_only: bool) -> Listener {
         let local = local.parse().unwrap();

@@ -2,7 +2,7 @@
 
 use super::facts::Facts;
 use super::rules::{FIREWALL_FILES_DIFFER, FIREWALL_NOT_AT_BOOT, FIREWALL_NOT_RUNNING};
-use crate::finding::Finding;
+use crate::finding::{Finding, Severity};
 
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -13,11 +13,23 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
             "ufw" => "ufw allow OpenSSH && ufw enable".to_owned(),
             _ => format!("systemctl enable --now {name}"),
         };
+        // Whoever is cut off by it is let in again when the time is over.
+        let stop = if name == "ufw" { "ufw disable".to_owned() } else { format!("systemctl stop {name}") };
+        let way_back = format!(
+            "`systemd-run --on-active=3min --unit=way-back {stop}`, then `{start}`; log in a second time, and if that works: `systemctl stop way-back.timer`"
+        );
         // Of several that are installed, one is enough; more would fight each other.
         if !firewall.active && !some_active {
-            let message = format!("{name} is installed and isn't running");
-            findings
-                .push(FIREWALL_NOT_RUNNING.hit(name, message).remedy(format!("`{start}`, or take the package away")));
+            // ufw comes switched off with its distribution: only who has switched it on meant it to run.
+            let meant = name != "ufw" || firewall.at_boot == Some(true);
+            let is = if meant { "isn't running" } else { "is switched off" };
+            let mut finding = FIREWALL_NOT_RUNNING.hit(name, format!("{name} is installed and {is}"));
+            if !meant {
+                finding.severity = Severity::Note;
+            }
+            findings.push(finding.remedy(format!(
+                "let sshd's port in first, then with a way back: {way_back}; or take the package away"
+            )));
         }
         if firewall.active && firewall.at_boot == Some(false) {
             let message = format!("{name} runs now and isn't enabled for the next boot");

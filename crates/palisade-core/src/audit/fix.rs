@@ -1,4 +1,5 @@
-//! What can be mended without harm: settings of the kernel that a server has no use for.
+//! What can be mended without harm: settings of the kernel that a server has no use for. (Ports that nobody listens on and
+//! root's login by password depend on what the host has; the binary looks.)
 //!
 //! Whatever might cut somebody off, or changes a service, stays with people: their findings say what to do.
 
@@ -6,8 +7,10 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::rules::{REDIRECTS, ROUTE_LOCALNET, RP_FILTER, UNPRIVILEGED_BPF};
-use crate::finding::Finding;
+use super::rules::{
+    FIREWALL_FILES_DIFFER, FIREWALL_NOT_RUNNING, FIREWALL_OPEN, REDIRECTS, ROUTE_LOCALNET, RP_FILTER, UNPRIVILEGED_BPF,
+};
+use crate::finding::{Finding, Severity};
 
 /// One setting of the kernel, now and at each boot.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -52,6 +55,23 @@ fn fix(finding: &Finding) -> Vec<Setting> {
         }
         _ => Vec::new(),
     }
+}
+
+/// What is never mended by itself though it sounds easy, and why; the findings say what to do.
+pub fn refused(findings: &[Finding]) -> Vec<String> {
+    let why = |finding: &Finding| match finding.id {
+        id if id == FIREWALL_NOT_RUNNING.id && finding.severity > Severity::Note => Some(
+            "starting it may cut off this connection and whatever else is used; do it with a way back, as its hint says",
+        ),
+        id if id == FIREWALL_OPEN.id => {
+            Some("what is to stay open is for you to say: in a stack's file, or in the firewall")
+        }
+        id if id == FIREWALL_FILES_DIFFER.id => Some("which of the two is meant is for you to say"),
+        _ => None,
+    };
+    let told =
+        findings.iter().filter_map(|finding| Some(format!("{} {}: {}", finding.id, finding.subject, why(finding)?)));
+    told.collect()
 }
 
 /// The file for `/etc/sysctl.d` with these settings besides those that it had: `old`, if it was there.

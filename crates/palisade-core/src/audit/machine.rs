@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::facts::{Facts, printable};
+use super::facts::{Facts, Reboot, printable};
 use super::rules::{
     ABSTRACT_SOCKET, FORWARDING, LOOPBACK_ADDRESS, RAW_SOCKET, REBOOT_PENDING, REDIRECTS, ROUTE_LOCALNET, RP_FILTER,
     SSH_PASSWORD, SSH_ROOT_PASSWORD, UNPRIVILEGED_BPF,
@@ -16,12 +16,10 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     findings.extend(ssh(facts));
     findings.extend(raw(facts));
     findings.extend(abstract_sockets(facts));
-    findings.extend(facts.reboot.as_ref().map(|why| {
-        REBOOT_PENDING
-            .hit("reboot", "what was updated is in use only after a reboot")
-            .seen(why)
-            .remedy("reboot at a quiet time; `palisade up` and its agent bring the stack back")
-    }));
+    if let Reboot::Due(why) = &facts.reboot {
+        let hit = REBOOT_PENDING.hit("reboot", "what was updated is in use only after a reboot").seen(why);
+        findings.push(hit.remedy("reboot at a quiet time; `palisade up` and its agent bring the stack back"));
+    }
     findings
 }
 

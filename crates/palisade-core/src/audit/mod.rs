@@ -4,6 +4,7 @@
 //! facts; no rule of a firewall is interpreted.
 
 pub mod accepted;
+pub mod checked;
 mod engine;
 mod exposure;
 pub mod facts;
@@ -13,6 +14,7 @@ mod known;
 mod machine;
 mod postgres;
 pub mod rules;
+mod tls;
 
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -22,7 +24,7 @@ use crate::finding::{Finding, Severity};
 use crate::firewall::{Backend, FirewallRules};
 use crate::prove::{Door, open_doors};
 use crate::stack::{BackendChoice, Stack};
-pub use exposure::Row;
+pub use exposure::{Row, idle_ports};
 use facts::Facts;
 pub(crate) use known::usual_internal;
 
@@ -68,6 +70,7 @@ pub fn audit(facts: &Facts, declared: Option<&Declared>) -> Audit {
     findings.extend(engine::judge(facts));
     findings.extend(machine::judge(facts));
     findings.extend(postgres::judge(facts));
+    findings.extend(tls::judge(facts, &mut ports));
     sort(&mut findings);
     Audit { ports, findings }
 }

@@ -2,7 +2,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use super::facts::{
-    ContainerFacts, Doors, EngineFacts, EngineOption, FirewallService, Listener, Owner, Process, World, WorldKind,
+    ContainerFacts, Doors, EngineFacts, EngineOption, FirewallService, Listener, Owner, Process, Reboot, World,
+    WorldKind,
 };
 use super::*;
 use crate::port_set::PortSet;
@@ -135,7 +136,7 @@ fn published_ports_of_containers_are_theirs_and_pass_ufw_by() {
     };
     facts.engine = Some(EngineFacts { containers: vec![container], ..EngineFacts::default() });
     facts.firewalls =
-        vec![FirewallService { name: "ufw".into(), active: true, at_boot: Some(true), differences: Vec::new() }];
+        vec![FirewallService { name: "ufw".into(), active: true, at_boot: Some(true), ..FirewallService::default() }];
     let audit = audit(&facts, None);
     assert_eq!(
         told(&audit),
@@ -147,6 +148,27 @@ fn published_ports_of_containers_are_theirs_and_pass_ufw_by() {
         ]
     );
     assert!(audit.findings[0].remedy.as_ref().unwrap().contains("127.0.0.1:15432:…"), "{:?}", audit.findings[0]);
+    // What ufw's user lets in anyway isn't past it.
+    facts.firewalls[0].lets_in.insert(PortProto { port: 9999, proto: Proto::Tcp });
+    let told = told(&super::audit(&facts, None));
+    assert!(told.contains(&"Error published-past-ufw 15432/tcp".to_owned()), "{told:?}");
+    assert!(!told.contains(&"Error published-past-ufw 9999/tcp".to_owned()), "{told:?}");
+}
+
+#[test]
+fn a_firewall_is_missed_by_who_has_meant_it() {
+    let service = |name: &str, active, at_boot| FirewallService {
+        name: name.into(),
+        active,
+        at_boot,
+        ..FirewallService::default()
+    };
+    let of = |firewalls: Vec<FirewallService>| told(&audit(&Facts { firewalls, ..Facts::default() }, None));
+    assert_eq!(of(vec![service("firewalld", false, None)]), ["Error firewall-not-running firewalld"]);
+    assert_eq!(of(vec![service("ufw", false, Some(true))]), ["Error firewall-not-running ufw"]);
+    assert_eq!(of(vec![service("ufw", false, Some(false))]), ["Note firewall-not-running ufw"]);
+    let by_hand = service("nftables", true, None);
+    assert_eq!(of(vec![service("firewalld", false, None), by_hand]), [""; 0]);
 }
 
 #[test]
@@ -231,8 +253,9 @@ fn settings_of_the_kernel_and_of_ssh_are_told_with_their_remedy() {
         active: true,
         at_boot: Some(false),
         differences: vec!["zone public: ports: 5432/tcp".into()],
+        ..FirewallService::default()
     }];
-    facts.reboot = Some("/run/reboot-required is there".into());
+    facts.reboot = Reboot::Due("/run/reboot-required is there".into());
     assert_eq!(
         told(&audit(&facts, None)),
         [

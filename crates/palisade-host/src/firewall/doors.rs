@@ -20,6 +20,9 @@ pub enum DoorsError {
     /// firewalld doesn't answer.
     #[error("firewalld doesn't answer over D-Bus")]
     Away(#[source] Box<zbus::Error>),
+    /// It doesn't run.
+    #[error("firewalld doesn't run")]
+    NotRunning,
     /// It is another host's.
     #[error("the firewalld that answers looks after another network namespace")]
     OtherNamespace,
@@ -37,6 +40,9 @@ pub enum DoorsError {
     /// iptables refused.
     #[error("can't change the rules of iptables")]
     Tool(#[from] ToolError),
+    /// Our chain can't be kept for the next boot.
+    #[error("can't write the file of iptables' rules that is loaded at boot")]
+    Kept(#[source] io::Error),
     /// It isn't what this host runs.
     #[error("the file says `backend: iptables`, and no rules of iptables decide on this host")]
     NoIptables,
@@ -100,7 +106,9 @@ pub(super) fn sync(realm: &str, stacks: &BTreeMap<String, FirewallRules>) -> Res
             Ok(Some(doors)) => doors,
             Ok(None) => continue,
             // It doesn't run, and its settings still have what we opened: they are closed when it is there again.
-            Err(DoorsError::Away(_) | DoorsError::OtherNamespace) if wanted.is_empty() => continue,
+            Err(DoorsError::Away(_) | DoorsError::NotRunning | DoorsError::OtherNamespace) if wanted.is_empty() => {
+                continue;
+            }
             // It isn't there any more, and neither is what we opened in its memory.
             Err(DoorsError::NoIptables) if wanted.is_empty() => {
                 opened.retain(|opened| opened.backend != backend);

@@ -1,16 +1,17 @@
 //! firewalld, asked over D-Bus: ports of the zones that the host's interfaces are in, permanent and at once.
 //!
-//! Services, rich rules of others, policies and other zones are read by nobody here and never changed.
+//! Services, rich rules of others, policies and other zones are never changed; an audit compares them with the files.
 
 use palisade_core::firewall::OpenPort;
+use palisade_core::stack::PortProto;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
-use zbus::wire::OwnedObjectPath;
-use zbus::{Connection, Message};
+use zbus::wire::{OwnedObjectPath, OwnedVariant};
+use zbus::{Connection, Message, Variant};
 
 use super::doors::{Doors, DoorsError};
 
@@ -26,9 +27,11 @@ const SYSTEM_BUS: &str = "/run/dbus/system_bus_socket";
 const TIMEOUT_S: u64 = 20;
 
 /// A connection to the firewalld of this network namespace.
-pub(super) struct Firewalld {
+pub(crate) struct Firewalld {
     runtime: tokio::runtime::Runtime,
     bus: Connection,
+    /// Its process id.
+    pid: u32,
 }
 
 /// Whether a firewalld looks after the calling thread's network namespace.
@@ -38,20 +41,26 @@ pub(super) fn runs() -> bool {
 }
 
 impl Firewalld {
-    pub(super) fn connect() -> Result<Self, DoorsError> {
+    pub(crate) fn connect() -> Result<Self, DoorsError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| DoorsError::Away(Box::new(error.into())))?;
         let within = async { tokio::time::timeout(Duration::from_secs(TIMEOUT_S), Connection::system()).await };
         let bus = runtime.block_on(within).map_err(|_| DoorsError::Slow(TIMEOUT_S))?;
         let bus = bus.map_err(|error| DoorsError::Away(Box::new(error)))?;
-        let firewalld = Self { runtime, bus };
+        let mut firewalld = Self { runtime, bus, pid: 0 };
         // Asked of the bus itself, which doesn't start anything for it.
         let bus = "org.freedesktop.DBus";
         let asked = firewalld.ask(bus, "/org/freedesktop/DBus", bus, "GetConnectionUnixProcessID", &(NAME,));
+        let asked = asked.map_err(|error| match error {
+            // The bus is there, and nobody has the name.
+            DoorsError::Refused { .. } => DoorsError::NotRunning,
+            error => error,
+        });
         let pid: u32 = body(&asked?)?;
         if !is_in_our_namespace(pid) {
             return Err(DoorsError::OtherNamespace);
         }
+        firewalld.pid = pid;
         Ok(firewalld)
     }
 
@@ -95,9 +104,139 @@ impl Firewalld {
         }
         let path: OwnedObjectPath = body(&self.ask(NAME, CONFIG_PATH, CONFIG, "getZoneByName", &(zone,))?)?;
         let settings = self.ask(NAME, path.as_str(), CONFIG_ZONE, "getSettings2", &())?;
-        let settings: BTreeMap<String, zbus::wire::OwnedVariant> = body(&settings)?;
+        let settings: Settings = body(&settings)?;
         let target = settings.get("target").and_then(|target| <&str>::try_from(&**target).ok()).unwrap_or("default");
         Ok(target != "ACCEPT")
+    }
+}
+
+/// Settings of a zone, by firewalld's own words.
+type Settings = BTreeMap<String, OwnedVariant>;
+
+impl Firewalld {
+    /// Where its user's settings are.
+    fn settings_folder(&self) -> std::path::PathBuf {
+        let line = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        let mut words = line.split('\0').skip_while(|word| *word != "--system-config");
+        words.nth(1).filter(|folder| !folder.is_empty()).unwrap_or("/etc/firewalld").into()
+    }
+
+    /// Zones of the host's interfaces that have this very port, now and permanently: not in a range or by a service.
+    pub(super) fn zones_with(&self, port: PortProto) -> Result<Vec<String>, DoorsError> {
+        let entry = vec![port.port.to_string(), port.proto.to_string()];
+        let mut found = Vec::new();
+        for zone in self.zones()? {
+            let now: Vec<Vec<String>> = body(&self.zone("getPorts", &(zone.as_str(),))?)?;
+            let permanent: Vec<(String, String)> = body(&self.permanent_zone(&zone, "getPorts", &())?)?;
+            let kept = permanent.iter().any(|(number, proto)| [number, proto] == [&entry[0], &entry[1]]);
+            if kept && now.contains(&entry) {
+                found.push(zone);
+            }
+        }
+        Ok(found)
+    }
+
+    /// In what its files differ from what is in force: zones, what is set in them, and which interfaces they are for.
+    pub(crate) fn differences(&self) -> Result<Vec<String>, DoorsError> {
+        let names: Vec<String> = body(&self.zone("getZones", &())?)?;
+        let mut now = BTreeMap::new();
+        for name in names {
+            let settings: Settings = body(&self.zone("getZoneSettings2", &(name.as_str(),))?)?;
+            now.insert(name, settings);
+        }
+        let paths: Vec<OwnedObjectPath> = body(&self.ask(NAME, CONFIG_PATH, CONFIG, "listZones", &())?)?;
+        let mut permanent = BTreeMap::new();
+        let properties = "org.freedesktop.DBus.Properties";
+        let zones = self.settings_folder().join("zones");
+        let mut not_seen = Vec::new();
+        for path in paths {
+            let property = |key: &str| -> Result<String, DoorsError> {
+                let value: OwnedVariant =
+                    body(&self.ask(NAME, path.as_str(), properties, "Get", &(CONFIG_ZONE, key))?)?;
+                Ok(<&str>::try_from(&*value).unwrap_or_default().to_owned())
+            };
+            let (name, folder) = (property("name")?, property("path")?);
+            // It watches its files, and misses one that takes the place of its package's.
+            let file = zones.join(format!("{name}.xml"));
+            if Path::new(&folder) != zones && file.exists() {
+                not_seen
+                    .push(format!("zone {name} is in force as it came with firewalld, and {} isn't", file.display()));
+            }
+            let settings: Settings = body(&self.ask(NAME, path.as_str(), CONFIG_ZONE, "getSettings2", &())?)?;
+            permanent.insert(name, settings);
+        }
+        let mut found = compare(&now, &permanent);
+        found.extend(not_seen);
+        let default: String = body(&self.ask(NAME, PATH, NAME, "getDefaultZone", &())?)?;
+        let written = self.ask(NAME, CONFIG_PATH, properties, "Get", &(CONFIG, "DefaultZone"))?;
+        let written: OwnedVariant = body(&written)?;
+        if let Ok(written) = <&str>::try_from(&*written)
+            && written != default
+        {
+            found.push(format!("the default zone is {default} in force, and {written} in the files"));
+        }
+        Ok(found)
+    }
+}
+
+fn compare(now: &BTreeMap<String, Settings>, permanent: &BTreeMap<String, Settings>) -> Vec<String> {
+    let mut found = Vec::new();
+    let items = |all: &BTreeMap<String, Settings>, zone: &str| all.get(zone).map(items).unwrap_or_default();
+    let zones: BTreeSet<&String> = now.keys().chain(permanent.keys()).collect();
+    for zone in zones {
+        let interfaces = now.get(zone).map(interfaces).unwrap_or_default();
+        let of = if interfaces.is_empty() { String::new() } else { format!(" ({})", interfaces.join(", ")) };
+        match (now.contains_key(zone), permanent.contains_key(zone)) {
+            (true, false) => found.push(format!("zone {zone}{of} is in force and not in the files")),
+            (false, true) => found.push(format!("zone {zone} is in the files and not in force")),
+            _ => {
+                let (live, kept) = (items(now, zone), items(permanent, zone));
+                let only = |what: &str, item: &String| format!("{what}, zone {zone}{of}: {item}");
+                found.extend(live.difference(&kept).map(|item| only("in force and not in the files", item)));
+                found.extend(kept.difference(&live).map(|item| only("in the files and not in force", item)));
+            }
+        }
+    }
+    // Which zone an interface without a place in the files goes to is others' business (NetworkManager's, for one).
+    for (zone, interface) in
+        permanent.iter().flat_map(|(zone, it)| interfaces(it).into_iter().map(move |interface| (zone, interface)))
+    {
+        let live = now.iter().find(|(_, settings)| interfaces(settings).contains(&interface));
+        if let Some((other, _)) = live.filter(|(other, _)| *other != zone) {
+            found.push(format!("interface {interface} is in zone {other} in force, and in zone {zone} in the files"));
+        }
+    }
+    found
+}
+
+fn interfaces(settings: &Settings) -> Vec<String> {
+    let all = settings.get("interfaces").map(|value| words("", value)).unwrap_or_default();
+    all.into_iter().map(|word| word.trim().to_owned()).collect()
+}
+
+/// Everything that is set in a zone, one thing a line. What is empty, or switched off, isn't there.
+fn items(settings: &Settings) -> BTreeSet<String> {
+    const NO_SETTINGS: [&str; 4] = ["version", "short", "description", "interfaces"];
+    let each = settings.iter().filter(|(key, _)| !NO_SETTINGS.contains(&key.as_str()));
+    each.flat_map(|(key, value)| words(if key == "rules_str" { "" } else { key }, value)).collect()
+}
+
+fn words(key: &str, value: &Variant<'_>) -> Vec<String> {
+    let word = |text: &str| if key.is_empty() { text.to_owned() } else { format!("{key} {text}") };
+    match value {
+        Variant::Bool(true) => vec![key.to_owned()],
+        // `{chain}_{zone}` is what the target `default` is called inside.
+        Variant::Str(text) if ["", "default", "{chain}_{zone}"].contains(&text.as_str()) => Vec::new(),
+        Variant::Str(text) => vec![word(text)],
+        Variant::I32(number) if *number != 0 => vec![word(&number.to_string())],
+        Variant::Variant(inner) => words(key, inner),
+        Variant::Array(all) => all.inner().iter().flat_map(|one| words(key, one)).collect(),
+        Variant::Structure(fields) => {
+            let fields = fields.fields().iter().flat_map(|field| words("", field));
+            vec![word(&fields.collect::<Vec<_>>().join("/"))]
+        }
+        _ => Vec::new(),
     }
 }
 

@@ -2,17 +2,19 @@
 //! denies and before what drops the rest.
 //!
 //! Other chains (Docker's, Tailscale's, libvirt's, fail2ban's) are never changed: all that is written is one chain and one
-//! jump to it, with `--noflush`.
+//! jump to it, with `--noflush`; and the same in the file that the distribution loads at boot (`iptables_kept`).
 
 use palisade_core::firewall::OpenPort;
+use palisade_core::stack::PortProto;
 use std::collections::BTreeSet;
-use std::fmt::Write;
+use std::fmt::{self, Write};
 
 use super::doors::{Doors, DoorsError};
+use super::iptables_kept;
 use crate::nft;
 
 /// Our chain.
-const CHAIN: &str = "PALISADE";
+pub(super) const CHAIN: &str = "PALISADE";
 
 /// The programs that have the rules of one family.
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +65,7 @@ fn candidates() -> Vec<Family> {
 }
 
 /// Whether rules of iptables decide what comes in.
-pub(super) fn runs() -> bool {
+pub(crate) fn runs() -> bool {
     candidates().into_iter().any(|family| family.input().is_ok_and(|input| decides(&input)))
 }
 
@@ -72,11 +74,11 @@ fn decides(input: &[String]) -> bool {
     input.iter().any(|line| line == "-P INPUT DROP") || input.iter().any(|line| drops_all(line))
 }
 
-fn drops_all(line: &str) -> bool {
+pub(super) fn drops_all(line: &str) -> bool {
     line == "-A INPUT -j DROP" || line == "-A INPUT -j REJECT" || line.starts_with("-A INPUT -j REJECT --reject-with ")
 }
 
-fn is_our_jump(line: &str) -> bool {
+pub(super) fn is_our_jump(line: &str) -> bool {
     line == format!("-A INPUT -j {CHAIN}")
 }
 
@@ -131,7 +133,61 @@ impl Family {
             _ => "ip6tables-legacy-restore",
         };
         nft::run(restore, &["-w", "10", "--noflush"], &text)?;
-        Ok(())
+        iptables_kept::keep(self.ipv6, rules).map_err(DoorsError::Kept)
+    }
+    /// A rule of somebody else that does nothing but let everybody in to this port, and those that follow it.
+    fn plain_rule(self, port: PortProto) -> Result<Option<PlainRule>, DoorsError> {
+        let PortProto { port, proto } = port;
+        let each = ["", "-m state --state NEW ", "-m conntrack --ctstate NEW "];
+        let [a, b, c] = each.map(|new| format!("-A INPUT -p {proto} {new}-m {proto} --dport {port} -j ACCEPT"));
+        let [d, e] = [1, 2].map(|at| format!("-A INPUT -p {proto} -m {proto} --dport {port} {}-j ACCEPT", each[at]));
+        let input = self.input()?;
+        let mut rules = input.into_iter().filter(|line| line.starts_with("-A "));
+        let found = rules.find(|line| [&a, &b, &c, &d, &e].contains(&line));
+        Ok(found.map(|rule| PlainRule { family: self, rule, following: rules.collect() }))
+    }
+}
+
+/// A rule of somebody else that lets everybody in to one port.
+#[derive(Clone, Debug)]
+pub(super) struct PlainRule {
+    family: Family,
+    rule: String,
+    following: Vec<String>,
+}
+
+/// The rules that let everybody in to this port and do nothing else.
+pub(super) fn plain_rules(port: PortProto) -> Result<Vec<PlainRule>, DoorsError> {
+    let mut found = Vec::new();
+    for family in candidates() {
+        found.extend(family.plain_rule(port)?);
+    }
+    Ok(found)
+}
+
+impl fmt::Display for PlainRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.family.program, self.rule)
+    }
+}
+
+impl PlainRule {
+    fn words(&self) -> Vec<&str> {
+        self.rule.split_whitespace().skip(2).collect()
+    }
+    /// Takes it away, also from the file that is loaded at boot.
+    pub(super) fn remove(&self) -> Result<(), DoorsError> {
+        self.family.run(&[&["-D", "INPUT"][..], &self.words()].concat(), "")?;
+        iptables_kept::forget(self.family.ipv6, &self.rule).map_err(DoorsError::Kept)
+    }
+    /// Puts it where it was.
+    pub(super) fn put_back(&self) -> Result<(), DoorsError> {
+        // Others may have gone or come meanwhile: before the first of those that followed it.
+        let now: Vec<String> = self.family.input()?.into_iter().filter(|line| line.starts_with("-A ")).collect();
+        let at = self.following.iter().find_map(|line| now.iter().rposition(|other| other == line));
+        let number = (at.unwrap_or(now.len()) + 1).to_string();
+        self.family.run(&[&["-I", "INPUT", &number][..], &self.words()].concat(), "")?;
+        iptables_kept::remember(self.family.ipv6, &self.rule).map_err(DoorsError::Kept)
     }
 }
 

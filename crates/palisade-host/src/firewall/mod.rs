@@ -7,14 +7,16 @@
 //! lets in. Each stack owns its sets in it; they are also the only place where it is written what a stack opened.
 
 pub mod boot;
+pub mod close;
 mod doors;
 pub mod export;
-mod firewalld;
-mod iptables;
+pub(crate) mod firewalld;
+pub(crate) mod iptables;
+mod iptables_kept;
 pub mod pending;
 mod read;
 mod render;
-mod ufw;
+pub(crate) mod ufw;
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};

@@ -30,13 +30,18 @@ struct Rule {
 }
 
 /// Whether ufw is enabled, and its chains are in the calling thread's network namespace.
-pub(super) fn runs() -> bool {
-    let enabled = std::fs::read_to_string(Path::new(FOLDER).join("ufw.conf"))
-        .is_ok_and(|text| text.lines().any(|line| line.trim().eq_ignore_ascii_case("ENABLED=yes")));
-    enabled && has_chains()
+pub(crate) fn runs() -> bool {
+    is_enabled() && has_chains()
 }
 
-fn has_chains() -> bool {
+/// Its user has switched it on: it is loaded at boot. Its package comes switched off.
+pub(crate) fn is_enabled() -> bool {
+    std::fs::read_to_string(Path::new(FOLDER).join("ufw.conf"))
+        .is_ok_and(|text| text.lines().any(|line| line.trim().eq_ignore_ascii_case("ENABLED=yes")))
+}
+
+/// Its chains are there.
+pub(crate) fn has_chains() -> bool {
     let is_its = |object: &serde_json::Value| object["chain"]["name"] == "ufw-user-input";
     let by_nft = nft::json(&["list", "chains"]).is_ok_and(|objects| objects.iter().any(is_its));
     let old = || {

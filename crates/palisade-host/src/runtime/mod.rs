@@ -17,10 +17,10 @@ mod seccomp;
 pub(crate) mod sys;
 mod user;
 
-use std::fs::{self, File, Permissions};
-use std::io::{self, BufRead, BufReader, Seek, Write};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Seek};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -35,6 +35,7 @@ use palisade_core::names::InstanceId;
 use crate::cgroup::{self, Cgroup};
 use crate::engine::{self, EngineError};
 use crate::layout::Layout;
+use crate::whole_file;
 
 pub use attach::{Attach, attach, attach_main};
 pub use capability::{DEFAULT as DEFAULT_CAPABILITIES, GRANTABLE as GRANTABLE_CAPABILITIES};
@@ -355,13 +356,8 @@ pub(crate) fn make_private_directory(path: &Path) -> Result<(), Error> {
 
 /// Replaces a file of mode 0600 in one step.
 pub(crate) fn write_private(path: &Path, value: &impl Serialize) -> Result<(), Error> {
-    let new = path.with_extension("new");
     let written =
-        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new).and_then(|mut file| {
-            file.set_permissions(Permissions::from_mode(0o600))?;
-            file.write_all(&serde_json::to_vec(value)?)?;
-            fs::rename(&new, path)
-        });
+        serde_json::to_vec(value).map_err(io::Error::from).and_then(|bytes| whole_file::replace(path, &bytes, 0o600));
     written.map_err(|source| Error::State { operation: "write", path: path.to_owned(), source })
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 
-use palisade_core::audit::facts::{ContainerFacts, EngineFacts, EngineOption};
+use palisade_core::audit::facts::{About, ContainerFacts, EngineFacts, EngineOption, Unknown};
 use palisade_core::stack::Proto;
 use serde_json::Value;
 
@@ -15,7 +15,7 @@ const DAEMON_FILE: &str = "/etc/docker/daemon.json";
 /// The engine, if one answers, and the names of its containers by their ids.
 pub(super) fn read(
     docker_host: Option<&str>,
-    unknown: &mut Vec<String>,
+    unknown: &mut Vec<Unknown>,
 ) -> (Option<EngineFacts>, HashMap<String, String>) {
     let Ok(socket) = engine::socket(docker_host) else { return (None, HashMap::new()) };
     let asked = Engine::connect(&socket).and_then(|engine| Ok((engine.version()?, engine.running()?)));
@@ -23,7 +23,8 @@ pub(super) fn read(
         Ok(answer) => answer,
         Err(EngineError::Away { .. }) if !socket.exists() => return (None, HashMap::new()),
         Err(error) => {
-            unknown.push(format!("the container engine: {}", crate::agent::chain(&error)));
+            let why = format!("the container engine: {}", crate::agent::chain(&error));
+            unknown.push(Unknown { about: About::Engine, why });
             (String::new(), Vec::new())
         }
     };
@@ -35,14 +36,17 @@ pub(super) fn read(
 }
 
 /// Options of the daemon: those of its file, and those of its command line.
-fn options(unknown: &mut Vec<String>) -> Vec<EngineOption> {
+fn options(unknown: &mut Vec<Unknown>) -> Vec<EngineOption> {
     let mut found = Vec::new();
     if let Ok(text) = fs::read_to_string(DAEMON_FILE) {
         match serde_json::from_str::<serde_json::Map<String, Value>>(&text) {
             Ok(map) => {
                 found.extend(map.into_iter().map(|(key, value)| EngineOption { key, value, from: DAEMON_FILE.into() }))
             }
-            Err(error) => unknown.push(format!("{DAEMON_FILE} can't be read: {error}")),
+            Err(error) => {
+                let why = format!("{DAEMON_FILE} can't be read: {error}");
+                unknown.push(Unknown { about: About::Engine, why });
+            }
         }
     }
     for argument in command_line("dockerd") {

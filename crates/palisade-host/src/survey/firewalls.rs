@@ -1,74 +1,85 @@
-//! Which programs keep a firewall here, whether they are at work, and whether their files say what is in force.
+//! Which programs keep a firewall here, whether they are at work in this network namespace, and whether their files say
+//! what is in force.
+//!
+//! Asked as `up` asks them (`crate::firewall`): by the kernel's rules and over D-Bus, not by their command line tools.
 
-use std::fs;
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use palisade_core::audit::facts::FirewallService;
+use palisade_core::audit::facts::{About, EngineFacts, FirewallService, Unknown};
+use palisade_core::firewall::OpenPort;
+use palisade_core::stack::PortProto;
 
+use crate::firewall::firewalld::Firewalld;
+use crate::firewall::{self, DoorsError, Firewall, Ufw, iptables, ufw};
 use crate::nft;
 
-pub(super) fn read() -> Vec<FirewallService> {
-    [firewalld(), ufw()].into_iter().flatten().collect()
-}
-
-fn firewalld() -> Option<FirewallService> {
-    let state = match nft::run("firewall-cmd", &["--state"], "") {
-        Err(nft::ToolError::Missing { .. }) => return None,
-        other => other,
-    };
-    let active = state.is_ok_and(|text| text.trim() == "running");
-    let differences = if active { zones_that_differ() } else { Vec::new() };
-    Some(FirewallService { name: "firewalld".into(), active, at_boot: enabled("firewalld"), differences })
-}
-
-/// Zones whose permanent settings aren't those in force.
-fn zones_that_differ() -> Vec<String> {
-    let list =
-        |arguments: &[&str]| nft::run("firewall-cmd", arguments, "").map(|text| zones(&text)).unwrap_or_default();
-    let (now, permanent) = (list(&["--list-all-zones"]), list(&["--permanent", "--list-all-zones"]));
-    let mut differences = Vec::new();
-    for (zone, line) in now.iter().filter(|entry| !permanent.contains(entry)) {
-        differences.push(format!("in force and not in the files, zone {zone}: {line}"));
+pub(super) fn read(own_table: &str, engine: Option<&EngineFacts>, unknown: &mut Vec<Unknown>) -> Vec<FirewallService> {
+    let mut found: Vec<FirewallService> = [firewalld(unknown), ufw(engine)].into_iter().flatten().collect();
+    if found.iter().any(|service| service.active) {
+        return found;
     }
-    for (zone, line) in permanent.iter().filter(|entry| !now.contains(entry)) {
-        differences.push(format!("in the files and not in force, zone {zone}: {line}"));
-    }
-    differences
-}
-
-/// The settings of each zone; which interfaces are in it at the moment isn't one.
-fn zones(text: &str) -> Vec<(String, String)> {
-    let mut zone = String::new();
-    let mut found = Vec::new();
-    for line in text.lines().filter(|line| !line.trim().is_empty()) {
-        if !line.starts_with(char::is_whitespace) {
-            zone = line.split_whitespace().next().unwrap_or_default().to_owned();
-            continue;
-        }
-        let setting = line.trim();
-        // With a colon and nothing behind it there is nothing in it, and lists come in no order.
-        if let Some((key, value)) = setting.split_once(':') {
-            let mut words: Vec<&str> = value.split_whitespace().collect();
-            words.sort_unstable();
-            if !words.is_empty() && key != "interfaces" {
-                found.push((zone.clone(), format!("{key}: {}", words.join(" "))));
-            }
-        } else {
-            found.push((zone.clone(), setting.to_owned()));
-        }
+    let by_hand = |name: &str| FirewallService { name: name.into(), active: true, ..FirewallService::default() };
+    if iptables::runs() {
+        found.push(by_hand("iptables"));
+    } else if let Ok(chains) = firewall::foreign_chains(&Firewall::new(own_table))
+        && chains.iter().any(|chain| chain.hook == "input" && chain.drops_by_default)
+    {
+        found.push(by_hand("nftables"));
     }
     found
 }
 
-fn ufw() -> Option<FirewallService> {
-    let active = match nft::run("ufw", &["status"], "") {
-        Err(nft::ToolError::Missing { .. }) => return None,
-        Ok(text) => text.lines().any(|line| line.trim() == "Status: active"),
-        Err(_) => false,
-    };
-    let conf = fs::read_to_string("/etc/ufw/ufw.conf").unwrap_or_default();
-    let at_boot = conf.lines().find_map(|line| line.trim().strip_prefix("ENABLED=")).map(|value| value.trim() == "yes");
-    Some(FirewallService { name: "ufw".into(), active, at_boot, differences: Vec::new() })
+fn firewalld(unknown: &mut Vec<Unknown>) -> Option<FirewallService> {
+    let installed = is_installed("firewalld");
+    let mut service = FirewallService { name: "firewalld".into(), ..FirewallService::default() };
+    let mut not_known = |why: String| unknown.push(Unknown { about: About::Firewalls, why });
+    match Firewalld::connect() {
+        Ok(firewalld) => {
+            service.active = true;
+            match firewalld.differences() {
+                Ok(differences) => service.differences = differences,
+                Err(error) => not_known(format!("whether firewalld's files say what is in force: {}", chain(&error))),
+            }
+        }
+        Err(DoorsError::OtherNamespace) => {
+            not_known("the firewalld that runs looks after another network namespace".to_owned());
+            return None;
+        }
+        Err(DoorsError::Away(_) | DoorsError::NotRunning) if installed => {}
+        Err(DoorsError::Away(_) | DoorsError::NotRunning) => return None,
+        Err(error) => {
+            not_known(format!("firewalld: {}", chain(&error)));
+            return None;
+        }
+    }
+    service.at_boot = enabled("firewalld");
+    Some(service)
+}
+
+/// Its package comes switched off: then nobody meant it to protect this host.
+fn ufw(engine: Option<&EngineFacts>) -> Option<FirewallService> {
+    if !is_installed("ufw") {
+        return None;
+    }
+    let active = ufw::has_chains();
+    let mut lets_in = BTreeSet::new();
+    if active {
+        let settings = Ufw::read();
+        let published = engine.iter().flat_map(|engine| &engine.containers).flat_map(|container| &container.published);
+        for (proto, at) in published {
+            if settings.lets_in(&OpenPort { proto: *proto, port: at.port(), host_ip: None }) {
+                lets_in.insert(PortProto { port: at.port(), proto: *proto });
+            }
+        }
+    }
+    let (name, at_boot) = ("ufw".to_owned(), Some(ufw::is_enabled()));
+    Some(FirewallService { name, active, at_boot, lets_in, ..FirewallService::default() })
+}
+
+/// Whether the program is where those for root are.
+fn is_installed(program: &str) -> bool {
+    ["/usr/sbin", "/sbin", "/usr/bin", "/usr/local/sbin"].iter().any(|folder| Path::new(folder).join(program).exists())
 }
 
 /// Whether systemd starts it at boot, where there is systemd.
@@ -83,18 +94,6 @@ fn enabled(unit: &str) -> Option<bool> {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn zones_are_compared_by_their_settings() {
-        let now = "public (active)\n  target: default\n  interfaces: eth0\n  services: ssh dhcpv6-client\n  ports: \n\trule family=\"ipv4\" drop\n\ntrusted\n  target: ACCEPT\n";
-        let files = "public\n  target: default\n  interfaces: \n  services: dhcpv6-client ssh\n  ports: 5432/tcp\n\ntrusted\n  target: ACCEPT\n";
-        let (now, files) = (zones(now), zones(files));
-        let only: Vec<_> = files.iter().filter(|entry| !now.contains(entry)).collect();
-        assert_eq!(only, [&("public".to_owned(), "ports: 5432/tcp".to_owned())]);
-        let gone: Vec<_> = now.iter().filter(|entry| !files.contains(entry)).collect();
-        assert_eq!(gone, [&("public".to_owned(), "rule family=\"ipv4\" drop".to_owned())]);
-    }
+fn chain(error: &dyn std::error::Error) -> String {
+    crate::agent::chain(error)
 }

@@ -7,12 +7,14 @@ mod firewalls;
 mod owners;
 mod postgres;
 mod settings;
+mod tls;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use palisade_core::audit::facts::{
-    AbstractSocket, Doors, Facts, FirewallService, Listener, Owner, RawSocket, World, WorldKind,
+    About, AbstractSocket, Doors, Facts, FirewallService, Listener, Owner, RawSocket, Unknown, World, WorldKind,
 };
 use palisade_core::prove::{Door, Family};
 use palisade_core::stack::{PortProto, Proto};
@@ -39,6 +41,8 @@ pub struct Request<'a> {
     pub led: Vec<Listener>,
     /// Where strangers come in; others are networks of the host's own.
     pub external: &'a [String],
+    /// Names that servers have to have a certificate for, and the ports where they are asked for; `None`: servers aren't asked.
+    pub names: Option<&'a [(String, u16)]>,
     /// More who might ask: networks, `198.51.100.0/24`.
     pub given: &'a [String],
 }
@@ -81,6 +85,8 @@ pub fn survey(request: Request<'_>) -> Result<Facts, SurveyError> {
         nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default();
     let loopback = interfaces.iter().filter(|interface| interface.loopback).flat_map(|interface| &interface.addresses);
     facts.loopback_addresses = loopback.map(|(ip, _)| *ip).collect();
+    // Servers are asked while the firewall's copy is made and tried.
+    let servers = request.names.map(|names| tls::Asked::start(&facts.listeners, &interfaces, names));
     let listening: PortSet = facts.listeners.iter().map(|listener| listener.local.port()).collect();
     for (world, kind) in worlds(&interfaces, request.external, request.given, &mut facts.unknown)? {
         let targets = targets(&interfaces, &world.interface, &mut facts.unknown);
@@ -88,18 +94,29 @@ pub fn survey(request: Request<'_>) -> Result<Facts, SurveyError> {
         let asked = |source| SurveyError::Twin { interface: spec.world.interface.clone(), source };
         let twin = Twin::copy(&spec).map_err(asked)?;
         let report = twin.probe_by_classes(&listening).map_err(asked)?;
-        facts.unknown.extend(report.unknown.iter().map(|unknown| format!("{}: {}", unknown.why, unknown.rule)));
-        facts.unknown.extend(report.without_limit.iter().map(|rule| format!("taken without its rate limit: {rule}")));
+        let reach = |why| Unknown { about: About::Reach, why };
+        facts.unknown.extend(report.unknown.iter().map(|unknown| reach(format!("{}: {}", unknown.why, unknown.rule))));
+        let limits = report.without_limit.iter();
+        facts.unknown.extend(limits.map(|rule| reach(format!("taken without its rate limit: {rule}"))));
         let rules = rules(&twin, &report, &listening).map_err(asked)?;
         facts.worlds.push(seen(kind, report, rules));
     }
     facts.settings = settings::kernel(&interfaces);
-    facts.sshd = settings::sshd(&mut facts.unknown);
+    facts.sshd = settings::sshd(&facts.listeners, &mut facts.unknown);
     facts.reboot = settings::reboot();
-    facts.firewalls = firewalls::read();
+    facts.firewalls = firewalls::read(request.own_table, facts.engine.as_ref(), &mut facts.unknown);
     if request.own_firewall {
-        let own = FirewallService { name: "palisade".into(), active: true, at_boot: None, differences: Vec::new() };
+        let own = FirewallService { name: "palisade".into(), active: true, ..FirewallService::default() };
         facts.firewalls.push(own);
+    }
+    facts.seen_at_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    match servers {
+        None => {}
+        Some(Ok(servers)) => servers.end(&mut facts),
+        Some(Err(error)) => {
+            let why = format!("certificates that are served: {error}");
+            facts.unknown.push(Unknown { about: About::Tls, why });
+        }
     }
     facts.postgres = postgres::read(&facts.listeners, &mut owners, &mut facts.unknown);
     facts.unknown.sort();
@@ -155,7 +172,7 @@ fn read_sockets(
                 facts.raw.push(RawSocket { what: format!("AF_PACKET on {on}"), owner });
             }
         }
-        Err(error) => facts.unknown.push(format!("packet sockets: {}", error.source)),
+        Err(error) => facts.unknown.push(sockets_unknown(format!("packet sockets: {}", error.source))),
     }
     match sockets::abstract_listeners() {
         Ok(all) => {
@@ -164,9 +181,13 @@ fn read_sockets(
                 facts.abstract_sockets.push(AbstractSocket { name: socket.name, owner });
             }
         }
-        Err(error) => facts.unknown.push(format!("abstract unix sockets: {}", error.source)),
+        Err(error) => facts.unknown.push(sockets_unknown(format!("abstract unix sockets: {}", error.source))),
     }
     Ok(())
+}
+
+fn sockets_unknown(why: String) -> Unknown {
+    Unknown { about: About::Sockets, why }
 }
 
 /// What the engine's own proxy listens on belongs to the container behind it.
@@ -188,7 +209,7 @@ fn worlds(
     interfaces: &[InterfaceAddresses],
     external: &[String],
     given: &[String],
-    unknown: &mut Vec<String>,
+    unknown: &mut Vec<Unknown>,
 ) -> Result<Vec<(twin::World, WorldKind)>, SurveyError> {
     let mut worlds = Vec::new();
     for interface in interfaces.iter().filter(|it| it.up && !it.loopback && !it.addresses.is_empty()) {
@@ -196,11 +217,15 @@ fn worlds(
         if external.contains(name) {
             worlds.push((twin::World::internet(name), WorldKind::Internet));
         } else if is_engines(name) {
-            unknown.push(format!("what containers behind {name} reach on this host was not asked"));
+            let why = format!("what containers behind {name} reach on this host was not asked");
+            unknown.push(Unknown { about: About::Reach, why });
         } else {
             match twin::World::network_of(name) {
                 Ok(world) => worlds.push((world, WorldKind::Network)),
-                Err(error) => unknown.push(format!("who is behind {name}: {error}")),
+                Err(error) => {
+                    let why = format!("who is behind {name}: {error}");
+                    unknown.push(Unknown { about: About::Reach, why });
+                }
             }
         }
     }
@@ -216,13 +241,14 @@ fn is_engines(name: &str) -> bool {
 }
 
 /// Addresses that packets by this interface may be for.
-fn targets(interfaces: &[InterfaceAddresses], name: &str, unknown: &mut Vec<String>) -> Vec<IpAddr> {
+fn targets(interfaces: &[InterfaceAddresses], name: &str, unknown: &mut Vec<Unknown>) -> Vec<IpAddr> {
     let of = interfaces.iter().filter(|interface| interface.name == name).flat_map(|interface| &interface.addresses);
     let asked = |ip: &IpAddr| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
     let mut all: Vec<IpAddr> = of.map(|(ip, _)| *ip).filter(asked).collect();
     if all.len() > TARGETS_MAX {
         let rest: Vec<_> = all.split_off(TARGETS_MAX).iter().map(ToString::to_string).collect();
-        unknown.push(format!("what gets through by {name} to its addresses {} was not asked", rest.join(", ")));
+        let why = format!("what gets through by {name} to its addresses {} was not asked", rest.join(", "));
+        unknown.push(Unknown { about: About::Reach, why });
     }
     all
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use palisade_core::audit::facts::{Listener, PostgresFacts};
+use palisade_core::audit::facts::{About, Listener, PostgresFacts, Unknown};
 use palisade_core::audit::is_weak_password;
 
 use super::owners::Owners;
@@ -14,7 +14,7 @@ use super::owners::Owners;
 /// A file of settings that is larger isn't one.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-pub(super) fn read(listeners: &[Listener], owners: &mut Owners<'_>, unknown: &mut Vec<String>) -> Vec<PostgresFacts> {
+pub(super) fn read(listeners: &[Listener], owners: &mut Owners<'_>, unknown: &mut Vec<Unknown>) -> Vec<PostgresFacts> {
     let servers: BTreeSet<i32> = listeners
         .iter()
         .filter(|listener| matches!(listener.owner.program(), "postgres" | "postmaster"))
@@ -27,7 +27,10 @@ pub(super) fn read(listeners: &[Listener], owners: &mut Owners<'_>, unknown: &mu
             listener.map(|listener| listener.owner.clone()).unwrap_or_else(|| owners.of_process(pid, "postgres"));
         match server(pid) {
             Some(facts) => found.push(PostgresFacts { owner, ..facts }),
-            None => unknown.push(format!("the settings of {owner}: its folder can't be seen")),
+            None => {
+                let why = format!("the settings of {owner}: its folder can't be seen");
+                unknown.push(Unknown { about: About::Postgres, why });
+            }
         }
     }
     found

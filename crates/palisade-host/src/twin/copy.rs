@@ -154,6 +154,12 @@ impl Original {
         if original.external.xdp {
             note(format!("the XDP program on {}", world.interface));
         }
+        if original.external.vrf {
+            note(format!("the VRF that {} belongs to, and its routes", world.interface));
+        }
+        if link::has_ingress_filters(original.external.index) {
+            note(format!("filters of traffic control on {} (`tc filter show dev {0} ingress`)", world.interface));
+        }
         if original.routes.truncated {
             note("some of very many routes".into());
         }

@@ -488,3 +488,35 @@ fn a_tool_that_hangs_is_killed_with_what_it_started() {
     });
     assert_eq!(left.count(), 0);
 }
+
+#[test]
+fn filters_of_traffic_control_are_said_to_be_unknown() {
+    let test = "filters_of_traffic_control_are_said_to_be_unknown";
+    let Some(scratch) = scratch(test) else { return };
+    if let Some(program) = missing(&["tc"]) {
+        return println!("SKIPPED: {test}: there is no {program}");
+    }
+    let not_copied = || {
+        let report = run(&scratch.host);
+        let all = report.unknown.into_iter().filter(|unknown| unknown.why == Why::NotCopied);
+        all.map(|unknown| unknown.rule).collect::<Vec<_>>()
+    };
+    let tc = |arguments: &str| {
+        let ran = || std::process::Command::new("tc").args(arguments.split_whitespace()).output().unwrap();
+        scratch.host.run(ran).unwrap()
+    };
+    if !tc("qdisc add dev eth0 clsact").status.success() {
+        return println!("SKIPPED: {test}: this kernel has no traffic control");
+    }
+    assert_eq!(not_copied(), [""; 0]);
+    // One instruction: what comes in isn't let through.
+    let added = tc("filter add dev eth0 ingress bpf da bytecode 1,6 0 0 0");
+    if !added.status.success() {
+        return println!("SKIPPED: {test}: {}", String::from_utf8_lossy(&added.stderr));
+    }
+    assert_eq!(not_copied(), ["filters of traffic control on eth0 (`tc filter show dev eth0 ingress`)"]);
+    assert!(tc("filter del dev eth0 ingress").status.success());
+    // What leaves is no firewall for what comes in.
+    assert!(tc("filter add dev eth0 egress bpf da bytecode 1,6 0 0 0").status.success());
+    assert_eq!(not_copied(), [""; 0]);
+}

@@ -41,7 +41,7 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 
 use crate::cli::{Cli, Verb};
-use crate::exit::{Answer, Failure};
+use crate::exit::{Answer, Failure, NOTHING_LEFT};
 use crate::host::HostError;
 use crate::state::{Lock, LockError};
 
@@ -260,7 +260,14 @@ pub(crate) fn failed(project: &ProjectName, verb: &str, failure: apply::Failure<
         })
         .collect();
     match failure.reason {
-        apply::Reason::Interrupted => Failure::Interrupted { left },
+        apply::Reason::Interrupted => {
+            let undone = match verb {
+                "down" | "stop" => "what was stopped runs again, and nothing was taken away",
+                "start" | "restart" => "everything is as it was before",
+                _ => NOTHING_LEFT,
+            };
+            Failure::Interrupted { left, undone }
+        }
         apply::Reason::Step { action, error } => {
             let hint = error.hint();
             if let (Some(lacking), true) = (error.lacking(), left.is_empty()) {

@@ -169,7 +169,7 @@ fn look_at_host(args: &StackArgs, stack: &Stack) -> Result<Host, Failure> {
     if observe::observe(&layout).instances.is_empty() {
         return Ok(Host::NotCompared(format!("{} isn't up on this host", stack.project)));
     }
-    let (facts, declared) = looked_at(&layout, Some(stack), &[])?;
+    let (facts, declared) = looked_at(&layout, Some(stack), &[], None)?;
     let audit = audit(&facts, declared.as_ref());
     Ok(Host::Compared(host::unnamed(stack, &facts, &audit, &ephemeral_ports())))
 }

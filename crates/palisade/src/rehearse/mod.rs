@@ -22,7 +22,7 @@ use serde::Serialize;
 use crate::cli::{Format, StackArgs};
 use crate::commands::prove::{doors_text, findings_text, peers_text, stranger_text, verdict};
 use crate::commands::{self, down, up};
-use crate::exit::{Answer, Failure};
+use crate::exit::{Answer, Failure, NOTHING_LEFT};
 use crate::proof::{self, Doors, Peers, Stranger};
 use crate::{load, observe, signals};
 use attacks::Attacks;
@@ -83,7 +83,7 @@ pub(crate) fn run(args: &StackArgs, format: Format) -> Result<Answer, Failure> {
 }
 
 fn uninterrupted() -> Result<(), Failure> {
-    if signals::interrupted() { Err(Failure::Interrupted { left: Vec::new() }) } else { Ok(()) }
+    if signals::interrupted() { Err(Failure::Interrupted { left: Vec::new(), undone: NOTHING_LEFT }) } else { Ok(()) }
 }
 
 fn play(scene: &Scene, stack: &Stack) -> Result<Report, Failure> {

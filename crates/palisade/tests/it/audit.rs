@@ -18,7 +18,7 @@ fn nft(rules: &str) {
     assert!(child.wait().unwrap().success(), "{rules}");
 }
 
-fn audit(host: &Host, more: &[&str]) -> Value {
+pub(crate) fn audit(host: &Host, more: &[&str]) -> Value {
     let ran = host.palisade(&[&["audit", "--host-only", "--format", "json"], more].concat());
     assert!(matches!(ran.code, Some(0 | 1)), "{ran:?}");
     serde_json::from_str(&ran.out).unwrap_or_else(|error| panic!("{error}: {ran:?}"))
@@ -273,7 +273,7 @@ fn what_can_be_mended_is_shown_asked_done_and_taken_back() {
 }
 
 /// The newest PostgreSQL of the distribution.
-fn postgres_programs() -> Option<std::path::PathBuf> {
+pub(crate) fn postgres_programs() -> Option<std::path::PathBuf> {
     let all = std::fs::read_dir("/usr/lib/postgresql").ok()?.flatten().map(|entry| entry.path().join("bin"));
     all.filter(|bin| bin.join("initdb").exists()).max()
 }

@@ -63,12 +63,12 @@ exec dockerd --data-root "$1/data" --exec-root "$1/exec" --pidfile "$1/docker.pi
 "#;
 
 /// A scratch host with IPv6, and what runs on it beside the stack.
-struct Place {
-    host: Host,
-    daemons: Vec<Child>,
+pub(crate) struct Place {
+    pub(crate) host: Host,
+    pub(crate) daemons: Vec<Child>,
     environment: Vec<(String, String)>,
     /// Everything runs in the mount namespace of this process.
-    inside: Option<u32>,
+    pub(crate) inside: Option<u32>,
 }
 
 impl Drop for Place {
@@ -81,7 +81,7 @@ impl Drop for Place {
 }
 
 impl Place {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let host = Host::new();
         host.write(FILE);
         link::add_address("eth0", HOST6, 64).unwrap();
@@ -89,14 +89,14 @@ impl Place {
         Self { host, daemons: Vec::new(), environment: Vec::new(), inside: None }
     }
 
-    fn start(&mut self, command: &mut Command) -> u32 {
+    pub(crate) fn start(&mut self, command: &mut Command) -> u32 {
         command.envs(self.environment.iter().cloned()).process_group(0);
         let daemon = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         self.daemons.push(daemon);
         self.daemons.last().unwrap().id()
     }
 
-    fn wrapped(&self, mut command: Command) -> Command {
+    pub(crate) fn wrapped(&self, mut command: Command) -> Command {
         command.envs(self.environment.iter().cloned());
         let Some(pid) = self.inside else { return command };
         let mut nsenter = Command::new("nsenter");
@@ -108,14 +108,14 @@ impl Place {
         nsenter
     }
 
-    fn palisade(&self, arguments: &[&str]) -> Ran {
+    pub(crate) fn palisade(&self, arguments: &[&str]) -> Ran {
         let mut command = self.wrapped(self.host.command(arguments));
         command.env_remove("SSH_CONNECTION");
         Running::start(command).end(PATIENCE)
     }
 
     /// What a tool prints; it has to work.
-    fn tool(&self, words: &[&str]) -> String {
+    pub(crate) fn tool(&self, words: &[&str]) -> String {
         let mut command = Command::new("timeout");
         command.args(["60"]).args(words);
         let output = self.wrapped(command).stdin(Stdio::null()).output().unwrap();
@@ -190,7 +190,7 @@ impl Place {
     }
 }
 
-fn lacks(test: &str, programs: &[&str]) -> bool {
+pub(crate) fn lacks(test: &str, programs: &[&str]) -> bool {
     let folders = ["/usr/bin", "/usr/sbin", "/bin", "/sbin"];
     let missing =
         programs.iter().find(|program| !folders.iter().any(|folder| Path::new(folder).join(program).exists()));
@@ -201,7 +201,7 @@ fn lacks(test: &str, programs: &[&str]) -> bool {
 }
 
 /// A system bus and a firewalld of this network namespace, with settings of their own.
-fn with_firewalld() -> Place {
+pub(crate) fn with_firewalld() -> Place {
     let mut place = Place::new();
     let folder = place.host.folder.clone();
     let bus = folder.join("bus");
@@ -311,7 +311,7 @@ fn a_firewall_that_does_not_run_is_an_error_and_nothing_is_left() {
 }
 
 /// Copies of ufw's settings, in a mount namespace that everything runs in.
-fn with_ufw() -> Place {
+pub(crate) fn with_ufw() -> Place {
     let mut place = Place::new();
     let folder: PathBuf = place.host.folder.clone();
     place.tool(&["cp", "-a", "/etc/ufw", &folder.join("ufw").to_string_lossy()]);

@@ -115,7 +115,11 @@ fn what_depends_on_nothing_of_each_other_is_stopped_together() {
     patiently("the end of the database", || note.exists().then_some(()));
     down.signal(Signal::SIGINT);
     let interrupted = down.end(PATIENCE).expect(130);
-    assert!(interrupted.err.ends_with("interrupted; nothing was left behind\n"), "{}", interrupted.err);
+    assert!(
+        interrupted.err.ends_with("interrupted; what was stopped runs again, and nothing was taken away\n"),
+        "{}",
+        interrupted.err
+    );
     assert_eq!(steps(&interrupted.err)[0], "stop one.1, two.1");
     let met = std::fs::read_to_string(&note).unwrap();
     let met: Vec<_> = met.lines().filter(|name| name.ends_with("ended")).collect();

@@ -3,7 +3,11 @@
 mod agent;
 mod attacks;
 mod audit;
+mod audit_firewalls;
+mod audit_fix;
+mod audit_served;
 mod bad_days;
+mod boots;
 mod check_nginx;
 mod compared;
 mod config;

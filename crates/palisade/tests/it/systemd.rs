@@ -28,6 +28,7 @@ for folder in /run /etc/systemd/system /var/lib/systemd /etc/docker; do
     mount -t tmpfs -o mode=755 tmpfs $folder
 done
 printf '[Unit]\nDefaultDependencies=no\n' >/etc/systemd/system/alone.target
+eval "$1"
 for systemd in /usr/lib/systemd/systemd /lib/systemd/systemd; do
     [ ! -x $systemd ] || exec env -i container=test PATH=/usr/sbin:/usr/bin:/sbin:/bin \
         $systemd --system --unit=alone.target --log-target=console --log-level=warning --show-status=no
@@ -48,13 +49,18 @@ pub(crate) struct Systemd {
 impl Systemd {
     /// Boots it in a cgroup of this name, with its log in the folder; or says why that can't be.
     pub(crate) fn boot(name: &str, folder: &Path) -> Result<Self, String> {
+        Self::boot_prepared(name, folder, ":")
+    }
+
+    /// The same, when a script has prepared its files.
+    pub(crate) fn boot_prepared(name: &str, folder: &Path, prepare: &str) -> Result<Self, String> {
         let log = fs::File::create(folder.join("systemd.log")).map_err(|error| error.to_string())?;
         let cgroup = cgroup(name);
         fs::create_dir_all(&cgroup).map_err(|error| format!("no cgroup can be made: {error}"))?;
         let mut command = Command::new("sh");
         let unshare = "echo 0 >\"$1/cgroup.procs\"; exec setpriv --pdeathsig KILL unshare --kill-child --fork \
-                       --pid --mount --propagation private --cgroup --uts --ipc sh -ec \"$2\"";
-        command.args(["-ec", unshare, "sh", &cgroup.to_string_lossy(), BOOT]).stdin(Stdio::null());
+                       --pid --mount --propagation private --cgroup --uts --ipc sh -ec \"$2\" sh \"$3\"";
+        command.args(["-ec", unshare, "sh", &cgroup.to_string_lossy(), BOOT, prepare]).stdin(Stdio::null());
         command.stdout(log.try_clone().map_err(|error| error.to_string())?).stderr(log);
         let parent = command.spawn().map_err(|error| error.to_string())?;
         let mut systemd = Self { parent, pid: 0, name: name.to_owned() };

@@ -1,5 +1,7 @@
-//! An audit as a to-do list: what holds is ticked, with what showed it; what doesn't says what to do.
+//! An audit as a to-do list: what holds is ticked, with what showed it; what doesn't, or
+//! couldn't be read, isn't, and says why and what to do.
 
+use palisade_core::audit::checked::{Checked, checked};
 use palisade_core::audit::rules::RULES;
 use palisade_core::finding::{Finding, Severity};
 
@@ -38,20 +40,34 @@ pub(super) fn lay_out(report: &Report) -> String {
         let open = report.audit.findings.iter().map(|finding| finding.id);
         open.chain(report.accepted.iter().map(|accepted| accepted.finding.id)).any(|found| found == id)
     };
-    let mut left = Vec::new();
-    for rule in RULES {
-        match (report.applies(rule), found(rule.id)) {
-            (true, false) => text += &format!("- [x] {} (`{}`)\n", sentence(rule.good), rule.id),
-            (false, _) => left.push(format!("`{}`", rule.id)),
-            (true, true) => {}
+    let (mut left, mut open) = (Vec::new(), String::new());
+    for rule in RULES.iter().filter(|rule| !found(rule.id)) {
+        match checked(rule, &report.facts, report.known()) {
+            Checked::Seen(seen) => {
+                text += &format!("- [x] {} (`{}`)\n", sentence(rule.good), rule.id);
+                seen.iter().for_each(|seen| text += &format!("  - seen: {}\n", plain(seen)));
+            }
+            Checked::NotRead(why) => {
+                let why: Vec<_> = why.iter().map(|why| plain(why)).collect();
+                open += &format!(
+                    "- [ ] {} (`{}`)\n  - could not be read: {}\n",
+                    sentence(rule.good),
+                    rule.id,
+                    why.join("; ")
+                );
+            }
+            Checked::Nothing => left.push(format!("`{}`", rule.id)),
         }
+    }
+    if !open.is_empty() {
+        text += &format!("\n## Not known to be so\n\n{open}");
     }
     if !left.is_empty() {
         text += &format!("\nNot looked for, as there is nothing of the kind: {}.\n", left.join(", "));
     }
     if !report.facts.unknown.is_empty() {
         text += "\n## Not known\n\n";
-        report.facts.unknown.iter().for_each(|unknown| text += &format!("- {}\n", plain(unknown)));
+        report.facts.unknown.iter().for_each(|unknown| text += &format!("- {}\n", plain(&unknown.why)));
     }
     text
 }

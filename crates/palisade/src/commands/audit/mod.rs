@@ -8,19 +8,20 @@ mod markdown;
 mod sarif;
 mod text;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use palisade_core::audit::accepted::{self, Acceptance, Accepted, Date};
+use palisade_core::audit::checked::Known;
 use palisade_core::audit::facts::{Facts, Listener, Owner};
-use palisade_core::audit::rules::{Needs, Rule};
-use palisade_core::audit::{Audit, Declared, at_least, audit};
+use palisade_core::audit::{Audit, Declared, at_least, audit, idle_ports};
 use palisade_core::finding::{Finding, Severity};
 use palisade_core::firewall::FirewallRules;
 use palisade_core::names::ProjectName;
 use palisade_core::policy::Mode;
 use palisade_core::prove::open_doors;
-use palisade_core::stack::{Proto, Stack};
+use palisade_core::stack::{PortProto, Proto, Stack};
 use palisade_core::verify::verify;
 use palisade_host::firewall::Firewall;
 use palisade_host::layout::Layout;
@@ -40,6 +41,9 @@ struct Report {
     facts: Facts,
     audit: Audit,
     accepted: Vec<Accepted>,
+    acceptances: usize,
+    /// Ports that are open for nobody, by the subjects of what is found about them.
+    idle: BTreeMap<String, BTreeSet<PortProto>>,
     took: Duration,
 }
 
@@ -53,15 +57,8 @@ impl Report {
         self.facts.worlds.iter().map(|world| world.packets).sum()
     }
 
-    /// Whether what the rule is about is here at all.
-    fn applies(&self, rule: &Rule) -> bool {
-        match rule.needs {
-            Needs::Host => true,
-            Needs::Stack => self.stack.is_some(),
-            Needs::Engine => self.facts.engine.is_some(),
-            Needs::Postgres => !self.facts.postgres.is_empty(),
-            Needs::Ssh => self.facts.sshd.is_some(),
-        }
+    fn known(&self) -> Known {
+        Known { stack: self.stack.is_some(), acceptances: self.acceptances }
     }
 }
 
@@ -82,9 +79,16 @@ pub(crate) fn run(args: &StackArgs, options: &AuditArgs) -> Result<Answer, Failu
     // Whose name stands for the realm doesn't matter when there is no stack.
     let nobody = ProjectName::parse("audit").map_err(|error| Failure::new("can't name an audit", error))?;
     let layout = args.layout(loaded.as_ref().map_or(nobody, |loaded| loaded.stack.project.clone()));
-    let mut report = report(&layout, loaded.as_ref(), &acceptances, &options.from)?;
-    if options.fix && fix::run(&report.audit.findings, options.yes)? {
-        report = self::report(&layout, loaded.as_ref(), &acceptances, &options.from)?;
+    let mut report = report(&layout, loaded.as_ref(), &acceptances, options)?;
+    if options.fix
+        && let Some(mended) = fix::run(&report, options.yes)?
+    {
+        report = self::report(&layout, loaded.as_ref(), &acceptances, options)?;
+        let not_helped = mended.verify(&report);
+        if !not_helped.is_empty() {
+            not_helped.iter().for_each(|line| eprintln!("{line}"));
+            report = self::report(&layout, loaded.as_ref(), &acceptances, options)?;
+        }
     }
     let shown = match options.format {
         AuditFormat::Text => text::lay_out(&report, options.all),
@@ -103,11 +107,14 @@ fn report(
     layout: &Layout,
     loaded: Option<&Loaded>,
     acceptances: &[Acceptance],
-    from: &[String],
+    options: &AuditArgs,
 ) -> Result<Report, Failure> {
     let began = Instant::now();
-    let (facts, declared) = looked_at(layout, loaded.map(|loaded| &loaded.stack), from)?;
+    let stack = loaded.map(|loaded| &loaded.stack);
+    let names = served_names(stack, &options.tls_name)?;
+    let (facts, declared) = looked_at(layout, stack, &options.from, Some(&names))?;
     let mut audit = audit(&facts, declared.as_ref());
+    let idle = idle_ports(&facts, declared.as_ref());
     if let Some(loaded) = loaded {
         audit.findings.extend(promises(layout, loaded)?);
         palisade_core::audit::sort(&mut audit.findings);
@@ -115,7 +122,7 @@ fn report(
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let accepted = accepted::apply(acceptances, &mut audit.findings, Date::of_unix_s(seconds));
     let stack = loaded.map(|loaded| loaded.stack.project.clone());
-    Ok(Report { stack, facts, audit, accepted, took: began.elapsed() })
+    Ok(Report { stack, facts, audit, accepted, acceptances: acceptances.len(), idle, took: began.elapsed() })
 }
 
 /// The stack that is meant; none where there is no file, unless one was asked for.
@@ -134,20 +141,63 @@ fn loaded(args: &StackArgs, options: &AuditArgs) -> Result<Option<Loaded>, Failu
     }
 }
 
-/// What this host is, and what it is meant to be. `from`: networks that are asked for, too.
+/// What this host is, and what it is meant to be. `from`: networks that are asked for, too. `names`: those that servers are
+/// asked for, with their ports; `None`: certificates don't matter.
 pub(crate) fn looked_at(
     layout: &Layout,
     stack: Option<&Stack>,
     from: &[String],
+    names: Option<&[(String, u16)]>,
 ) -> Result<(Facts, Option<Declared>), Failure> {
     let firewall = Firewall::new(&layout.realm);
     let current = firewall.current().map_err(|error| Failure::new("can't read Palisade's firewall table", error))?;
-    let facts = look(layout, &firewall, current.is_some(), from)?;
+    let facts = look(layout, &firewall, current.is_some(), from, names)?;
     let stacks = current.into_iter().flat_map(|current| current.stacks);
     Ok((facts, declared(stack, stacks)?))
 }
 
-fn look(layout: &Layout, firewall: &Firewall, own_firewall: bool, from: &[String]) -> Result<Facts, Failure> {
+/// Names that servers of this host have to have a certificate for: those of the stack's edge, and those that were given.
+fn served_names(stack: Option<&Stack>, given: &[String]) -> Result<Vec<(String, u16)>, Failure> {
+    const HTTPS: u16 = 443;
+    let mut names = Vec::new();
+    if let Some(edge) = stack.and_then(|stack| stack.edge.as_ref()) {
+        // A star is asked for by a name that it stands for.
+        let asked =
+            |domain: &String| domain.strip_prefix("*.").map_or_else(|| domain.clone(), |rest| format!("any.{rest}"));
+        names.extend(edge.certificates.keys().map(|domain| (asked(domain), edge.https_port)));
+    }
+    for text in given {
+        let (name, port) =
+            text.rsplit_once(':').map_or((text.as_str(), Some(HTTPS)), |(name, port)| (name, port.parse().ok()));
+        let Some(port) = port.filter(|_| is_name(name)) else {
+            return Err(Failure::Input(format!(
+                "error: --tls-name: `{text}` is no name; write shop.example or shop.example:8443"
+            )));
+        };
+        names.push((name.to_lowercase(), port));
+    }
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+/// Labels of letters, digits and hyphens.
+fn is_name(name: &str) -> bool {
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.len() < 64
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+    };
+    name.len() < 254 && name.split('.').all(label)
+}
+
+fn look(
+    layout: &Layout,
+    firewall: &Firewall,
+    own_firewall: bool,
+    from: &[String],
+    names: Option<&[(String, u16)]>,
+) -> Result<Facts, Failure> {
     let instances = observe::instance_names(layout);
     let external = proof::external_interfaces()?;
     let docker_host = std::env::var("DOCKER_HOST").ok();
@@ -158,6 +208,7 @@ fn look(layout: &Layout, firewall: &Firewall, own_firewall: bool, from: &[String
         instances: &instances,
         led: led(layout),
         external: &external,
+        names,
         given: from,
     };
     survey::survey(request).map_err(|error| match error {
@@ -221,7 +272,8 @@ fn to_json(report: &Report) -> serde_json::Value {
         "ports": report.audit.ports,
         "findings": report.audit.findings,
         "accepted": report.accepted,
-        "unknown": report.facts.unknown,
+        "unknown": report.facts.unknown.iter().map(|unknown| &unknown.why).collect::<Vec<_>>(),
+        "tls": report.facts.tls,
         "counts": {
             "errors": report.count(Severity::Error),
             "warnings": report.count(Severity::Warning),

@@ -21,7 +21,8 @@ pub(super) fn lay_out(report: &Report) -> Value {
         value["suppressions"] = json!([{ "kind": "external", "justification": accepted.reason }]);
         value
     });
-    let unknown = report.facts.unknown.iter().map(|unknown| json!({ "level": "note", "message": { "text": unknown } }));
+    let unknown =
+        report.facts.unknown.iter().map(|unknown| json!({ "level": "note", "message": { "text": unknown.why } }));
     json!({
         "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
         "version": "2.1.0",

@@ -89,6 +89,11 @@ fn ask(spec: &TwinSpec, target: IpAddr, port: PortProto, unknown: &mut Vec<Strin
     unknown.extend(report.unknown.iter().map(|unknown| format!("{}: {}", unknown.why, unknown.rule)));
     unknown.extend(report.without_limit.iter().map(|rule| format!("taken without its rate limit: {rule}")));
     let traced = twin.trace(port.proto, target.is_ipv6(), &[port.port])?;
+    if traced.iter().any(|traced| traced.legacy) {
+        let family = if target.is_ipv4() { "iptables-legacy" } else { "ip6tables-legacy" };
+        unknown
+            .push(format!("which rules of {family} judged it: they can't be traced, so they aren't among the rules"));
+    }
     Ok(traced.into_iter().next().map(|traced| Way {
         target,
         interface: report.interface,

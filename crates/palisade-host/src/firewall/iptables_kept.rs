@@ -1,0 +1,171 @@
+//! Our chain in the file from which the distribution loads the rules of iptables at boot: netfilter-persistent's of Debian,
+//! iptables-services' of Fedora.
+//!
+//! Only a file that is there is changed, and in it only our chain and the jump to it: nothing of what is in force besides is
+//! written down.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use super::iptables::{CHAIN, drops_all, is_our_jump};
+use crate::whole_file;
+
+/// Where the distributions' own services load the rules from, of IPv4 and of IPv6.
+const FILES: [[&str; 2]; 2] =
+    [["etc/iptables/rules.v4", "etc/iptables/rules.v6"], ["etc/sysconfig/iptables", "etc/sysconfig/ip6tables"]];
+
+/// The files below `root` that have the rules of this family.
+fn files(root: &Path, ipv6: bool) -> Vec<PathBuf> {
+    let all = FILES.iter().map(|of| root.join(of[usize::from(ipv6)]));
+    all.filter(|path| path.is_file()).collect()
+}
+
+/// The calling thread's network namespace is the one that is set up at boot: not a test's, a rehearsal's or a container's.
+fn is_the_hosts() -> bool {
+    let namespace = |path: &str| fs::metadata(path).map(|metadata| metadata.ino()).ok();
+    let own = namespace("/proc/thread-self/ns/net");
+    own.is_some() && own == namespace("/proc/1/ns/net")
+}
+
+/// Keeps these rules of our chain for the next boot; none: takes the chain away.
+pub(super) fn keep(ipv6: bool, rules: &BTreeSet<String>) -> io::Result<()> {
+    if is_the_hosts() { change(Path::new("/"), ipv6, |text| with_chain(text, rules)) } else { Ok(()) }
+}
+
+/// Takes a rule of somebody else away, as `iptables -S` prints it.
+pub(super) fn forget(ipv6: bool, rule: &str) -> io::Result<()> {
+    if is_the_hosts() { change(Path::new("/"), ipv6, |text| without(text, rule)) } else { Ok(()) }
+}
+
+/// Puts a rule back, before the first line that drops the rest.
+pub(super) fn remember(ipv6: bool, rule: &str) -> io::Result<()> {
+    if is_the_hosts() { change(Path::new("/"), ipv6, |text| with_rule(text, rule)) } else { Ok(()) }
+}
+
+fn change(root: &Path, ipv6: bool, how: impl Fn(&str) -> String) -> io::Result<()> {
+    for path in files(root, ipv6) {
+        let old = fs::read_to_string(&path)?;
+        let new = how(&old);
+        if new != old {
+            let mode = fs::metadata(&path)?.permissions().mode() & 0o777;
+            whole_file::replace(&path, new.as_bytes(), mode)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+        }
+    }
+    Ok(())
+}
+
+/// The table `filter` of the file, line by line, as it is to be.
+fn in_filter(text: &str, how: impl FnOnce(&mut Vec<String>)) -> String {
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    let Some(begin) = lines.iter().position(|line| line.trim() == "*filter") else { return text.to_owned() };
+    let Some(length) = lines[begin..].iter().position(|line| line.trim() == "COMMIT") else { return text.to_owned() };
+    let mut filter: Vec<String> = lines.drain(begin + 1..begin + length).collect();
+    how(&mut filter);
+    lines.splice(begin + 1..begin + 1, filter);
+    lines.join("\n") + "\n"
+}
+
+/// Counters stand before a rule where `iptables-save -c` wrote the file.
+fn rule_of(line: &str) -> &str {
+    match line.strip_prefix('[') {
+        Some(counted) => counted.split_once("] ").map_or(line, |(_, rule)| rule),
+        None => line,
+    }
+}
+
+fn with_chain(text: &str, rules: &BTreeSet<String>) -> String {
+    let declaration = format!(":{CHAIN} ");
+    let own = format!("-A {CHAIN} ");
+    in_filter(text, |lines| {
+        lines.retain(|line| {
+            !line.starts_with(&declaration) && !rule_of(line).starts_with(&own) && !is_our_jump(rule_of(line))
+        });
+        if rules.is_empty() {
+            return;
+        }
+        let chains = lines.iter().rposition(|line| line.starts_with(':')).map_or(0, |last| last + 1);
+        lines.insert(chains, format!("{declaration}- [0:0]"));
+        let jump = before_what_drops(lines);
+        lines.insert(jump, format!("-A INPUT -j {CHAIN}"));
+        lines.extend(rules.iter().cloned());
+    })
+}
+
+/// Behind every ban, before what drops the rest.
+fn before_what_drops(lines: &[String]) -> usize {
+    let drops = lines.iter().position(|line| drops_all(rule_of(line)));
+    let last = lines.iter().rposition(|line| rule_of(line).starts_with("-A INPUT "));
+    drops.or(last.map(|last| last + 1)).unwrap_or(lines.len())
+}
+
+fn without(text: &str, rule: &str) -> String {
+    in_filter(text, |lines| lines.retain(|line| rule_of(line).trim_end() != rule))
+}
+
+fn with_rule(text: &str, rule: &str) -> String {
+    in_filter(text, |lines| {
+        if !lines.iter().any(|line| rule_of(line).trim_end() == rule) {
+            let at = before_what_drops(lines);
+            lines.insert(at, rule.to_owned());
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = "# Generated by iptables-save\n*nat\n:PREROUTING ACCEPT [0:0]\nCOMMIT\n*filter\n:INPUT ACCEPT [0:0]\n\
+                        :f2b-sshd - [0:0]\n-A INPUT -p tcp -j f2b-sshd\n-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT\n\
+                        -A INPUT -j REJECT --reject-with icmp-host-prohibited\n-A f2b-sshd -j RETURN\nCOMMIT\n# Completed\n";
+
+    fn rules(ports: &[u16]) -> BTreeSet<String> {
+        ports.iter().map(|port| format!("-A PALISADE -p tcp -m tcp --dport {port} -j ACCEPT")).collect()
+    }
+
+    #[test]
+    fn our_chain_comes_and_goes_and_nothing_else_changes() {
+        let with = with_chain(FILE, &rules(&[8080]));
+        let expected = FILE
+            .replace(":f2b-sshd - [0:0]\n", ":f2b-sshd - [0:0]\n:PALISADE - [0:0]\n")
+            .replace("-A INPUT -j REJECT", "-A INPUT -j PALISADE\n-A INPUT -j REJECT")
+            .replace("-j RETURN\n", "-j RETURN\n-A PALISADE -p tcp -m tcp --dport 8080 -j ACCEPT\n");
+        assert_eq!(with, expected);
+        assert_eq!(with_chain(&with, &rules(&[8080])), with, "twice is once");
+        assert!(!with_chain(&with, &rules(&[9090])).contains("8080"));
+        assert_eq!(with_chain(&with, &rules(&[])), FILE);
+    }
+
+    #[test]
+    fn a_rule_is_taken_away_and_put_back() {
+        let rule = "-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT";
+        let without = without(FILE, rule);
+        assert!(!without.contains("dport 22"));
+        assert_eq!(with_rule(&without, rule), FILE);
+        assert_eq!(with_rule(FILE, rule), FILE);
+        // A file without the table, or one that ends in the middle, is left alone.
+        assert_eq!(with_chain("*nat\nCOMMIT\n", &rules(&[1])), "*nat\nCOMMIT\n");
+        assert_eq!(with_chain("*filter\n:INPUT DROP [0:0]\n", &rules(&[1])), "*filter\n:INPUT DROP [0:0]\n");
+    }
+
+    #[test]
+    fn only_files_that_are_there_are_changed_and_keep_their_mode() {
+        let root = std::env::temp_dir().join(format!("palisade-kept-{}", std::process::id()));
+        fs::create_dir_all(root.join("etc/iptables")).unwrap();
+        let path = root.join("etc/iptables/rules.v4");
+        fs::write(&path, FILE).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        change(&root, false, |text| with_chain(text, &rules(&[8080]))).unwrap();
+        change(&root, true, |text| with_chain(text, &rules(&[8080]))).unwrap();
+        let (text, mode) = (fs::read_to_string(&path).unwrap(), fs::metadata(&path).unwrap().permissions().mode());
+        let left: Vec<_> =
+            fs::read_dir(root.join("etc/iptables")).unwrap().flatten().map(|it| it.file_name()).collect();
+        fs::remove_dir_all(&root).unwrap();
+        assert!(text.contains("--dport 8080"));
+        assert_eq!((mode & 0o777, left), (0o640, vec!["rules.v4".into()]));
+    }
+}
