@@ -17,7 +17,8 @@ fn grpc_passes_with_its_trailers() {
     let edge = edge(&[grpc.address]);
     let text = edge.curl(&[
         "--http2",
-        "--include",
+        "--dump-header",
+        "-",
         "--header",
         "te: trailers",
         "--header",
@@ -30,7 +31,7 @@ fn grpc_passes_with_its_trailers() {
     for part in [
         "method: POST",
         "path: /pkg.Service/Call",
-        "te: trailers",
+        "x-te: trailers",
         "bytes: 5",
         "grpc-status: 0",
         &format!("authority: {DOMAIN}"),
