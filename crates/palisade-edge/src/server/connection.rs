@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::net::TcpStream;
 
 /// How a client speaks with the edge.
@@ -59,6 +59,12 @@ pub(super) async fn serve(worker: Rc<Worker>, scheme: Scheme, stream: TcpStream,
             }
         }
     }
+}
+
+/// Serves a client of HTTP/3 whose requests come over HTTP/2 from within the process.
+pub(super) async fn serve_translated(worker: Rc<Worker>, peer: SocketAddr, stream: DuplexStream) {
+    let place = Place::take(&worker);
+    serve_http2(&place, Rc::new(Client { peer, scheme: Scheme::Https }), stream).await;
 }
 
 async fn serve_http1<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(place: &Place, client: Rc<Client>, stream: S) {

@@ -7,8 +7,10 @@ mod control;
 mod listen;
 mod worker;
 
-pub(crate) use connection::Client;
+pub(crate) use connection::{Client, LocalExecutor};
+pub(crate) use worker::Worker;
 
+use crate::http3::{self, Http3Error};
 use crate::tls::{Certificates, TlsError};
 use palisade_core::edge::Settings;
 use std::path::{Path, PathBuf};
@@ -27,6 +29,8 @@ pub(crate) enum StartError {
     Control { path: PathBuf, source: std::io::Error },
     #[error("can't serve TLS")]
     Tls(#[source] TlsError),
+    #[error("can't serve HTTP/3")]
+    Http3(#[source] Http3Error),
     #[error("can't start a thread")]
     Thread(#[source] std::io::Error),
     #[error("a worker failed")]
@@ -58,6 +62,13 @@ pub(crate) fn run(path: &Path) -> Result<(), StartError> {
         count => usize::from(count),
     };
     let mut listeners = listen::bind_all(&settings, workers)?;
+    let edge = &settings.edge;
+    let mut quic = match certificates.as_ref().filter(|_| edge.http3) {
+        Some(certificates) => {
+            Some(http3::bind(&settings.https, certificates, &edge.limits).map_err(StartError::Http3)?)
+        }
+        None => None,
+    };
     let shared = Arc::new(Shared { settings, certificates });
     let orders = control::Socket::bind(&shared.settings.control)?;
 
@@ -68,9 +79,10 @@ pub(crate) fn run(path: &Path) -> Result<(), StartError> {
         told.push(sender);
         let shared = Arc::clone(&shared);
         let listeners = std::mem::take(&mut listeners[number]);
+        let quic = quic.take();
         let thread = std::thread::Builder::new()
             .name(format!("edge-{number}"))
-            .spawn(move || worker::run(shared, listeners, receiver))
+            .spawn(move || worker::run(shared, listeners, quic, receiver))
             .map_err(StartError::Thread)?;
         threads.push(thread);
     }

@@ -3,8 +3,9 @@
 use super::Shared;
 use super::connection::{self, Scheme};
 use super::listen::Listeners;
+use crate::http3::Listening;
 use crate::proxy::Proxy;
-use palisade_core::edge::{Report, Upstreams};
+use palisade_core::edge::{ConnectionLimits, Report, Upstreams};
 use slab::Slab;
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -12,6 +13,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
+use tokio::io::DuplexStream;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Notify, oneshot};
@@ -40,7 +42,7 @@ pub(crate) struct Worker {
 const REST_MS: u64 = 50;
 
 /// The thread's whole life.
-pub(super) fn run(shared: Arc<Shared>, listeners: Listeners, told: UnboundedReceiver<Told>) {
+pub(super) fn run(shared: Arc<Shared>, listeners: Listeners, quic: Option<Listening>, told: UnboundedReceiver<Told>) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default()) {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -48,10 +50,10 @@ pub(super) fn run(shared: Arc<Shared>, listeners: Listeners, told: UnboundedRece
             return;
         }
     };
-    runtime.block_on(work(shared, listeners, told));
+    runtime.block_on(work(shared, listeners, quic, told));
 }
 
-async fn work(shared: Arc<Shared>, listeners: Listeners, mut told: UnboundedReceiver<Told>) {
+async fn work(shared: Arc<Shared>, listeners: Listeners, quic: Option<Listening>, mut told: UnboundedReceiver<Told>) {
     let protocols: [&[u8]; 2] = [b"h2", b"http/1.1"];
     let tls = shared.certificates.as_ref().map(|it| tokio_rustls::TlsAcceptor::from(it.server_config(&protocols)));
     let worker = Rc::new(Worker {
@@ -69,6 +71,9 @@ async fn work(shared: Arc<Shared>, listeners: Listeners, mut told: UnboundedRece
             Ok(listener) => accepting.push(tokio::task::spawn_local(accept(Rc::clone(&worker), scheme, listener))),
             Err(error) => eprintln!("palisade-edge: a worker can't listen: {error}"),
         }
+    }
+    if let Some(Err(error)) = quic.map(|quic| quic.serve(&worker)) {
+        eprintln!("palisade-edge: HTTP/3 can't be served: {error}");
     }
     let mut tick = tokio::time::interval(Duration::from_millis(crate::proxy::TICK_MS));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -103,6 +108,27 @@ async fn work(shared: Arc<Shared>, listeners: Listeners, mut told: UnboundedRece
 }
 
 impl Worker {
+    pub(crate) fn limits(&self) -> &ConnectionLimits {
+        &self.shared.settings.edge.limits
+    }
+
+    /// Until no new connection is to be taken.
+    pub(crate) async fn until_draining(&self) {
+        let drain = self.drain.notified();
+        if !self.draining.get() {
+            drain.await;
+        }
+    }
+
+    /// Serves a client of HTTP/3 whose requests come over HTTP/2 from within the process.
+    pub(crate) fn serve_translated(
+        self: &Rc<Self>,
+        peer: SocketAddr,
+        stream: DuplexStream,
+    ) -> impl Future<Output = ()> + use<> {
+        connection::serve_translated(Rc::clone(self), peer, stream)
+    }
+
     fn report(&self) -> Report {
         Report {
             connections: self.connections.borrow().len() as u64,
