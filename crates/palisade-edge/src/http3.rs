@@ -11,6 +11,7 @@ use crate::tls::Certificates;
 use bytes::Bytes;
 use h3::quic;
 use hyper::client::conn::http2;
+use hyper::header::HeaderValue;
 use hyper_util::rt::TokioIo;
 use palisade_core::edge::ConnectionLimits;
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicServerConfig};
@@ -79,8 +80,8 @@ pub(crate) fn bind(
 }
 
 /// What `Alt-Svc` says of it (RFC 7838) on answers over TLS.
-pub(crate) fn alternative(https_port: u16) -> String {
-    format!("h3=\":{https_port}\"; ma=86400")
+pub(crate) fn alternative(https_port: u16) -> HeaderValue {
+    HeaderValue::try_from(format!("h3=\":{https_port}\"; ma=86400")).expect("it is of visible characters")
 }
 
 impl Listening {
@@ -105,7 +106,7 @@ async fn accept(worker: Rc<Worker>, endpoint: Endpoint) {
         };
         let Some(incoming) = incoming else { return };
         let open = endpoint.open_connections();
-        if open >= worker.limits().connections as usize {
+        if worker.is_full() {
             incoming.refuse();
         } else if open >= VALIDATED_FROM && !incoming.remote_address_validated() {
             // One that has come back already is refused by an error.
@@ -121,6 +122,7 @@ async fn accept(worker: Rc<Worker>, endpoint: Endpoint) {
 
 /// One client, until it or the worker has had enough.
 async fn connection(worker: Rc<Worker>, incoming: Incoming) {
+    let _kept = worker.keep();
     let header_timeout = Duration::from_millis(worker.limits().header_timeout_ms);
     let Ok(connecting) = incoming.accept() else { return };
     let Ok(Ok(connection)) = timeout(header_timeout, connecting).await else { return };

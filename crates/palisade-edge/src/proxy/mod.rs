@@ -2,24 +2,33 @@
 
 mod body;
 mod clock;
+mod forward;
+mod h2c;
 mod head;
 mod http1;
+mod plain_http;
 mod pool;
 mod routes;
+mod target;
+mod upgrade;
 
 pub(crate) use body::Body;
 pub(crate) use clock::{Clock, TICK_MS};
 
-use crate::server::Client;
-use http1::ExchangeError;
-use hyper::body::Incoming;
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
-use hyper::{Request, Response, StatusCode};
-use palisade_core::edge::{Settings, Upstreams};
-use pool::{Group, Instance};
+use crate::server::{Client, Scheme};
+use body::Answering;
+use clock::Limit;
+use forward::Forwarded;
+use head::Origin;
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, STRICT_TRANSPORT_SECURITY};
+use hyper::{Request, Response, StatusCode, Version};
+use palisade_core::edge::{ConnectionLimits, Settings, Upstreams};
+use pool::Group;
 use routes::{Found, Routes};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::rc::Rc;
 
 /// One worker's proxy.
@@ -28,10 +37,37 @@ pub(crate) struct Proxy {
     routes: Routes,
     /// By upstream as written, `service:port`.
     groups: BTreeMap<String, Rc<Group>>,
+    limits: ConnectionLimits,
+    /// Plain HTTP is answered with a redirect.
+    redirect: bool,
+    https_port: u16,
+    certificates: PathBuf,
     /// Answers by status class, from 1xx on.
     answered: [Cell<u64>; 5],
     /// Room for heads that are sent to upstreams.
     scratch: RefCell<Vec<Vec<u8>>>,
+    /// What is wrong with upstreams isn't said before.
+    quiet_until_ms: Cell<u64>,
+}
+
+/// An answer of the edge's own instead of an upstream's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Refused {
+    status: StatusCode,
+    /// What else the client sends on this connection can't be trusted, or isn't wanted.
+    close: bool,
+}
+
+impl Refused {
+    fn closing(status: StatusCode) -> Self {
+        Self { status, close: true }
+    }
+}
+
+impl From<StatusCode> for Refused {
+    fn from(status: StatusCode) -> Self {
+        Self { status, close: false }
+    }
 }
 
 impl Proxy {
@@ -41,7 +77,18 @@ impl Proxy {
         let routes = Routes::new(&settings.edge, |upstream| {
             Rc::clone(groups.entry(upstream.to_string()).or_insert_with(|| Rc::new(Group::new(Rc::clone(&clock)))))
         });
-        Self { clock, routes, groups, answered: Default::default(), scratch: RefCell::default() }
+        Self {
+            clock,
+            routes,
+            groups,
+            limits: settings.edge.limits,
+            redirect: settings.edge.redirect,
+            https_port: settings.edge.https_port,
+            certificates: settings.certificates.clone(),
+            answered: Default::default(),
+            scratch: RefCell::default(),
+            quiet_until_ms: Cell::new(0),
+        }
     }
 
     /// From now on new requests go to these. Connections to others are closed when what is on its way has ended.
@@ -53,14 +100,11 @@ impl Proxy {
 
     /// Answers by status class.
     pub(crate) fn answered(&self) -> BTreeMap<String, u64> {
-        let classes = self.answered.iter().enumerate();
-        classes
-            .filter(|(_, count)| count.get() > 0)
-            .map(|(class, count)| (format!("{}xx", class + 1), count.get()))
-            .collect()
+        let classes = self.answered.iter().enumerate().filter(|(_, count)| count.get() > 0);
+        classes.map(|(class, count)| (format!("{}xx", class + 1), count.get())).collect()
     }
 
-    /// What has to be done from time to time: ends what takes too long, and closes connections that nobody needs.
+    /// What has to be done from time to time: wakes what takes too long, and closes connections that nobody needs.
     pub(crate) fn sweep(&self) {
         self.clock.tick();
         for group in self.groups.values() {
@@ -70,86 +114,66 @@ impl Proxy {
 
     /// Answers a request, whatever happens.
     pub(crate) async fn answer(&self, client: &Client, request: Request<Incoming>) -> Response<Body> {
-        let response = match self.forward(client, request).await {
+        let answering = Answering::begin(&client.pulse);
+        let version = request.version();
+        let mut response = match self.respond(client, request).await {
             Ok(response) => response,
-            Err(status) => plain(status),
+            Err(refused) => plain(refused, version),
         };
         if let Some(count) = self.answered.get(usize::from(response.status().as_u16() / 100).wrapping_sub(1)) {
             count.set(count.get() + 1);
         }
+        let stalled = (version == Version::HTTP_2).then(|| Limit::new(&self.clock, self.limits.body_timeout_ms));
+        response.body_mut().of(answering, stalled);
         response
     }
 
-    async fn forward(&self, client: &Client, request: Request<Incoming>) -> Result<Response<Body>, StatusCode> {
-        let host = head::host(&request)?;
-        let lane = match self.routes.find(&host, request.uri().path()) {
-            Found::Route(lane) => Rc::clone(lane),
-            Found::NoPath => return Err(StatusCode::NOT_FOUND),
-            Found::NoDomain => return Err(StatusCode::MISDIRECTED_REQUEST),
-        };
-        let (parts, mut body) = request.into_parts();
-        let framing = http1::Framing::of(&parts, &body);
-        let mut tried: Vec<Rc<Instance>> = Vec::new();
-        loop {
-            let Some(instance) = lane.group.pick(&tried) else {
-                return Err(match tried.is_empty() {
-                    true => StatusCode::SERVICE_UNAVAILABLE,
-                    false => StatusCode::BAD_GATEWAY,
-                });
-            };
-            let active = instance.take();
-            let (connection, pooled) = match instance.connect(parts.method.is_idempotent()).await {
-                Ok(connected) => connected,
-                Err(error) => {
-                    instance.failed(&error);
-                    tried.push(instance);
-                    continue;
-                }
-            };
-            let mut head = self.scratch.borrow_mut().pop().unwrap_or_default();
-            head::write_request(&mut head, &parts, &host, client, framing);
-            let sending = http1::Sending::new(head, framing, body, lane.route.body_bytes_max);
-            let exchange = http1::exchange(
-                connection,
-                sending,
-                &parts.method,
-                active,
-                &self.clock,
-                lane.route.upstream_timeout_ms,
-            );
-            match exchange.await {
-                Ok(mut answered) => {
-                    self.keep(answered.take_scratch());
-                    return Ok(answered.into_response());
-                }
-                Err(failed) => {
-                    let (error, sending) = *failed;
-                    let untouched = pooled && !sending.body_touched() && parts.method.is_idempotent();
-                    if matches!(error, ExchangeError::NoAnswer(_)) && untouched {
-                        body = sending.into_body();
-                        continue;
-                    }
-                    return Err(error.status());
-                }
+    async fn respond(&self, client: &Client, mut request: Request<Incoming>) -> Result<Response<Body>, Refused> {
+        // It belongs to the request, so it is taken while there is one.
+        let upgrade = request.headers().contains_key(hyper::header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
+        let (parts, body) = request.into_parts();
+        // Whatever can't be understood in one way only ends its connection.
+        let path = target::path(&parts.method, &parts.uri).map_err(Refused::closing)?;
+        let may_lack_domain = parts.version == Version::HTTP_10;
+        let domain = target::domain(&parts.uri, &parts.headers, may_lack_domain).map_err(Refused::closing)?;
+        if client.scheme == Scheme::Http
+            && let Some(answer) = plain_http::challenge(&self.certificates, &parts.method, &parts.uri)
+        {
+            return Ok(answer);
+        }
+        let (domain, found) = self.routes.find(&domain, &path);
+        let lane = match found {
+            Found::NoDomain => return Err(StatusCode::MISDIRECTED_REQUEST.into()),
+            _ if self.redirect && client.scheme == Scheme::Http => {
+                return plain_http::redirect(domain, self.https_port, &parts.uri);
             }
+            Found::NoPath => return Err(StatusCode::NOT_FOUND.into()),
+            Found::Route(lane) => lane,
+        };
+        let origin = Origin { address: client.peer.ip().to_canonical(), scheme: client.scheme.as_str(), domain };
+        let upgrade = upgrade.filter(|_| body.is_end_stream() && head::wanted_protocol(&parts).is_some());
+        let mut response = self.forward(Forwarded { client, lane, origin, parts: &parts }, body, upgrade).await?;
+        if client.scheme == Scheme::Https
+            && let Some(hsts) = &lane.hsts
+        {
+            response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, hsts.clone());
         }
-    }
-
-    fn keep(&self, mut scratch: Vec<u8>) {
-        let mut kept = self.scratch.borrow_mut();
-        if kept.len() < 16 && scratch.capacity() <= 16 << 10 {
-            scratch.clear();
-            kept.push(scratch);
-        }
+        Ok(response)
     }
 }
 
 /// An answer of the edge's own.
-fn plain(status: StatusCode) -> Response<Body> {
+fn plain(refused: Refused, version: Version) -> Response<Body> {
+    let Refused { status, close } = refused;
     let text = format!("{} {}\n", status.as_u16(), status.canonical_reason().unwrap_or("Error"));
-    let mut response = Response::new(Body::full(text.clone().into()));
+    let mut response = Response::new(Body::default());
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(text.len()));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(text.len()));
+    if close && version < Version::HTTP_2 {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    *response.body_mut() = Body::full(text.into());
     response
 }

@@ -5,9 +5,12 @@
 mod connection;
 mod control;
 mod listen;
+mod strict;
+mod wire;
 mod worker;
 
-pub(crate) use connection::{Client, LocalExecutor};
+pub(crate) use connection::{Client, LocalExecutor, Scheme};
+pub(crate) use wire::Pulse;
 pub(crate) use worker::Worker;
 
 use crate::http3::{self, Http3Error};
@@ -42,6 +45,8 @@ pub(crate) struct Shared {
     pub(crate) settings: Settings,
     /// `None` if nothing listens for TLS.
     pub(crate) certificates: Option<Arc<Certificates>>,
+    /// How many there are, at least one.
+    pub(crate) workers: usize,
 }
 
 /// Runs until drained.
@@ -69,7 +74,7 @@ pub(crate) fn run(path: &Path) -> Result<(), StartError> {
         }
         None => None,
     };
-    let shared = Arc::new(Shared { settings, certificates });
+    let shared = Arc::new(Shared { settings, certificates, workers });
     let orders = control::Socket::bind(&shared.settings.control)?;
 
     let mut told = Vec::new();

@@ -3,5 +3,13 @@
 mod certificates;
 mod child;
 mod forwarding;
+mod heads;
+mod hostile;
+mod http2;
+mod limits;
+mod plain_http;
+mod retries;
+mod streams;
 mod support;
+mod upgrades;
 mod upstream;
