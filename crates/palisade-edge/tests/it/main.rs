@@ -1,10 +1,12 @@
 //! The edge as a process, between real clients and real servers on loopback.
 
+mod certificates;
 mod child;
 mod forwarding;
 mod heads;
 mod hostile;
 mod http2;
+mod http3;
 mod limits;
 mod plain_http;
 mod retries;
