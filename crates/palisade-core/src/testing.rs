@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::edge::{
-    CertificateSource, ConnectionLimits, Edge, Rate, Route, SERVICE_NAME, TlsVersion, Upstream, UpstreamProtocol,
+    CertificateSource, ConnectionLimits, Edge, Rate, Route, TlsVersion, Upstream, UpstreamProtocol, with_services,
 };
 use crate::environment::Environment;
 use crate::names::{ProjectName, ServiceName};
@@ -134,7 +134,7 @@ pub(crate) fn edge() -> Edge {
 
 /// A stack with app behind an edge that has more than one route, and the service that stands for it.
 pub(crate) fn stack_with_edge() -> Stack {
-    let (mut app, mut own) = (service("app"), service(SERVICE_NAME));
+    let mut app = service("app");
     app.expose = vec![at(tcp(8081))];
     let mut edge = edge();
     let mut admin = edge.routes[0].value.clone();
@@ -144,9 +144,7 @@ pub(crate) fn stack_with_edge() -> Stack {
     admin.deny = vec!["192.0.2.7".parse().unwrap()];
     edge.routes.push(at(admin));
     edge.http3 = true;
-    own.publish = edge.published();
-    own.expose = own.publish.iter().map(|publish| at(publish.value.container)).collect();
-    Stack { edge: Some(edge), ..stack([app, own]) }
+    with_services(Stack { edge: Some(edge), ..stack([app]) })
 }
 
 pub(crate) fn stack(services: impl IntoIterator<Item = Service>) -> Stack {

@@ -6,6 +6,7 @@ mod reach;
 mod service;
 mod worker;
 
+pub use reach::{granting_key, is_own};
 pub(crate) use service::mounts;
 pub use service::{
     ACCESS_LOG_VOLUME, AUTHORITIES_VOLUME, CERTIFICATES_VOLUME, CONTROL_SOCKET, EDGES_FILE, INSTANCES, TOLD,

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{Edge, HTTP_PORT, HTTPS_PORT, SERVICE_NAME};
+use super::{Edge, HTTP_PORT, HTTPS_PORT, SERVICE_NAME, WORKER_NAME};
+use crate::names::ServiceName;
 use crate::place::Placed;
 use crate::prove::Door;
 use crate::stack::{PortProto, Proto, Publish, Service, Stack};
@@ -53,6 +54,16 @@ impl Edge {
             mine.for_each(|(_, why)| *why = self.purpose());
         }
     }
+}
+
+/// The key by which a service may connect to some peers only: those that an edge brings along have theirs from its routes.
+pub fn granting_key(client: &ServiceName) -> &'static str {
+    if is_own(client) { "x-palisade.edge" } else { "x-palisade.connect" }
+}
+
+/// The service is one that an edge brings along, so that no file has it.
+pub fn is_own(service: &ServiceName) -> bool {
+    [SERVICE_NAME, WORKER_NAME].contains(&service.as_str())
 }
 
 impl Stack {

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 
-use crate::edge::Route;
+use crate::edge::{Route, granting_key};
 use crate::names::{ProjectName, ServiceName};
 use crate::network::Network;
 use crate::place::{Place, Placed};
@@ -368,7 +368,7 @@ fn peer(client: &Service, server: &Service, line: &dyn Fn(&Place) -> Line) -> Ve
             let reach = grants.map(|grant| PeerReach {
                 service: server.name.clone(),
                 port: grant.value.port,
-                because: "x-palisade.connect".to_owned(),
+                because: granting_key(&client.name).to_owned(),
                 line: line(&grant.place),
             });
             reach.collect()

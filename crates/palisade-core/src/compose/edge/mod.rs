@@ -10,6 +10,7 @@ use crate::edge::{
 use crate::network::Network;
 
 mod acme;
+mod asleep;
 mod certificates;
 mod read;
 mod route;
@@ -17,6 +18,7 @@ mod settle;
 mod values;
 
 pub(crate) use acme::is_public;
+pub(crate) use asleep::awake;
 pub(crate) use settle::{Sources, settle, tcp_ports};
 
 /// The edge as written.

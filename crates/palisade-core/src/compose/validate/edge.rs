@@ -6,7 +6,9 @@ use super::super::edge::{FileCertificate, FileEdge, FileRoute, Sources, is_publi
 use super::View;
 use crate::address::SERVICES_MAX;
 use crate::diagnostic::{Diagnostic, Sink, Span, Spanned, quoted};
-use crate::edge::{CertificateSource, Challenge, SERVICE_NAME};
+use crate::edge::{
+    ACCESS_LOG_VOLUME, AUTHORITIES_VOLUME, CERTIFICATES_VOLUME, CertificateSource, Challenge, SERVICE_NAME, WORKER_NAME,
+};
 use crate::stack::{PortProto, Proto};
 
 /// Top level domains that no public authority certifies names below (RFC 6761, RFC 6762, RFC 7686, RFC 8375, ICANN's `internal`).
@@ -23,7 +25,7 @@ pub(super) fn validate(view: &View<'_>, sink: &mut Sink) {
                 .hint("say which service answers for which domain: `routes: [{domain: barter.example, to: \"app:8081\"}]`"),
         );
     }
-    own_name(view, edge, sink);
+    own_names(view, edge, sink);
     let mut ports_of: HashMap<usize, Vec<u16>> = HashMap::new();
     for route in &edge.routes {
         upstream(route, view, &mut ports_of, sink);
@@ -38,37 +40,35 @@ pub(super) fn validate(view: &View<'_>, sink: &mut Sink) {
     proxies(edge, sink);
 }
 
-/// The edge becomes one more service of the stack.
-fn own_name(view: &View<'_>, edge: &FileEdge, sink: &mut Sink) {
-    let hint = "give it another name";
-    if let Some(service) = view.service(SERVICE_NAME) {
-        sink.push(
-            Diagnostic::error(
-                "reserved-name",
-                format!("{} is the name of the service that stands for the edge", quoted(SERVICE_NAME)),
-            )
-            .at(service.name.span, "")
-            .also(edge.span, "the edge")
-            .hint(hint),
-        );
-    }
+/// The edge becomes two more services of the stack, with volumes of their own.
+fn own_names(view: &View<'_>, edge: &FileEdge, sink: &mut Sink) {
+    let taken = |span: Span, name: &str, what: &str| {
+        let message = format!("{} is the name of a {what} that the edge has", quoted(name));
+        let diagnostic = Diagnostic::error("reserved-name", message).at(span, "").also(edge.span, "the edge");
+        diagnostic.hint("give it another name: those that begin with `palisade-` are Palisade's")
+    };
     let services = &view.file.services;
-    let aliases =
-        services.iter().flat_map(|service| service.networks.iter().flatten()).flat_map(|network| &network.aliases);
-    let names = aliases.chain(services.iter().filter_map(|service| service.container_name.as_ref()));
-    for alias in names.filter(|alias| alias.value == SERVICE_NAME && view.service(SERVICE_NAME).is_none()) {
-        sink.push(
-            Diagnostic::error(
-                "reserved-name",
-                format!("{} is the name of the service that stands for the edge", quoted(SERVICE_NAME)),
-            )
-            .at(alias.span, "")
-            .also(edge.span, "the edge")
-            .hint(hint),
-        );
+    for name in [SERVICE_NAME, WORKER_NAME] {
+        if let Some(service) = view.service(name) {
+            sink.push(taken(service.name.span, name, "service"));
+            continue;
+        }
+        let networks = services.iter().flat_map(|service| service.networks.iter().flatten());
+        let aliases = networks.flat_map(|network| &network.aliases);
+        for alias in aliases.chain(services.iter().filter_map(|service| service.container_name.as_ref())) {
+            if alias.value == name {
+                sink.push(taken(alias.span, name, "service"));
+            }
+        }
     }
-    if services.len() == usize::from(SERVICES_MAX) {
-        let message = format!("a host has private addresses for {SERVICES_MAX} services, and the edge is one more");
+    for name in [CERTIFICATES_VOLUME, AUTHORITIES_VOLUME, ACCESS_LOG_VOLUME] {
+        if let Some(volume) = view.file.volumes.get(name) {
+            sink.push(taken(volume.span, name, "volume"));
+        }
+    }
+    let max = usize::from(SERVICES_MAX);
+    if services.len() <= max && services.len() + 2 > max {
+        let message = format!("a host has private addresses for {SERVICES_MAX} services, and the edge is two more");
         sink.push(Diagnostic::error("too-many", message).at(edge.span, ""));
     }
 }
@@ -79,7 +79,7 @@ fn upstream(route: &FileRoute, view: &View<'_>, ports_of: &mut HashMap<usize, Ve
     let Some(service) = view.service(name) else {
         sink.push(
             Diagnostic::error("unknown-service", format!("there is no service {}", quoted(name))).at(to.span, "").hint(
-                view.suggest(sink, name, "a route leads to a service of this stack: add it, or switch its profile on"),
+                view.suggest(sink, name, "a route leads to a service of this stack: add it, or correct the name"),
             ),
         );
         return;
