@@ -4,6 +4,7 @@
 //! says where) and takes orders over one socket; it decides nothing about the stack, and nothing in here needs root.
 
 pub mod acme;
+mod http3;
 pub mod local_ca;
 mod proxy;
 mod server;

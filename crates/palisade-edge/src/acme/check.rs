@@ -47,8 +47,10 @@ pub(super) async fn look(settings: &WorkerSettings, challenge: Challenge, domain
     let mut digest = [0; 32];
     digest[..8].copy_from_slice(&store::random().to_ne_bytes());
     let (_answer, certificate) = match challenge {
-        Challenge::Http01 => (challenge::http(&settings.folder, &token, &expected, settings.owner)?, Vec::new()),
-        Challenge::TlsAlpn01 => challenge::tls(&settings.folder, domain, &digest, settings.owner)?,
+        Challenge::Http01 => {
+            (challenge::http(&settings.folder, &token, &expected, super::owner(settings))?, Vec::new())
+        }
+        Challenge::TlsAlpn01 => challenge::tls(&settings.folder, domain, &digest, super::owner(settings))?,
     };
     let mut unknown = None;
     for address in &addresses {

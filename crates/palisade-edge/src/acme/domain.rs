@@ -56,8 +56,8 @@ impl<'a> Look<'a> {
         if renewed { Outcome::Obtained { renew_s } } else { Outcome::Kept { renew_s } }
     }
 
-    /// Of a certificate that is ordered.
-    pub(super) async fn outcome(mut self) -> Outcome {
+    /// Of a certificate that is ordered. `asked`: now, unless an authority has refused it.
+    pub(super) async fn outcome(mut self, asked: bool) -> Outcome {
         let Some(acme) = &self.settings.acme else {
             return Outcome::Impossible("there is no authority to order from".to_owned());
         };
@@ -76,7 +76,9 @@ impl<'a> Look<'a> {
         let now = now_s();
         let outcome = match present.as_ref().and_then(|present| self.good_until(acme, present)) {
             Some(renew_s) if renew_s > now => Outcome::Kept { renew_s },
-            _ if schedule::waits(self.memory.again_s, now) => {
+            _ if schedule::waits(self.memory.again_s, now)
+                && (!asked || self.memory.trouble == Some(Trouble::Refused)) =>
+            {
                 Outcome::Waiting { text: self.memory.text.clone(), again_s: self.memory.again_s }
             }
             _ => self.attempt(acme, present.as_ref()).await,
@@ -198,7 +200,7 @@ impl<'a> Look<'a> {
 
     async fn obtained(&mut self, directory: &AcmeDirectory, obtained: Obtained) -> Outcome {
         let Obtained { pem, facts } = obtained;
-        if let Err(error) = store::replace(&self.file, pem.as_bytes(), self.settings.owner) {
+        if let Err(error) = store::replace(&self.file, pem.as_bytes(), super::owner(self.settings)) {
             // The order stays noted: the next attempt fetches the same certificate.
             return self.failed(Trouble::Check, chain(&error), None);
         }

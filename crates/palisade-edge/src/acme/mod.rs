@@ -72,6 +72,9 @@ pub enum EnsureError {
     /// Such a file can't be read.
     #[error("can't read {0}")]
     Read(PathBuf, #[source] io::Error),
+    /// Root would follow whatever the owner of the folders puts there.
+    #[error("certificates are obtained as the user who owns the folders, not as root")]
+    Root,
 }
 
 /// Makes the folders, and puts in place what nobody has to be asked for: copies of files of the host ([`CertificateSource::Files`]) and certificates of the stack's
@@ -82,7 +85,9 @@ pub enum EnsureError {
 /// A folder can't be made, or a given certificate can't be served: its key doesn't match, it is for other names, or it can't be read. A
 /// certificate that has expired is served nevertheless, and the edge says so.
 pub fn prepare(settings: &WorkerSettings) -> Result<(), EnsureError> {
-    folders(settings)?;
+    for folder in folders(settings) {
+        store::folder(&folder, owner(settings))?;
+    }
     for (domain, source) in &settings.certificates {
         if let CertificateSource::Files { chain, key } = source {
             copy(settings, domain, chain, key)?;
@@ -100,17 +105,24 @@ pub fn prepare(settings: &WorkerSettings) -> Result<(), EnsureError> {
 /// Nothing could be looked at. What fails for one domain is its [`Outcome`].
 pub fn ensure(settings: &WorkerSettings) -> Result<BTreeMap<Domain, Outcome>, EnsureError> {
     let runtime = worker::runtime().map_err(|error| EnsureError::Lock(settings.state.clone(), error))?;
-    runtime.block_on(look(settings))
+    runtime.block_on(look(settings, false))
 }
 
-async fn look(settings: &WorkerSettings) -> Result<BTreeMap<Domain, Outcome>, EnsureError> {
-    folders(settings)?;
+/// `asked`: somebody wants it now, so what failed without an authority's refusal is tried at once.
+async fn look(settings: &WorkerSettings, asked: bool) -> Result<BTreeMap<Domain, Outcome>, EnsureError> {
+    if nix::unistd::geteuid().is_root() && settings.owner.is_some_and(|(uid, _)| uid != 0) {
+        return Err(EnsureError::Root);
+    }
+    for folder in folders(settings) {
+        store::folder(&folder, owner(settings))?;
+        store::sweep(&folder);
+    }
     let _lock = lock(&settings.state).await?;
     let renewed = local(settings)?;
     let mut outcomes = BTreeMap::new();
     for (name, source) in &settings.certificates {
         let outcome = match source {
-            CertificateSource::Acme => domain::Look::new(settings, name).outcome().await,
+            CertificateSource::Acme => domain::Look::new(settings, name).outcome(asked).await,
             CertificateSource::Local | CertificateSource::Files { .. } => {
                 domain::Look::new(settings, name).settled(renewed.contains(name)).await
             }
@@ -124,18 +136,20 @@ async fn look(settings: &WorkerSettings) -> Result<BTreeMap<Domain, Outcome>, En
     Ok(outcomes)
 }
 
-fn folders(settings: &WorkerSettings) -> Result<(), StoreError> {
-    let served = [
+fn folders(settings: &WorkerSettings) -> [PathBuf; 6] {
+    [
         settings.folder.clone(),
         challenge::folder_of(&settings.folder, Challenge::Http01),
         challenge::folder_of(&settings.folder, Challenge::TlsAlpn01),
-    ];
-    let own = [settings.state.clone(), settings.state.join("accounts"), settings.state.join("domains")];
-    for folder in served.iter().chain(&own) {
-        store::folder(folder, settings.owner)?;
-        store::sweep(folder);
-    }
-    Ok(())
+        settings.state.clone(),
+        settings.state.join("accounts"),
+        settings.state.join("domains"),
+    ]
+}
+
+/// Only root can give files away.
+fn owner(settings: &WorkerSettings) -> store::Owner {
+    settings.owner.filter(|_| nix::unistd::geteuid().is_root())
 }
 
 /// Two looks at once would order twice. The lock goes with its process.
@@ -164,12 +178,12 @@ fn local(settings: &WorkerSettings) -> Result<Vec<Domain>, EnsureError> {
     if domains.is_empty() {
         return Ok(Vec::new());
     }
-    let authority = LocalCa::open(&settings.state, &domains, settings.owner)?;
+    let authority = LocalCa::open(&settings.state, &domains, owner(settings))?;
     let mut renewed = Vec::new();
     for domain in domains {
         let file = settings.folder.join(tls::file_of(domain));
         if !authority.has_signed(&file, domain, now_s()) {
-            store::replace(&file, authority.sign(domain)?.as_bytes(), settings.owner)?;
+            store::replace(&file, authority.sign(domain)?.as_bytes(), owner(settings))?;
             renewed.push(domain.clone());
         }
     }
@@ -191,5 +205,5 @@ fn copy(settings: &WorkerSettings, domain: &Domain, chain: &Path, key: &Path) ->
     if fs::read(&file).is_ok_and(|there| there == pem) {
         return Ok(());
     }
-    Ok(store::replace(&file, &pem, settings.owner)?)
+    Ok(store::replace(&file, &pem, owner(settings))?)
 }

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::account::{self, AccountError};
-use super::challenge::{self, AnswerError};
+use super::challenge::{self, Answer, AnswerError};
 use super::client::{ClientError, Https};
 use super::memory::{Memory, Pending};
 use super::schedule::Trouble;
@@ -178,9 +178,11 @@ impl Attempt<'_> {
 
     async fn drive(&self, order: &mut Order, key: &KeyPair) -> Result<Obtained, OrderError> {
         let patience = RetryPolicy::new().timeout(PATIENCE);
-        if order.state().status == OrderStatus::Pending {
-            self.prove(order, &patience).await?;
-        }
+        // They stay until all is over: an order that is gone on with may be looked at twice.
+        let _answers = match order.state().status {
+            OrderStatus::Pending => self.prove(order, &patience).await?,
+            _ => Vec::new(),
+        };
         if order.state().status == OrderStatus::Ready {
             let mut params = CertificateParams::new([self.domain.to_owned()]).map_err(OrderError::Request)?;
             params.distinguished_name = DistinguishedName::new();
@@ -203,13 +205,12 @@ impl Attempt<'_> {
         }
     }
 
-    /// Shows that the domain is ours.
-    async fn prove(&self, order: &mut Order, patience: &RetryPolicy) -> Result<(), OrderError> {
+    /// Shows that the domain is ours, as long as the answers live.
+    async fn prove(&self, order: &mut Order, patience: &RetryPolicy) -> Result<Vec<Answer>, OrderError> {
         let (kind, name) = match self.acme.challenge {
             Challenge::Http01 => (ChallengeType::Http01, "http-01"),
             Challenge::TlsAlpn01 => (ChallengeType::TlsAlpn01, "tls-alpn-01"),
         };
-        // They are there until the authority has decided.
         let mut answers = Vec::new();
         let mut authorizations = order.authorizations();
         while let Some(authorization) = authorizations.next().await {
@@ -224,14 +225,12 @@ impl Attempt<'_> {
                 self.domain,
                 &challenge.token,
                 &challenge.key_authorization(),
-                self.settings.owner,
+                super::owner(self.settings),
             )?);
             challenge.set_ready().await.map_err(|error| OrderError::Acme("start the challenge", error))?;
         }
-        let decided = order.poll_ready(patience).await;
-        drop(answers);
-        match decided {
-            Ok(OrderStatus::Ready | OrderStatus::Valid | OrderStatus::Processing) => Ok(()),
+        match order.poll_ready(patience).await {
+            Ok(OrderStatus::Ready | OrderStatus::Valid | OrderStatus::Processing) => Ok(answers),
             Ok(_) => Err(OrderError::Invalid(why(order).await.unwrap_or_else(|| "it doesn't say why".to_owned()))),
             Err(instant_acme::Error::Api(problem)) => match why(order).await {
                 Some(why) => Err(OrderError::Invalid(why)),

@@ -29,23 +29,24 @@ pub(super) fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) 
 /// User and group that new files are given to. `None`: they stay the writer's.
 pub(crate) type Owner = Option<(u32, u32)>;
 
-/// Makes a folder that only its owner can look into.
+/// Makes a folder that only its owner can look into, or closes one that others can. Root doesn't follow a link that the owner has put there.
 pub(super) fn folder(path: &Path, owner: Owner) -> Result<(), StoreError> {
     match DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let mode = fs::metadata(path).map_err(failed("look at", path))?.permissions().mode() & 0o7777;
-            // One that is too open is closed, if it is ours.
-            if mode & 0o077 != 0 {
-                fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed("close", path))?;
-            }
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(failed("make the folder", path)(error));
         }
-        Err(error) => return Err(failed("make the folder", path)(error)),
+        _ => {}
     }
-    if let Some((uid, gid)) = owner {
-        std::os::unix::fs::chown(path, Some(uid), Some(gid)).map_err(failed("give away", path))?;
+    let open = || File::options().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(path);
+    let folder = open().map_err(failed("open the folder", path))?;
+    let mode = folder.metadata().map_err(failed("look at", path))?.permissions().mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        folder.set_permissions(fs::Permissions::from_mode(0o700)).map_err(failed("close", path))?;
     }
-    Ok(())
+    match owner {
+        Some((uid, gid)) => fchown(&folder, Some(uid), Some(gid)).map_err(failed("give away", path)),
+        None => Ok(()),
+    }
 }
 
 /// Puts a file with these bytes in the place of what is at `path`, for its owner only. After a return it survives a power cut.

@@ -32,7 +32,8 @@ pub enum WorkerError {
     Runtime(#[source] io::Error),
 }
 
-/// The worker, until SIGTERM or SIGINT. On SIGHUP it reads its settings again and looks at once. An order that is on its way when it ends is gone on with
+/// The worker, until SIGTERM or SIGINT. On SIGHUP it reads its settings again and looks at once, also at
+/// what it would try later, unless an authority has refused it. An order that is on its way when it ends is gone on with
 /// when it starts again.
 ///
 /// # Errors
@@ -64,15 +65,16 @@ async fn run(path: &Path) -> Result<(), WorkerError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(WorkerError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(WorkerError::Runtime)?;
     let mut again = signal(SignalKind::hangup()).map_err(WorkerError::Runtime)?;
+    let mut asked = false;
     loop {
         let looked = tokio::select! {
-            looked = look_once(path) => looked,
+            looked = look_once(path, std::mem::take(&mut asked)) => looked,
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
         };
         tokio::select! {
             () = tokio::time::sleep(Duration::from_secs(looked)) => {}
-            _ = again.recv() => {}
+            _ = again.recv() => asked = true,
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
         }
@@ -80,9 +82,9 @@ async fn run(path: &Path) -> Result<(), WorkerError> {
 }
 
 /// Returns after how many seconds the next look is due.
-async fn look_once(path: &Path) -> u64 {
+async fn look_once(path: &Path, asked: bool) -> u64 {
     let looked = match read(path) {
-        Ok(settings) => look(&settings).await.map_err(|error| chain(&error)),
+        Ok(settings) => look(&settings, asked).await.map_err(|error| chain(&error)),
         Err(error) => Err(chain(&error)),
     };
     match looked {

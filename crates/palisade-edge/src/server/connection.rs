@@ -6,6 +6,7 @@ use super::worker::Worker;
 use crate::proxy::Body;
 use crate::tls::ACME_ALPN;
 use hyper::body::Incoming;
+use hyper::header::ALT_SVC;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -17,7 +18,7 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::net::TcpStream;
 
 /// How a client speaks with the edge.
@@ -94,6 +95,14 @@ pub(super) async fn serve(worker: Rc<Worker>, scheme: Scheme, stream: TcpStream,
     }
 }
 
+/// Serves a client of HTTP/3 whose requests come over HTTP/2 from within the process.
+pub(super) async fn serve_translated(worker: Rc<Worker>, peer: SocketAddr, stream: DuplexStream) {
+    let pulse = Arc::new(Pulse::translated());
+    let place = Place::take(&worker, &pulse);
+    let client = Rc::new(Client { peer, scheme: Scheme::Https, pulse, worker: Rc::clone(&worker) });
+    serve_http2(&place, client, stream).await;
+}
+
 async fn serve_http1<S: Stream>(place: &Place, client: Rc<Client>, stream: S) {
     let limits = &place.worker.shared.settings.edge.limits;
     let head_bytes_max = limits.header_bytes_max as usize;
@@ -139,7 +148,16 @@ fn answer(
     request: Request<Incoming>,
 ) -> impl Future<Output = Result<Response<Body>, Infallible>> + use<> {
     let client = Rc::clone(client);
-    async move { Ok(client.worker.proxy.answer(&client, request).await) }
+    async move {
+        let worker = &client.worker;
+        let mut response = worker.proxy.answer(&client, request).await;
+        if client.scheme == Scheme::Https
+            && let Some(alternative) = &worker.alternative
+        {
+            response.headers_mut().insert(ALT_SVC, alternative.clone());
+        }
+        Ok(response)
+    }
 }
 
 /// Tasks of a connection stay in its worker's thread.

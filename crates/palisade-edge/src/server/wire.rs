@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
@@ -61,6 +61,13 @@ impl Pulse {
     pub(crate) fn new(stream: &TcpStream) -> Self {
         let pulse = Self::default();
         pulse.descriptor.store(stream.as_raw_fd() as u64, Relaxed);
+        pulse
+    }
+
+    /// Of a connection of HTTP/3, whose bytes no socket of its own has.
+    pub(crate) fn translated() -> Self {
+        let pulse = Self::default();
+        pulse.descriptor.store(u64::MAX, Relaxed);
         pulse
     }
 
@@ -178,20 +185,26 @@ fn unsent(descriptor: RawFd) -> u64 {
     if done == 0 { u64::try_from(bytes).unwrap_or(0) } else { 0 }
 }
 
-/// A stream that ends in a TCP connection.
+/// A stream that may end in a TCP connection.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
-    fn tcp(&self) -> &TcpStream;
+    fn tcp(&self) -> Option<&TcpStream>;
+}
+
+impl Stream for DuplexStream {
+    fn tcp(&self) -> Option<&TcpStream> {
+        None
+    }
 }
 
 impl Stream for TcpStream {
-    fn tcp(&self) -> &TcpStream {
-        self
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self)
     }
 }
 
 impl Stream for TlsStream<TcpStream> {
-    fn tcp(&self) -> &TcpStream {
-        self.get_ref().0
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self.get_ref().0)
     }
 }
 
@@ -230,9 +243,11 @@ impl<S: Stream> Wire<S> {
 
 impl<S: Stream> Drop for Wire<S> {
     fn drop(&mut self) {
-        if self.pulse.is_cut() {
+        if self.pulse.is_cut()
+            && let Some(tcp) = self.stream.tcp()
+        {
             // What the client doesn't take isn't kept for it.
-            let _ = self.stream.tcp().set_zero_linger();
+            let _ = tcp.set_zero_linger();
         }
     }
 }

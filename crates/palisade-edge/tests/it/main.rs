@@ -6,6 +6,7 @@ mod forwarding;
 mod heads;
 mod hostile;
 mod http2;
+mod http3;
 mod limits;
 mod plain_http;
 mod retries;

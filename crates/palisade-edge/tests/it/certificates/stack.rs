@@ -1,24 +1,19 @@
 //! A domain with all that belongs to it: an edge, where its challenges are served, and the worker that obtains its certificate.
 
 use crate::certificates::pebble::Wish;
-use crate::support::{DOMAIN, Edge, Folder, free_address, settings};
+use crate::support::{DOMAIN, Edge, Folder, settings};
 use palisade_core::edge::{Acme, AcmeDirectory, CertificateSource, Challenge, Domain, EdgeAt, WorkerSettings};
 use palisade_edge::acme::{Outcome, ensure};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The edge, and what the worker is told.
 pub(crate) struct Stack {
     pub(crate) edge: Edge,
     pub(crate) worker: WorkerSettings,
-    pub(crate) port_80: SocketAddr,
-    _answers: Answers,
     _folder: Folder,
 }
 
@@ -28,23 +23,24 @@ impl Stack {
         let (mut told, folder) = settings();
         told.edge.certificates = BTreeMap::from([(DOMAIN.to_owned(), CertificateSource::Acme)]);
         told.edge.acme = Some(Acme { directories: vec![], email: Some("admin@shop.example".to_owned()), challenge });
+        // A redirect that comes before the answers to challenges would break them.
+        told.edge.redirect = true;
         std::fs::remove_file(told.certificates.join(format!("{DOMAIN}.pem"))).expect("the settings come with one");
         let own = Folder::new();
         let mut worker = WorkerSettings::new(&told.edge, told.certificates.clone(), own.path().join("state"));
         worker.edges = vec![EdgeAt { control: told.control.clone(), https: Some(told.https[0]) }];
         worker.addresses = BTreeMap::from([(DOMAIN.to_owned(), vec![told.https[0].ip()])]);
-        let answers = Answers::of(&told.certificates);
         worker.challenge_port = Some(match challenge {
-            Challenge::Http01 => answers.at.port(),
+            Challenge::Http01 => told.http[0].port(),
             Challenge::TlsAlpn01 => told.https[0].port(),
         });
         let edge = Edge::start((told, folder));
-        Self { port_80: answers.at, edge, worker, _answers: answers, _folder: own }
+        Self { edge, worker, _folder: own }
     }
 
     /// An authority that finds the domain here.
     pub(crate) fn wish(&self) -> Wish {
-        Wish::new(self.port_80, self.edge.https())
+        Wish::new(self.edge.http(), self.edge.https())
     }
 
     pub(crate) fn order_from(&mut self, directories: Vec<AcmeDirectory>) {
@@ -137,49 +133,5 @@ impl Drop for Worker {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
-    }
-}
-
-/// What listens where the authority looks for `http-01`: the folder's files, nothing else.
-struct Answers {
-    at: SocketAddr,
-    over: Arc<AtomicBool>,
-}
-
-impl Answers {
-    fn of(folder: &Path) -> Self {
-        let listener = TcpListener::bind(free_address()).expect("it was free");
-        let at = listener.local_addr().expect("it is bound");
-        let over = Arc::new(AtomicBool::new(false));
-        let (folder, ended) = (folder.join("http-01"), Arc::clone(&over));
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                if ended.load(Ordering::Relaxed) {
-                    return;
-                }
-                let mut reader = BufReader::new(&stream);
-                let mut line = String::new();
-                let _ = reader.read_line(&mut line);
-                let mut field = String::new();
-                while reader.read_line(&mut field).is_ok_and(|read| read > 2) {
-                    field.clear();
-                }
-                let token = line.split(' ').nth(1).and_then(|path| path.strip_prefix("/.well-known/acme-challenge/"));
-                let answer = token.and_then(|token| std::fs::read_to_string(folder.join(token)).ok());
-                let answer = match answer {
-                    Some(text) => format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len()),
-                    None => "HTTP/1.1 404 Not Found\r\nServer: other\r\nContent-Length: 0\r\n\r\n".to_owned(),
-                };
-                let _ = (&stream).write_all(answer.as_bytes());
-            }
-        });
-        Self { at, over }
-    }
-}
-
-impl Drop for Answers {
-    fn drop(&mut self) {
-        self.over.store(true, Ordering::Relaxed);
-        let _ = std::net::TcpStream::connect(self.at);
     }
 }
