@@ -50,6 +50,8 @@ const INSIDE: &str = "/run/palisade-edge";
 const GRACE_MS: u64 = 30_000;
 /// So long a newer edge is watched before the older one goes.
 const MONITOR_MS: u64 = 2_000;
+/// The same for who obtains certificates: it ends at once or not at all.
+const WORKER_MONITOR_MS: u64 = 500;
 
 fn inside(name: &str) -> PathBuf {
     Path::new(INSIDE).join(name)
@@ -189,6 +191,10 @@ pub fn upstreams<'a>(
     wanted.into_iter().map(|upstream| (upstream.to_string(), instances(upstream))).collect()
 }
 
+fn start_first(monitor_ms: u64) -> UpdatePolicy {
+    UpdatePolicy { order: Some(UpdateOrder::StartFirst), monitor_ms: Some(monitor_ms), ..UpdatePolicy::default() }
+}
+
 fn nowhere() -> Place {
     Place { file: Arc::from("x-palisade.edge"), line: 1, column: 1 }
 }
@@ -244,11 +250,7 @@ impl Maker<'_> {
             mounts,
             files: vec![self.settings("edge", &settings(self.edge))],
             // Two edges serve side by side; their access log takes lines of both.
-            update: Some(UpdatePolicy {
-                order: Some(UpdateOrder::StartFirst),
-                monitor_ms: Some(MONITOR_MS),
-                ..UpdatePolicy::default()
-            }),
+            update: Some(start_first(MONITOR_MS)),
             ..self.service(name, "__edge", GRACE_MS)
         }
     }
@@ -283,6 +285,8 @@ impl Maker<'_> {
                 self.volume(AUTHORITIES_VOLUME, inside("authorities"), false),
             ],
             files,
+            // Two of them wait for each other: only one looks at a time.
+            update: Some(start_first(WORKER_MONITOR_MS)),
             ..self.service(name, "__certificates", 5_000)
         }
     }

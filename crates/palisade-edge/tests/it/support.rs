@@ -111,7 +111,6 @@ pub(crate) fn settings() -> (Settings, Folder) {
         access_log: None,
         upstreams: None,
         workers: 1,
-        upstreams: None,
     };
     std::fs::create_dir_all(settings.certificates.join("http-01")).expect("its folder is there");
     certificate(&settings.certificates, DOMAIN);
