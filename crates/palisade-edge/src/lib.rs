@@ -3,6 +3,7 @@
 //! What it serves is data of [`palisade_core::edge`]. It reads the certificates that others obtain ([`palisade_core::edge::Settings`]
 //! says where) and takes orders over one socket; it decides nothing about the stack, and nothing in here needs root.
 
+pub mod limit;
 mod proxy;
 mod server;
 pub mod tls;
