@@ -84,6 +84,18 @@ pub fn with_services(mut stack: Stack) -> Stack {
     stack
 }
 
+/// The stack with certificates of its own authority in the place of those that somebody else has to be asked for, and at
+/// once: for a rehearsal, where nobody can be asked.
+pub fn rehearsed(mut stack: Stack) -> Stack {
+    let Some(edge) = &mut stack.edge else { return stack };
+    for source in edge.certificates.values_mut().filter(|source| **source == CertificateSource::Acme) {
+        *source = CertificateSource::Local;
+    }
+    edge.acme = None;
+    stack.services.retain(|service| ![SERVICE_NAME, WORKER_NAME].contains(&service.name.as_str()));
+    with_services(stack)
+}
+
 /// Certificates are ordered or signed, and have to be renewed; given ones are only copied.
 pub fn needs_worker(edge: &Edge) -> bool {
     edge.certificates.values().any(|source| !matches!(source, CertificateSource::Files { .. }))
