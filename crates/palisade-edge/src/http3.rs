@@ -24,6 +24,8 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+/// What is agreed on in the handshake.
+const PROTOCOL: &[u8] = b"h3";
 /// Requests of one connection at once.
 const STREAMS_MAX: u32 = 128;
 /// Streams of the protocol itself (control, and two of QPACK), and some that are there to be ignored.
@@ -37,31 +39,28 @@ const SEND_WINDOW: u64 = 1 << 20;
 const VALIDATED_FROM: usize = 64;
 /// Between the two halves of a translated connection.
 const PIPE_BYTES: usize = 64 << 10;
+/// Between two attempts to get the port.
+const BIND_PAUSE: Duration = Duration::from_millis(500);
 /// After a client was told that nothing more is answered, for what it still has to hear.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// Why there is no HTTP/3.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Http3Error {
-    #[error("can't listen on {0} over UDP")]
-    Listen(SocketAddr, #[source] io::Error),
-    #[error("the library can't encrypt the first packets of QUIC")]
-    Cipher(#[from] NoInitialCipherSuite),
-}
-
-/// Sockets, before any worker starts, and how QUIC is spoken on them.
+/// Where and how QUIC is spoken, before any worker starts.
 pub(crate) struct Listening {
-    sockets: Vec<UdpSocket>,
+    addresses: Vec<SocketAddr>,
     config: quinn::ServerConfig,
 }
 
-/// Binds every address.
-pub(crate) fn bind(
+/// For these addresses.
+///
+/// # Errors
+///
+/// The library can't encrypt the first packets of QUIC.
+pub(crate) fn prepare(
     addresses: &[SocketAddr],
     certificates: &Arc<Certificates>,
     limits: &ConnectionLimits,
-) -> Result<Listening, Http3Error> {
-    let tls = QuicServerConfig::try_from(certificates.server_config(&[b"h3"]))?;
+) -> Result<Listening, NoInitialCipherSuite> {
+    let tls = QuicServerConfig::try_from(certificates.server_config(&[PROTOCOL]))?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls));
     let mut transport = TransportConfig::default();
     let idle = VarInt::try_from(limits.idle_timeout_ms).map_or(IdleTimeout::from(VarInt::MAX), IdleTimeout::from);
@@ -74,9 +73,7 @@ pub(crate) fn bind(
         .max_idle_timeout(Some(idle))
         .datagram_receive_buffer_size(None);
     config.transport_config(Arc::new(transport));
-    let bound =
-        addresses.iter().map(|&address| UdpSocket::bind(address).map_err(|error| Http3Error::Listen(address, error)));
-    Ok(Listening { sockets: bound.collect::<Result<_, _>>()?, config })
+    Ok(Listening { addresses: addresses.to_vec(), config })
 }
 
 /// What `Alt-Svc` says of it (RFC 7838) on answers over TLS.
@@ -86,13 +83,35 @@ pub(crate) fn alternative(https_port: u16) -> HeaderValue {
 
 impl Listening {
     /// Serves until the worker drains; then no new connection is taken, and those that are there end with their requests.
-    pub(crate) fn serve(self, worker: &Rc<Worker>) -> io::Result<()> {
-        for socket in self.sockets {
-            let config = (EndpointConfig::default(), Some(self.config.clone()));
-            let endpoint = Endpoint::new(config.0, config.1, socket, Arc::new(TokioRuntime))?;
-            tokio::task::spawn_local(accept(Rc::clone(worker), endpoint));
+    pub(crate) fn serve(self, worker: &Rc<Worker>) {
+        for address in self.addresses {
+            tokio::task::spawn_local(listen(Rc::clone(worker), address, self.config.clone()));
         }
-        Ok(())
+    }
+}
+
+/// A former edge may have the port until its last connection has ended: two can't share it. Clients speak the other versions meanwhile.
+async fn listen(worker: Rc<Worker>, address: SocketAddr, config: quinn::ServerConfig) {
+    let mut said = false;
+    loop {
+        let bound = UdpSocket::bind(address).and_then(|socket| {
+            Endpoint::new(EndpointConfig::default(), Some(config.clone()), socket, Arc::new(TokioRuntime))
+        });
+        match bound {
+            Ok(endpoint) => return accept(worker, endpoint).await,
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                if !std::mem::replace(&mut said, true) {
+                    eprintln!("palisade-edge: HTTP/3 has to wait: port {} is in use over UDP", address.port());
+                }
+            }
+            Err(error) => {
+                return eprintln!("palisade-edge: HTTP/3 isn't served: can't listen on {address} over UDP: {error}");
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(BIND_PAUSE) => {}
+            () = worker.until_draining() => return,
+        }
     }
 }
 

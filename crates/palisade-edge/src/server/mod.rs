@@ -13,7 +13,7 @@ pub(crate) use connection::{Client, LocalExecutor, Scheme};
 pub(crate) use wire::Pulse;
 pub(crate) use worker::Worker;
 
-use crate::http3::{self, Http3Error};
+use crate::http3;
 use crate::tls::{Certificates, TlsError};
 use palisade_core::edge::{Answer, Order, Settings, Upstreams};
 use std::path::{Path, PathBuf};
@@ -33,7 +33,7 @@ pub(crate) enum StartError {
     #[error("can't serve TLS")]
     Tls(#[source] TlsError),
     #[error("can't serve HTTP/3")]
-    Http3(#[source] Http3Error),
+    Http3(#[source] quinn::crypto::rustls::NoInitialCipherSuite),
     #[error("can't start a thread")]
     Thread(#[source] std::io::Error),
     #[error("a worker failed")]
@@ -92,7 +92,7 @@ pub(crate) fn run(path: &Path) -> Result<(), StartError> {
     let edge = &settings.edge;
     let mut quic = match certificates.as_ref().filter(|_| edge.http3) {
         Some(certificates) => {
-            Some(http3::bind(&settings.https, certificates, &edge.limits).map_err(StartError::Http3)?)
+            Some(http3::prepare(&settings.https, certificates, &edge.limits).map_err(StartError::Http3)?)
         }
         None => None,
     };

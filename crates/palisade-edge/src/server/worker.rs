@@ -94,8 +94,8 @@ async fn work(shared: Arc<Shared>, listeners: Listeners, quic: Option<Listening>
             Err(error) => eprintln!("palisade-edge: a worker can't listen: {error}"),
         }
     }
-    if let Some(Err(error)) = quic.map(|quic| quic.serve(&worker)) {
-        eprintln!("palisade-edge: HTTP/3 can't be served: {error}");
+    if let Some(quic) = quic {
+        quic.serve(&worker);
     }
     let mut tick = tokio::time::interval(Duration::from_millis(crate::proxy::TICK_MS));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

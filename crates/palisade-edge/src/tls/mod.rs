@@ -182,7 +182,8 @@ impl Certificates {
         let builder = builder.with_protocol_versions(versions(self.minimum)).expect("the provider speaks 1.2 and 1.3");
         let mut config = builder.with_no_client_auth().with_cert_resolver(Arc::clone(self) as _);
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-        if self.challenges {
+        // Authorities ask over TCP.
+        if self.challenges && alpn.iter().any(|name| *name == b"http/1.1") {
             config.alpn_protocols.push(ACME_ALPN.to_vec());
         }
         config.ticketer = Arc::clone(&self.tickets);

@@ -169,6 +169,24 @@ fn other_versions_are_told_of_it_and_only_where_it_is_spoken() {
 }
 
 #[test]
+fn an_edge_whose_port_is_still_in_use_serves_it_as_soon_as_it_is_free() {
+    let echo = Echo::start();
+    let (mut told, folder) = settings();
+    told.edge.http3 = true;
+    let former = UdpSocket::bind(told.https[0]).expect("the port is free");
+    let edge = Edge::with((told, folder), &[echo.address]);
+    assert!(edge.curl(&["https://shop.example/a"]).starts_with("GET /a\n"), "the other versions don't wait");
+    drop(former);
+    // A client tries again for as long as its handshake may take.
+    block_on(async {
+        let (mut sender, connection, quic) = connect(&edge).await;
+        drive(connection);
+        assert_eq!(ask(&mut sender, get("https://shop.example/"), None).await.0, StatusCode::OK);
+        quic.close().await;
+    });
+}
+
+#[test]
 fn a_drained_edge_finishes_requests_and_says_that_there_are_no_more() {
     let (arrived, wait) = channel();
     let (go, told) = channel::<()>();
