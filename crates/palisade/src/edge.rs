@@ -37,7 +37,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How often it is asked how it is.
 const REPORT: Duration = Duration::from_secs(5);
 /// How often it is looked whether given certificates have changed.
-const COPY: Duration = Duration::from_secs(60);
+const COPY: Duration = Duration::from_secs(10);
 /// How often it is told that clients are limited.
 const TELL_LIMITED: Duration = Duration::from_secs(60);
 /// So many clients are named in an event.
