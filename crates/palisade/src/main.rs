@@ -47,6 +47,11 @@ fn main() -> ExitCode {
             let settings = std::env::args_os().nth(2).unwrap_or_default();
             return palisade_edge::main(settings.as_ref());
         }
+        Some("__certificates") => {
+            let settings = std::env::args_os().nth(2).unwrap_or_default();
+            let worked = palisade_edge::acme::worker_main(settings.as_ref());
+            return ended(worked.map_err(|error| std::io::Error::other(exit::chain(&error))));
+        }
         Some("__probe") => {
             let asked = std::env::args().nth(2).unwrap_or_default();
             return ExitCode::from(u8::from(inside::probe::main(&asked).is_err()));

@@ -2,6 +2,10 @@
 //!
 //! Whether a service or a port exists is settled when the file is read; nothing in here opens a file or a socket.
 
+mod worker;
+
+pub use worker::{EdgeAt, WorkerSettings};
+
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

@@ -1,28 +1,111 @@
 //! The body of an answer to a client.
 
-use super::http1;
+use super::clock::Limit;
+use super::{h2c, http1};
+use crate::access_log::Entry;
+use crate::limit::Slot;
+use crate::server::Pulse;
 use bytes::Bytes;
-use hyper::body::{Frame, SizeHint};
+use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 /// Why a body ends before its end. The client sees a connection that breaks off.
 pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Where it comes from.
+/// Where it comes from, and what ends with it.
+#[derive(Debug, Default)]
+pub(crate) struct Body {
+    source: Source,
+    request: Option<Answering>,
+    /// For HTTP/2, where a stream may stand still while its connection doesn't.
+    stalled: Option<Limit>,
+    /// Why it ends. It is said only when what came before has had a chance to be sent.
+    fault: Option<BodyError>,
+    /// The client's place among requests at once.
+    slot: Option<Slot>,
+    log: Option<Box<Entry>>,
+}
+
 #[derive(Debug)]
-pub(crate) enum Body {
+enum Source {
     Full(Bytes),
     Http1(Box<http1::AnswerBody>),
+    H2c(Box<h2c::AnswerBody>),
+}
+
+impl Default for Source {
+    fn default() -> Self {
+        Self::Full(Bytes::new())
+    }
+}
+
+/// A request that is being answered.
+#[derive(Debug)]
+pub(super) struct Answering(Arc<Pulse>);
+
+impl Answering {
+    pub(super) fn begin(pulse: &Arc<Pulse>) -> Self {
+        pulse.begin();
+        Self(Arc::clone(pulse))
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+/// Takes what a client still sends, for a while.
+pub(super) fn drain(mut body: Incoming) {
+    const BYTES_MAX: usize = 8 << 20;
+    const TIME: std::time::Duration = std::time::Duration::from_secs(2);
+    if body.is_end_stream() || tokio::runtime::Handle::try_current().is_err() {
+        return;
+    }
+    tokio::task::spawn_local(tokio::time::timeout(TIME, async move {
+        let mut bytes = 0;
+        while let Some(Ok(frame)) = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+            bytes += frame.data_ref().map_or(0, Bytes::len);
+            if bytes > BYTES_MAX {
+                break;
+            }
+        }
+    }));
 }
 
 impl Body {
     pub(crate) fn full(bytes: Bytes) -> Self {
-        Self::Full(bytes)
+        Self { source: Source::Full(bytes), ..Self::default() }
     }
 
-    pub(crate) fn empty() -> Self {
-        Self::Full(Bytes::new())
+    pub(super) fn http1(body: http1::AnswerBody) -> Self {
+        match body.is_end() {
+            true => Self::default(),
+            false => Self { source: Source::Http1(Box::new(body)), ..Self::default() },
+        }
+    }
+
+    pub(super) fn h2c(body: h2c::AnswerBody) -> Self {
+        Self { source: Source::H2c(Box::new(body)), ..Self::default() }
+    }
+
+    /// This place is taken as long as the answer lasts.
+    pub(super) fn hold(&mut self, slot: Option<Slot>) {
+        self.slot = slot;
+    }
+
+    /// It is logged when it has ended.
+    pub(super) fn log(&mut self, entry: Box<Entry>) {
+        self.log = Some(entry);
+    }
+
+    /// The request ends with this. A client that doesn't take what there is for longer than the limit is cut.
+    pub(super) fn of(&mut self, request: Answering, stalled: Option<Limit>) {
+        self.request = Some(request);
+        self.stalled = stalled;
     }
 }
 
@@ -31,24 +114,46 @@ impl hyper::body::Body for Body {
     type Error = BodyError;
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match self.get_mut() {
-            Self::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
-            Self::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Self::Http1(body) => body.poll_frame(context).map(|frame| frame.map(|frame| frame.map_err(Into::into))),
+        let this = self.get_mut();
+        if let Some(stalled) = &this.stalled {
+            stalled.progress();
         }
+        if let Some(fault) = this.fault.take() {
+            return Poll::Ready(Some(Err(fault)));
+        }
+        let frame = match &mut this.source {
+            Source::Full(bytes) if bytes.is_empty() => None,
+            Source::Full(bytes) => Some(Ok::<_, BodyError>(Frame::data(std::mem::take(bytes)))),
+            Source::Http1(body) => ready!(body.poll_frame(context)).map(|frame| frame.map_err(Into::into)),
+            Source::H2c(body) => ready!(body.poll_frame(context)).map(|frame| frame.map_err(Into::into)),
+        };
+        if let (Some(stalled), Some(Ok(_)), Some(request)) = (&this.stalled, &frame, &this.request) {
+            stalled.cuts(&request.0);
+        }
+        if let Some(Err(fault)) = frame {
+            this.fault = Some(fault);
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if let (Some(entry), Some(Ok(frame))) = (&mut this.log, &frame) {
+            entry.sent(frame.data_ref().map_or(0, Bytes::len));
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Full(bytes) => bytes.is_empty(),
-            Self::Http1(body) => body.is_end(),
+        match &self.source {
+            Source::Full(bytes) => bytes.is_empty(),
+            Source::Http1(body) => body.is_end(),
+            Source::H2c(body) => body.is_end(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Http1(body) => body.size_hint(),
+        match &self.source {
+            Source::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Source::Http1(body) => body.size_hint(),
+            Source::H2c(body) => body.size_hint(),
         }
     }
 }

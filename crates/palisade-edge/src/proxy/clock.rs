@@ -1,8 +1,10 @@
 //! A worker's coarse clock, and what it wakes. Time limits are seconds: none of them is worth a timer for each request.
 
+use crate::server::Pulse;
 use slab::Slab;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Instant;
 
@@ -21,7 +23,15 @@ pub(crate) struct Clock {
 struct Waiting {
     /// `u64::MAX` while nothing is waited for.
     due_ms: u64,
-    waker: Option<Waker>,
+    then: Then,
+}
+
+/// What is done when it is due.
+#[derive(Debug)]
+enum Then {
+    Nothing,
+    Wake(Waker),
+    Cut(Arc<Pulse>),
 }
 
 impl Clock {
@@ -35,16 +45,23 @@ impl Clock {
         self.now_ms.get()
     }
 
+    fn due_ms(&self, limit_ms: u64) -> u64 {
+        // The last tick may be almost a tick ago.
+        self.now_ms().saturating_add(limit_ms).saturating_add(TICK_MS)
+    }
+
     /// Looks at the time, and wakes whoever waits for longer than it wanted.
     pub(crate) fn tick(&self) {
         let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
         self.now_ms.set(now);
         // Woken tasks run later, so nothing touches the list meanwhile.
         for (_, waiting) in self.waiting.borrow_mut().iter_mut() {
-            if waiting.due_ms <= now
-                && let Some(waker) = waiting.waker.take()
-            {
-                waker.wake();
+            if waiting.due_ms <= now {
+                match std::mem::replace(&mut waiting.then, Then::Nothing) {
+                    Then::Nothing => {}
+                    Then::Wake(waker) => waker.wake(),
+                    Then::Cut(pulse) => pulse.cut(),
+                }
             }
         }
     }
@@ -60,7 +77,7 @@ pub(crate) struct Limit {
 
 impl Limit {
     pub(crate) fn new(clock: &Rc<Clock>, limit_ms: u64) -> Self {
-        let key = clock.waiting.borrow_mut().insert(Waiting { due_ms: u64::MAX, waker: None });
+        let key = clock.waiting.borrow_mut().insert(Waiting { due_ms: u64::MAX, then: Then::Nothing });
         Self { clock: Rc::clone(clock), key, limit_ms }
     }
 
@@ -73,19 +90,31 @@ impl Limit {
 
     /// Nothing has happened yet. True when that has lasted too long; otherwise the task is woken when it has.
     pub(crate) fn expired(&self, context: &Context<'_>) -> bool {
+        self.expired_after(self.limit_ms, context)
+    }
+
+    /// The same with another limit, for the time from now on until something happens.
+    pub(crate) fn expired_after(&self, limit_ms: u64, context: &Context<'_>) -> bool {
         let mut all = self.clock.waiting.borrow_mut();
         let Some(waiting) = all.get_mut(self.key) else { return false };
         if waiting.due_ms == u64::MAX {
-            // The last tick may be almost a tick ago.
-            waiting.due_ms = self.clock.now_ms() + self.limit_ms + TICK_MS;
+            waiting.due_ms = self.clock.due_ms(limit_ms);
         } else if waiting.due_ms <= self.clock.now_ms() {
             return true;
         }
-        match &waiting.waker {
-            Some(waker) if waker.will_wake(context.waker()) => {}
-            _ => waiting.waker = Some(context.waker().clone()),
+        match &waiting.then {
+            Then::Wake(waker) if waker.will_wake(context.waker()) => {}
+            _ => waiting.then = Then::Wake(context.waker().clone()),
         }
         false
+    }
+
+    /// From now on the connection is cut when nothing happens for too long.
+    pub(crate) fn cuts(&self, pulse: &Arc<Pulse>) {
+        if let Some(waiting) = self.clock.waiting.borrow_mut().get_mut(self.key) {
+            waiting.due_ms = self.clock.due_ms(self.limit_ms);
+            waiting.then = Then::Cut(Arc::clone(pulse));
+        }
     }
 }
 

@@ -1,77 +1,92 @@
 //! Heads of requests and answers: what is passed on, what is dropped, and what is added.
 
 use super::http1::Framing;
-use crate::server::Client;
-use hyper::header::{self, HeaderMap, HeaderName};
+use crate::forwarded;
+use hyper::Uri;
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::{Request, StatusCode};
 use std::io::Write;
+use std::net::IpAddr;
 
-/// The domain that a request names: in lower case, without port and final dot.
-///
-/// # Errors
-/// With the answer, if it names none or several.
-pub(super) fn host<B>(request: &Request<B>) -> Result<String, StatusCode> {
-    let mut hosts = request.headers().get_all(header::HOST).iter();
-    let named = hosts.next();
-    if hosts.next().is_some() {
-        return Err(StatusCode::BAD_REQUEST);
-    }
-    let text = match (request.uri().authority(), named) {
-        (Some(authority), None) => authority.as_str(),
-        (None, Some(host)) => host.to_str().map_err(|_| StatusCode::BAD_REQUEST)?,
-        (Some(authority), Some(host)) if authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes()) => {
-            authority.as_str()
-        }
-        _ => return Err(StatusCode::BAD_REQUEST),
-    };
-    let name = match text.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && !name.ends_with(':') => name,
-        _ => text,
-    };
-    Ok(name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase())
+/// What upstreams are told of a request's way so far.
+#[derive(Debug)]
+pub(super) struct Origin<'a> {
+    pub(super) address: IpAddr,
+    /// Trusted proxies between it and the edge, in the request's direction.
+    pub(super) proxies: &'a [IpAddr],
+    pub(super) scheme: &'static str,
+    /// The domain that the client named.
+    pub(super) domain: &'a str,
 }
 
 /// Fields that concern one connection only, and those that the edge writes itself.
 fn is_ours(name: &HeaderName) -> bool {
-    *name == header::CONNECTION
-        || *name == header::HOST
-        || *name == header::CONTENT_LENGTH
-        || *name == header::TRANSFER_ENCODING
-        || *name == header::UPGRADE
-        || *name == header::TE
-        || *name == header::TRAILER
-        || *name == header::EXPECT
-        || *name == header::PROXY_AUTHORIZATION
-        || *name == header::FORWARDED
-        || *name == "keep-alive"
-        || *name == "proxy-connection"
-        || name.as_str().starts_with("x-forwarded-")
-        || *name == "x-real-ip"
+    match *name {
+        header::CONNECTION
+        | header::HOST
+        | header::CONTENT_LENGTH
+        | header::TRANSFER_ENCODING
+        | header::UPGRADE
+        | header::TE
+        | header::TRAILER
+        | header::EXPECT
+        | header::PROXY_AUTHORIZATION
+        | header::FORWARDED
+        | header::COOKIE => true,
+        _ => {
+            let name = name.as_str();
+            match name.len() {
+                9 => name == "x-real-ip",
+                10 => name == "keep-alive",
+                14 => name == "http2-settings",
+                16 => name == "proxy-connection" || name == "x-forwarded-host" || name == "x-forwarded-port",
+                _ => name.starts_with("x-forwarded-"),
+            }
+        }
+    }
 }
 
 /// The field is named by `Connection`, so it concerns this connection only.
 pub(super) fn named_by_connection(headers: &HeaderMap, name: &HeaderName) -> bool {
-    headers.get_all(header::CONNECTION).iter().any(|value| {
-        value
-            .as_bytes()
-            .split(|&byte| byte == b',')
-            .any(|token| token.trim_ascii().eq_ignore_ascii_case(name.as_str().as_bytes()))
-    })
+    let name = name.as_str().as_bytes();
+    connection_tokens(headers).any(|token| token.eq_ignore_ascii_case(name))
+}
+
+fn connection_tokens(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    let values = headers.get_all(header::CONNECTION).iter();
+    values.flat_map(|value| value.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii))
+}
+
+/// The protocol that the client wants to go on with, if that is one that only concerns it and the upstream. HTTP/2 isn't: whoever
+/// speaks it behind the edge's back could ask for anything.
+pub(super) fn wanted_protocol(parts: &Parts) -> Option<&HeaderValue> {
+    let mut values = parts.headers.get_all(header::UPGRADE).iter();
+    let value = values.next()?;
+    let text = value.to_str().ok()?;
+    let lower = text.to_ascii_lowercase();
+    let wanted = parts.version == hyper::Version::HTTP_11
+        && values.next().is_none()
+        && connection_tokens(&parts.headers).any(|token| token.eq_ignore_ascii_case(b"upgrade"))
+        && !lower
+            .split(',')
+            .any(|it| it.trim().starts_with("h2") || it.trim().starts_with("http") || it.trim().starts_with("tls"));
+    wanted.then_some(value)
 }
 
 /// Writes the head of a request to an upstream that speaks HTTP/1.1.
-pub(super) fn write_request(out: &mut Vec<u8>, parts: &Parts, host: &str, client: &Client, framing: Framing) {
+pub(super) fn write_request(
+    out: &mut Vec<u8>,
+    parts: &Parts,
+    origin: &Origin<'_>,
+    framing: Framing,
+    protocol: Option<&HeaderValue>,
+) {
     out.clear();
     out.extend_from_slice(parts.method.as_str().as_bytes());
     out.push(b' ');
     out.extend_from_slice(parts.uri.path_and_query().map_or("/", |it| it.as_str()).as_bytes());
-    out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
-    match parts.headers.get(header::HOST) {
-        Some(host) => out.extend_from_slice(host.as_bytes()),
-        None => out.extend_from_slice(parts.uri.authority().map_or(host, |it| it.as_str()).as_bytes()),
-    }
-    out.extend_from_slice(b"\r\n");
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    field(out, "host", host(parts, origin));
     let has_connection = parts.headers.contains_key(header::CONNECTION);
     for (name, value) in &parts.headers {
         if is_ours(name) || has_connection && named_by_connection(&parts.headers, name) {
@@ -79,17 +94,105 @@ pub(super) fn write_request(out: &mut Vec<u8>, parts: &Parts, host: &str, client
         }
         field(out, name.as_str(), value.as_bytes());
     }
+    let mut cookies = parts.headers.get_all(header::COOKIE).iter();
+    if let Some(cookie) = cookies.next() {
+        // HTTP/2 cuts them into pieces, which only it may (RFC 9113, section 8.2.3).
+        out.extend_from_slice(b"cookie: ");
+        out.extend_from_slice(cookie.as_bytes());
+        for cookie in cookies {
+            out.extend_from_slice(b"; ");
+            out.extend_from_slice(cookie.as_bytes());
+        }
+        out.extend_from_slice(b"\r\n");
+    }
     match framing {
         Framing::None => {}
         // Writing to a vector can't fail.
         Framing::Length(length) => drop(write!(out, "content-length: {length}\r\n")),
         Framing::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
     }
-    let address = client.peer.ip().to_canonical();
-    let _ = write!(out, "x-real-ip: {address}\r\nx-forwarded-for: {address}\r\n");
-    field(out, "x-forwarded-proto", client.scheme.as_str().as_bytes());
-    field(out, "x-forwarded-host", host.as_bytes());
+    if let Some(protocol) = protocol {
+        out.extend_from_slice(b"connection: upgrade\r\n");
+        field(out, "upgrade", protocol.as_bytes());
+    }
+    let _ = write!(out, "x-real-ip: {0}\r\nx-forwarded-for: {0}", origin.address);
+    for proxy in origin.proxies {
+        let _ = write!(out, ", {proxy}");
+    }
     out.extend_from_slice(b"\r\n");
+    field(out, "x-forwarded-proto", origin.scheme.as_bytes());
+    field(out, "x-forwarded-host", origin.domain.as_bytes());
+    out.extend_from_slice(b"forwarded: ");
+    forwarded::write(out, origin.address, origin.proxies, origin.scheme, origin.domain);
+    out.extend_from_slice(b"\r\n");
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The URI of a request to an upstream that speaks HTTP/2.
+pub(super) fn absolute(parts: &Parts, origin: &Origin<'_>) -> Option<Uri> {
+    let path = parts.uri.path_and_query().map_or("/", |it| it.as_str());
+    Uri::builder().scheme("http").authority(host(parts, origin)).path_and_query(path).build().ok()
+}
+
+/// The fields of a request to an upstream that speaks HTTP/2.
+pub(super) fn for_http2(parts: &Parts, origin: &Origin<'_>) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(parts.headers.len() + 5);
+    for (name, value) in &parts.headers {
+        let is_cookie = *name == header::COOKIE;
+        if (is_cookie || !is_ours(name)) && !named_by_connection(&parts.headers, name) {
+            headers.append(name, value.clone());
+        }
+    }
+    if let Some(length) = parts.headers.get(header::CONTENT_LENGTH) {
+        headers.insert(header::CONTENT_LENGTH, length.clone());
+    }
+    // gRPC asks for it, and it is the one value that may be passed on (RFC 9113, section 8.2.2).
+    if parts.headers.get_all(header::TE).iter().any(|value| value.as_bytes().eq_ignore_ascii_case(b"trailers")) {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    let address = origin.address.to_string();
+    let chain = forwarded::for_chain(origin.address, origin.proxies);
+    let added = [
+        ("x-real-ip", address.as_str()),
+        ("x-forwarded-for", chain.as_str()),
+        ("x-forwarded-proto", origin.scheme),
+        ("x-forwarded-host", origin.domain),
+    ];
+    for (name, value) in added {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    }
+    let mut value = Vec::new();
+    forwarded::write(&mut value, origin.address, origin.proxies, origin.scheme, origin.domain);
+    if let Ok(value) = HeaderValue::try_from(value) {
+        headers.insert(header::FORWARDED, value);
+    }
+    headers
+}
+
+/// What an answer says of the connection that it came on; `Upgrade` may be what was asked for.
+pub(super) fn drop_connection_fields(headers: &mut HeaderMap) {
+    if headers.contains_key(header::CONNECTION) {
+        let named = |name: &&HeaderName| {
+            **name != header::CONTENT_LENGTH && **name != header::UPGRADE && named_by_connection(headers, name)
+        };
+        let named: Vec<HeaderName> = headers.keys().filter(named).cloned().collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(header::CONNECTION);
+    }
+    for name in ["keep-alive", "proxy-connection", "transfer-encoding"] {
+        headers.remove(name);
+    }
+}
+
+fn host<'a>(parts: &'a Parts, origin: &'a Origin<'_>) -> &'a [u8] {
+    match parts.headers.get(header::HOST) {
+        Some(host) => host.as_bytes(),
+        None => parts.uri.authority().map_or(origin.domain, |it| it.as_str()).as_bytes(),
+    }
 }
 
 fn field(out: &mut Vec<u8>, name: &str, value: &[u8]) {

@@ -2,46 +2,115 @@
 
 mod body;
 mod clock;
+mod forward;
+mod h2c;
 mod head;
 mod http1;
+mod plain_http;
 mod pool;
 mod routes;
+mod target;
+mod upgrade;
 
 pub(crate) use body::Body;
 pub(crate) use clock::{Clock, TICK_MS};
 
-use crate::server::Client;
-use http1::ExchangeError;
-use hyper::body::Incoming;
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
-use hyper::{Request, Response, StatusCode};
-use palisade_core::edge::{Settings, Upstreams};
-use pool::{Group, Instance};
+use crate::access_log::Seen;
+use crate::error_pages::ErrorPages;
+use crate::forwarded::{self, Way};
+use crate::limit::Refusal;
+use crate::server::{Client, Scheme, Shared};
+use body::Answering;
+use clock::Limit;
+use forward::Forwarded;
+use head::Origin;
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER, STRICT_TRANSPORT_SECURITY};
+use hyper::{Request, Response, StatusCode, Version};
+use palisade_core::edge::{ConnectionLimits, Upstreams};
+use pool::Group;
 use routes::{Found, Routes};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// One worker's proxy.
 pub(crate) struct Proxy {
+    shared: Arc<Shared>,
     pub(crate) clock: Rc<Clock>,
     routes: Routes,
     /// By upstream as written, `service:port`.
     groups: BTreeMap<String, Rc<Group>>,
+    limits: ConnectionLimits,
+    /// Plain HTTP is answered with a redirect.
+    redirect: bool,
+    https_port: u16,
+    certificates: PathBuf,
     /// Answers by status class, from 1xx on.
     answered: [Cell<u64>; 5],
     /// Room for heads that are sent to upstreams.
     scratch: RefCell<Vec<Vec<u8>>>,
+    /// What is wrong with upstreams isn't said before.
+    quiet_until_ms: Cell<u64>,
+}
+
+/// An answer of the edge's own instead of an upstream's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Refused {
+    status: StatusCode,
+    /// What else the client sends on this connection can't be trusted, or isn't wanted.
+    close: bool,
+    /// When the client may come again: `Retry-After`.
+    retry_after_s: Option<u64>,
+}
+
+impl Refused {
+    fn closing(status: StatusCode) -> Self {
+        Self { status, close: true, retry_after_s: None }
+    }
+}
+
+impl From<StatusCode> for Refused {
+    fn from(status: StatusCode) -> Self {
+        Self { status, close: false, retry_after_s: None }
+    }
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Denied => StatusCode::FORBIDDEN.into(),
+            Refusal::TooMany { retry_after_s } => {
+                let status = StatusCode::TOO_MANY_REQUESTS;
+                Self { status, close: false, retry_after_s: Some(retry_after_s) }
+            }
+        }
+    }
 }
 
 impl Proxy {
-    pub(crate) fn new(settings: &Settings) -> Self {
+    pub(crate) fn new(shared: &Arc<Shared>) -> Self {
+        let settings = &shared.settings;
         let clock = Rc::new(Clock::new());
         let mut groups: BTreeMap<String, Rc<Group>> = BTreeMap::new();
         let routes = Routes::new(&settings.edge, |upstream| {
             Rc::clone(groups.entry(upstream.to_string()).or_insert_with(|| Rc::new(Group::new(Rc::clone(&clock)))))
         });
-        Self { clock, routes, groups, answered: Default::default(), scratch: RefCell::default() }
+        Self {
+            shared: Arc::clone(shared),
+            clock,
+            routes,
+            groups,
+            limits: settings.edge.limits,
+            redirect: settings.edge.redirect,
+            https_port: settings.edge.https_port,
+            certificates: settings.certificates.clone(),
+            answered: Default::default(),
+            scratch: RefCell::default(),
+            quiet_until_ms: Cell::new(0),
+        }
     }
 
     /// From now on new requests go to these. Connections to others are closed when what is on its way has ended.
@@ -53,14 +122,11 @@ impl Proxy {
 
     /// Answers by status class.
     pub(crate) fn answered(&self) -> BTreeMap<String, u64> {
-        let classes = self.answered.iter().enumerate();
-        classes
-            .filter(|(_, count)| count.get() > 0)
-            .map(|(class, count)| (format!("{}xx", class + 1), count.get()))
-            .collect()
+        let classes = self.answered.iter().enumerate().filter(|(_, count)| count.get() > 0);
+        classes.map(|(class, count)| (format!("{}xx", class + 1), count.get())).collect()
     }
 
-    /// What has to be done from time to time: ends what takes too long, and closes connections that nobody needs.
+    /// What has to be done from time to time: wakes what takes too long, and closes connections that nobody needs.
     pub(crate) fn sweep(&self) {
         self.clock.tick();
         for group in self.groups.values() {
@@ -70,86 +136,93 @@ impl Proxy {
 
     /// Answers a request, whatever happens.
     pub(crate) async fn answer(&self, client: &Client, request: Request<Incoming>) -> Response<Body> {
-        let response = match self.forward(client, request).await {
+        let answering = Answering::begin(&client.pulse);
+        let version = request.version();
+        let way = forwarded::way(&self.shared.settings.edge.trusted_proxies, client.peer.ip(), request.headers());
+        let scheme = way.scheme.unwrap_or(client.scheme.as_str());
+        let entry = self.shared.log.as_ref().map(|log| {
+            let (method, uri, headers) = (request.method(), request.uri(), request.headers());
+            Box::new(log.begin(&Seen { client: way.client, scheme, method, uri, version, headers }))
+        });
+        let mut response = match self.respond(client, &way, scheme, request).await {
             Ok(response) => response,
-            Err(status) => plain(status),
+            Err(refused) => plain(refused, version, &self.shared.pages),
         };
+        if let Some(mut entry) = entry {
+            entry.answered(response.status().as_u16());
+            response.body_mut().log(entry);
+        }
         if let Some(count) = self.answered.get(usize::from(response.status().as_u16() / 100).wrapping_sub(1)) {
             count.set(count.get() + 1);
         }
+        let stalled = (version == Version::HTTP_2).then(|| Limit::new(&self.clock, self.limits.body_timeout_ms));
+        response.body_mut().of(answering, stalled);
         response
     }
 
-    async fn forward(&self, client: &Client, request: Request<Incoming>) -> Result<Response<Body>, StatusCode> {
-        let host = head::host(&request)?;
-        let lane = match self.routes.find(&host, request.uri().path()) {
-            Found::Route(lane) => Rc::clone(lane),
-            Found::NoPath => return Err(StatusCode::NOT_FOUND),
-            Found::NoDomain => return Err(StatusCode::MISDIRECTED_REQUEST),
-        };
-        let (parts, mut body) = request.into_parts();
-        let framing = http1::Framing::of(&parts, &body);
-        let mut tried: Vec<Rc<Instance>> = Vec::new();
-        loop {
-            let Some(instance) = lane.group.pick(&tried) else {
-                return Err(match tried.is_empty() {
-                    true => StatusCode::SERVICE_UNAVAILABLE,
-                    false => StatusCode::BAD_GATEWAY,
-                });
-            };
-            let active = instance.take();
-            let (connection, pooled) = match instance.connect(parts.method.is_idempotent()).await {
-                Ok(connected) => connected,
-                Err(error) => {
-                    instance.failed(&error);
-                    tried.push(instance);
-                    continue;
-                }
-            };
-            let mut head = self.scratch.borrow_mut().pop().unwrap_or_default();
-            head::write_request(&mut head, &parts, &host, client, framing);
-            let sending = http1::Sending::new(head, framing, body, lane.route.body_bytes_max);
-            let exchange = http1::exchange(
-                connection,
-                sending,
-                &parts.method,
-                active,
-                &self.clock,
-                lane.route.upstream_timeout_ms,
-            );
-            match exchange.await {
-                Ok(mut answered) => {
-                    self.keep(answered.take_scratch());
-                    return Ok(answered.into_response());
-                }
-                Err(failed) => {
-                    let (error, sending) = *failed;
-                    let untouched = pooled && !sending.body_touched() && parts.method.is_idempotent();
-                    if matches!(error, ExchangeError::NoAnswer(_)) && untouched {
-                        body = sending.into_body();
-                        continue;
-                    }
-                    return Err(error.status());
-                }
+    async fn respond(
+        &self,
+        client: &Client,
+        way: &Way,
+        scheme: &'static str,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<Body>, Refused> {
+        // It belongs to the request, so it is taken while there is one.
+        let upgrade = request.headers().contains_key(hyper::header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
+        let (parts, body) = request.into_parts();
+        // Whatever can't be understood in one way only ends its connection.
+        let path = target::path(&parts.method, &parts.uri).map_err(Refused::closing)?;
+        let may_lack_domain = parts.version == Version::HTTP_10;
+        let domain = target::domain(&parts.uri, &parts.headers, may_lack_domain).map_err(Refused::closing)?;
+        if client.scheme == Scheme::Http
+            && let Some(answer) = plain_http::challenge(&self.certificates, &parts.method, &parts.uri)
+        {
+            return Ok(answer);
+        }
+        let (domain, found) = self.routes.find(&domain, &path);
+        let lane = match found {
+            Found::NoDomain => return Err(StatusCode::MISDIRECTED_REQUEST.into()),
+            _ if self.redirect && scheme == "http" => {
+                return plain_http::redirect(domain, self.https_port, &parts.uri);
             }
+            Found::NoPath => return Err(StatusCode::NOT_FOUND.into()),
+            Found::Route(lane) => lane,
+        };
+        let slot = self.shared.limits.request(lane.number, way.client, self.shared.now_ms())?;
+        let origin = Origin { address: way.client, proxies: &way.proxies, scheme, domain };
+        let upgrade = upgrade.filter(|_| body.is_end_stream() && head::wanted_protocol(&parts).is_some());
+        let mut response = self.forward(Forwarded { client, lane, origin, parts: &parts }, body, upgrade).await?;
+        response.body_mut().hold(slot);
+        if scheme == "https"
+            && let Some(hsts) = &lane.hsts
+        {
+            response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, hsts.clone());
         }
-    }
-
-    fn keep(&self, mut scratch: Vec<u8>) {
-        let mut kept = self.scratch.borrow_mut();
-        if kept.len() < 16 && scratch.capacity() <= 16 << 10 {
-            scratch.clear();
-            kept.push(scratch);
-        }
+        Ok(response)
     }
 }
 
 /// An answer of the edge's own.
-fn plain(status: StatusCode) -> Response<Body> {
-    let text = format!("{} {}\n", status.as_u16(), status.canonical_reason().unwrap_or("Error"));
-    let mut response = Response::new(Body::full(text.clone().into()));
+fn plain(refused: Refused, version: Version, pages: &ErrorPages) -> Response<Body> {
+    let Refused { status, close, retry_after_s } = refused;
+    let (content_type, text) = match pages.get(status.as_u16()) {
+        Some(page) => ("text/html; charset=utf-8", page),
+        None => {
+            let text = format!("{} {}\n", status.as_u16(), status.canonical_reason().unwrap_or("Error"));
+            ("text/plain; charset=utf-8", text.into())
+        }
+    };
+    let mut response = Response::new(Body::default());
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(text.len()));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(text.len()));
+    if let Some(seconds) = retry_after_s {
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if close && version < Version::HTTP_2 {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    *response.body_mut() = Body::full(text);
     response
 }

@@ -1,6 +1,7 @@
 //! The instances that answer for an upstream, and this worker's connections to them.
 
 use super::clock::Clock;
+use super::h2c;
 use super::http1::Connection;
 use palisade_core::edge::UpstreamInstance;
 use std::cell::{Cell, RefCell};
@@ -21,6 +22,10 @@ const CONNECT_MS: u64 = 5_000;
 /// An instance that can't be connected to isn't tried for this long, then for twice as long, up to the last.
 const AVOID_MS: u64 = 500;
 const AVOID_MS_MAX: u64 = 8_000;
+
+/// Connections of HTTP/2 to an instance, and requests on each before another one is opened.
+const SHARED_MAX: usize = 8;
+const STREAMS_MAX: usize = 100;
 
 /// The instances of one upstream.
 #[derive(Debug)]
@@ -44,6 +49,8 @@ pub(super) struct Instance {
     gone: Cell<bool>,
     avoid_until_ms: Cell<u64>,
     avoid_ms: Cell<u64>,
+    /// Connections of HTTP/2, and the requests on each.
+    shared: RefCell<Vec<(h2c::Sender, Rc<Cell<usize>>)>>,
 }
 
 impl Group {
@@ -64,6 +71,7 @@ impl Group {
         for instance in std::mem::replace(&mut *instances, next) {
             instance.gone.set(true);
             instance.idle.borrow_mut().clear();
+            instance.shared.borrow_mut().clear();
         }
     }
 
@@ -103,6 +111,7 @@ impl Instance {
             gone: Cell::new(false),
             avoid_until_ms: Cell::new(0),
             avoid_ms: Cell::new(0),
+            shared: RefCell::default(),
         }
     }
 
@@ -134,19 +143,59 @@ impl Instance {
                 return Ok((connection, true));
             }
         }
+        self.open().await.map(|stream| (Connection::new(stream), false))
+    }
+
+    async fn open(&self) -> io::Result<TcpStream> {
         let connect = TcpStream::connect(self.address);
-        let stream = match tokio::time::timeout(Duration::from_millis(CONNECT_MS), connect).await {
-            Ok(connected) => connected?,
-            Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+        let connected = match tokio::time::timeout(Duration::from_millis(CONNECT_MS), connect).await {
+            Ok(connected) => connected,
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
         };
-        stream.set_nodelay(true)?;
-        self.avoid_ms.set(0);
-        self.avoid_until_ms.set(0);
-        Ok((Connection::new(stream), false))
+        match connected {
+            Ok(stream) => {
+                stream.set_nodelay(true)?;
+                self.avoid_ms.set(0);
+                self.avoid_until_ms.set(0);
+                Ok(stream)
+            }
+            Err(error) => {
+                self.failed(&error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Room for a request of HTTP/2, on a connection that is there if one has it.
+    ///
+    /// # Errors
+    /// Nothing was sent.
+    pub(super) async fn stream(&self) -> io::Result<Stream> {
+        if let Some(stream) = self.shared_stream() {
+            return Ok(stream);
+        }
+        let sender = h2c::handshake(self.open().await?).await.map_err(io::Error::other)?;
+        let requests = Rc::new(Cell::new(0));
+        if !self.gone.get() {
+            self.shared.borrow_mut().push((sender.clone(), Rc::clone(&requests)));
+        }
+        Ok(Stream::new(sender, requests))
+    }
+
+    fn shared_stream(&self) -> Option<Stream> {
+        let mut shared = self.shared.borrow_mut();
+        shared.retain(|(sender, _)| !sender.is_closed());
+        let full = shared.len() >= SHARED_MAX;
+        let (sender, requests) = shared.iter().min_by_key(|(_, requests)| requests.get())?;
+        (full || requests.get() < STREAMS_MAX).then(|| Stream::new(sender.clone(), Rc::clone(requests)))
+    }
+
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// It couldn't be connected to.
-    pub(super) fn failed(&self, error: &io::Error) {
+    fn failed(&self, error: &io::Error) {
         // The edge's own want of descriptors is no fault of the instance.
         if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::EADDRNOTAVAIL)) {
             return;
@@ -154,6 +203,30 @@ impl Instance {
         let avoid = (self.avoid_ms.get() * 2).clamp(AVOID_MS, AVOID_MS_MAX);
         self.avoid_ms.set(avoid);
         self.avoid_until_ms.set(self.clock.now_ms() + avoid);
+    }
+}
+
+/// Room for one request on a connection of HTTP/2.
+#[derive(Debug)]
+pub(super) struct Stream {
+    sender: h2c::Sender,
+    requests: Rc<Cell<usize>>,
+}
+
+impl Stream {
+    fn new(sender: h2c::Sender, requests: Rc<Cell<usize>>) -> Self {
+        requests.set(requests.get() + 1);
+        Self { sender, requests }
+    }
+
+    pub(super) fn sender(&mut self) -> &mut h2c::Sender {
+        &mut self.sender
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.requests.set(self.requests.get() - 1);
     }
 }
 

@@ -1,16 +1,19 @@
 //! Which route a request takes: by its domain, then by the longest path that matches whole segments.
 
 use super::pool::Group;
-use palisade_core::edge::{Edge, Route, Upstream};
+use hyper::header::HeaderValue;
+use palisade_core::edge::{Edge, Hsts, Route, Upstream};
 use std::collections::HashMap;
 use std::rc::Rc;
 
 /// A route with where its requests go.
-pub(crate) struct Lane {
+pub(super) struct Lane {
     /// Its place among the edge's routes.
-    pub(crate) number: usize,
-    pub(crate) route: Rc<Route>,
+    pub(super) number: u16,
+    pub(super) route: Route,
     pub(super) group: Rc<Group>,
+    /// `Strict-Transport-Security`.
+    pub(super) hsts: Option<HeaderValue>,
 }
 
 /// All routes, by domain.
@@ -31,9 +34,10 @@ pub(super) enum Found<'a> {
 impl Routes {
     pub(super) fn new(edge: &Edge, mut group: impl FnMut(&Upstream) -> Rc<Group>) -> Self {
         let (mut exact, mut wildcards) = (HashMap::<Box<str>, Vec<_>>::new(), HashMap::<Box<str>, Vec<_>>::new());
-        for (number, placed) in edge.routes.iter().enumerate() {
-            let route = Rc::new(placed.value.clone());
-            let lane = Rc::new(Lane { number, group: group(&route.to), route });
+        for (number, placed) in (0..).zip(&edge.routes) {
+            let route = placed.value.clone();
+            let hsts = route.hsts.as_ref().and_then(hsts);
+            let lane = Rc::new(Lane { number, group: group(&route.to), route, hsts });
             for domain in &lane.route.domains {
                 let lanes = match domain.strip_prefix("*.") {
                     Some(rest) => wildcards.entry(rest.into()).or_default(),
@@ -48,17 +52,37 @@ impl Routes {
         Self { exact, wildcards, default_domain: edge.default_domain.as_deref().map(Into::into) }
     }
 
-    /// The domain is in lower case and without port or final dot.
-    pub(super) fn find(&self, domain: &str, path: &str) -> Found<'_> {
-        match self.of(domain).or_else(|| self.of(self.default_domain.as_deref()?)) {
-            Some(lanes) => lanes.iter().find(|lane| leads(&lane.route.path, path)).map_or(Found::NoPath, Found::Route),
-            None => Found::NoDomain,
+    /// The domain is in lower case and without port or final dot. Also returned: the domain as which it is served.
+    pub(super) fn find<'a>(&'a self, domain: &'a str, path: &str) -> (&'a str, Found<'a>) {
+        let lanes = match self.of(domain) {
+            Some(lanes) => Some((domain, lanes)),
+            None => self.default_domain.as_deref().and_then(|served| {
+                let shown = if domain.is_empty() { served } else { domain };
+                Some((shown, self.of(served)?))
+            }),
+        };
+        match lanes {
+            Some((domain, lanes)) => {
+                let lane = lanes.iter().find(|lane| leads(&lane.route.path, path));
+                (domain, lane.map_or(Found::NoPath, Found::Route))
+            }
+            None => (domain, Found::NoDomain),
         }
     }
 
     fn of(&self, domain: &str) -> Option<&Vec<Rc<Lane>>> {
         self.exact.get(domain).or_else(|| self.wildcards.get(domain.split_once('.')?.1))
     }
+}
+
+fn hsts(policy: &Hsts) -> Option<HeaderValue> {
+    let mut text = format!("max-age={}", policy.max_age_s);
+    for (wanted, word) in [(policy.subdomains, "; includeSubDomains"), (policy.preload, "; preload")] {
+        if wanted {
+            text.push_str(word);
+        }
+    }
+    HeaderValue::try_from(text).ok()
 }
 
 /// Whole segments of the path begin with the prefix.

@@ -1,18 +1,24 @@
 //! One connection of a client: its handshake, and the protocol that is spoken on it.
 
+use super::strict::Strict;
+use super::wire::{Phase, Pulse, Stream, Wire};
 use super::worker::Worker;
+use crate::proxy::Body;
 use crate::tls::ACME_ALPN;
 use hyper::body::Incoming;
+use hyper::header::ALT_SVC;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
+use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::net::TcpStream;
 
 /// How a client speaks with the edge.
@@ -31,26 +37,59 @@ impl Scheme {
     }
 }
 
-/// Who is at the other end of a connection.
-#[derive(Clone, Debug)]
+/// A client's connection, as those who answer its requests see it.
 pub(crate) struct Client {
     pub(crate) peer: SocketAddr,
     pub(crate) scheme: Scheme,
+    pub(crate) pulse: Arc<Pulse>,
+    worker: Rc<Worker>,
+}
+
+impl Client {
+    /// The connection goes on in another protocol, with a task and a place of its own.
+    pub(crate) fn tunnel(&self, task: impl Future<Output = ()> + 'static) {
+        self.pulse.set(Phase::Tunnel);
+        let place = Place::take(&self.worker, &self.pulse);
+        tokio::task::spawn_local(async move {
+            let _ = place.until_cut(pin!(task)).await;
+        });
+    }
 }
 
 /// Bytes that are read ahead of a connection at most; a request's head has to fit as well.
 const BUFFER_BYTES_MIN: usize = 16 << 10;
+/// What the library reserves for fields unless told otherwise.
+const USUAL_FIELDS_MAX: u16 = 100;
+
+/// Streams of one connection of HTTP/2 at once.
+const STREAMS_MAX: u32 = 128;
+/// What a client may send ahead on one stream, and on all.
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 256 << 10;
+/// What waits to be sent on one stream.
+const STREAM_SEND_BYTES_MAX: usize = 64 << 10;
+/// Streams that were reset and aren't yet forgotten: beyond it the connection ends (rapid reset, CVE-2023-44487).
+const RESET_STREAMS_MAX: usize = 20;
+/// Streams that the edge itself had to reset because of the client (CVE-2025-8671).
+const LOCAL_RESETS_MAX: usize = 256;
 
 /// Serves a connection until it ends.
 pub(super) async fn serve(worker: Rc<Worker>, scheme: Scheme, stream: TcpStream, peer: SocketAddr) {
-    let place = Place::take(&worker);
-    let client = Rc::new(Client { peer, scheme });
+    // Whoever has too many already isn't worth an answer. A trusted proxy's are many clients'.
+    let shared = Arc::clone(&worker.shared);
+    let is_proxy = shared.settings.edge.trusted_proxies.iter().any(|network| network.contains(peer.ip()));
+    let slot = if is_proxy { Some(None) } else { shared.limits.connection(peer.ip()) };
+    let Some(_slot) = slot else { return };
+    let pulse = Arc::new(Pulse::new(&stream));
+    let place = Place::take(&worker, &pulse);
+    let client = Rc::new(Client { peer, scheme, pulse, worker: Rc::clone(&worker) });
     match scheme {
         Scheme::Http => serve_http1(&place, client, stream).await,
         Scheme::Https => {
             let Some(acceptor) = &worker.tls else { return };
             // Who speaks no TLS, or names no domain of ours, has been told so by the library.
-            let Ok(stream) = acceptor.accept(stream).await else { return };
+            let Some(Ok(stream)) = place.until_cut(acceptor.accept(stream)).await else { return };
+            client.pulse.set(Phase::New);
             match stream.get_ref().1.alpn_protocol() {
                 // The certificate was the answer to the challenge.
                 Some(ACME_ALPN) => {}
@@ -61,33 +100,69 @@ pub(super) async fn serve(worker: Rc<Worker>, scheme: Scheme, stream: TcpStream,
     }
 }
 
-async fn serve_http1<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(place: &Place, client: Rc<Client>, stream: S) {
-    let worker = &place.worker;
-    let limits = &worker.shared.settings.edge.limits;
-    let service = service_fn(|request: hyper::Request<Incoming>| {
-        let (worker, client) = (Rc::clone(worker), Rc::clone(&client));
-        async move { Ok::<_, Infallible>(worker.proxy.answer(&client, request).await) }
-    });
-    let connection = http1::Builder::new()
-        .max_buf_size((limits.header_bytes_max as usize).max(BUFFER_BYTES_MIN))
-        .max_headers(usize::from(limits.header_fields_max))
-        .auto_date_header(false)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
+/// Serves a client of HTTP/3 whose requests come over HTTP/2 from within the process.
+pub(super) async fn serve_translated(worker: Rc<Worker>, peer: SocketAddr, stream: DuplexStream) {
+    let pulse = Arc::new(Pulse::translated());
+    let place = Place::take(&worker, &pulse);
+    let client = Rc::new(Client { peer, scheme: Scheme::Https, pulse, worker: Rc::clone(&worker) });
+    serve_http2(&place, client, stream).await;
+}
+
+async fn serve_http1<S: Stream>(place: &Place, client: Rc<Client>, stream: S) {
+    let limits = &place.worker.shared.settings.edge.limits;
+    let head_bytes_max = limits.header_bytes_max as usize;
+    let wire = Wire::new(stream, Arc::clone(&client.pulse), Some(Strict::new(head_bytes_max)));
+    let mut builder = http1::Builder::new();
+    builder.max_buf_size(head_bytes_max.max(BUFFER_BYTES_MIN)).max_header_size(head_bytes_max);
+    if limits.header_fields_max != USUAL_FIELDS_MAX {
+        builder.max_headers(usize::from(limits.header_fields_max));
+    }
+    let service = service_fn(|request| answer(&client, request));
+    let mut connection = builder.serve_connection(TokioIo::new(wire), service).with_upgrades();
     let shutdown = |it: Pin<&mut http1::UpgradeableConnection<_, _>>| it.graceful_shutdown();
+    let ended = Draining { place, connection: &mut connection, told: false, shutdown }.await;
+    if let Some(Err(_)) = ended
+        && let Some(parts) = connection.into_parts()
+    {
+        // The library has answered what it couldn't read, and lets go of the connection at once.
+        let mut wire = parts.io.into_inner();
+        let _ = place.until_cut(pin!(wire.shutdown())).await;
+    }
+}
+
+async fn serve_http2<S: Stream>(place: &Place, client: Rc<Client>, stream: S) {
+    let limits = &place.worker.shared.settings.edge.limits;
+    let wire = Wire::new(stream, Arc::clone(&client.pulse), None);
+    let mut builder = http2::Builder::new(LocalExecutor);
+    builder
+        .max_concurrent_streams(STREAMS_MAX)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(STREAM_SEND_BYTES_MAX)
+        .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
+        .max_local_error_reset_streams(LOCAL_RESETS_MAX)
+        .max_header_list_size(limits.header_bytes_max);
+    let service = service_fn(|request| answer(&client, request));
+    let connection = &mut builder.serve_connection(TokioIo::new(wire), service);
+    let shutdown = |it: Pin<&mut http2::Connection<_, _, _>>| it.graceful_shutdown();
     let _ = Draining { place, connection, told: false, shutdown }.await;
 }
 
-async fn serve_http2<S: AsyncRead + AsyncWrite + Unpin + 'static>(place: &Place, client: Rc<Client>, stream: S) {
-    let worker = &place.worker;
-    let service = service_fn(|request: hyper::Request<Incoming>| {
-        let (worker, client) = (Rc::clone(worker), Rc::clone(&client));
-        async move { Ok::<_, Infallible>(worker.proxy.answer(&client, request).await) }
-    });
-    let connection =
-        http2::Builder::new(LocalExecutor).auto_date_header(false).serve_connection(TokioIo::new(stream), service);
-    let shutdown = |it: Pin<&mut http2::Connection<_, _, _>>| it.graceful_shutdown();
-    let _ = Draining { place, connection, told: false, shutdown }.await;
+fn answer(
+    client: &Rc<Client>,
+    request: Request<Incoming>,
+) -> impl Future<Output = Result<Response<Body>, Infallible>> + use<> {
+    let client = Rc::clone(client);
+    async move {
+        let worker = &client.worker;
+        let mut response = worker.proxy.answer(&client, request).await;
+        if client.scheme == Scheme::Https
+            && let Some(alternative) = &worker.alternative
+        {
+            response.headers_mut().insert(ALT_SVC, alternative.clone());
+        }
+        Ok(response)
+    }
 }
 
 /// Tasks of a connection stay in its worker's thread.
@@ -101,51 +176,57 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor 
 }
 
 /// A connection's place among those of its worker, for as long as this lives.
-pub(crate) struct Place {
+struct Place {
     worker: Rc<Worker>,
     key: usize,
 }
 
 impl Place {
-    fn take(worker: &Rc<Worker>) -> Self {
-        Self { worker: Rc::clone(worker), key: worker.connections.borrow_mut().insert(None) }
+    fn take(worker: &Rc<Worker>, pulse: &Arc<Pulse>) -> Self {
+        Self { worker: Rc::clone(worker), key: worker.register(Arc::clone(pulse)) }
+    }
+
+    /// Notes which task is to be woken. True if the connection is to end at once.
+    fn is_cut(&self, context: &Context<'_>) -> bool {
+        self.worker.attend(self.key, context.waker())
+    }
+
+    /// What comes of this, unless the connection is cut before.
+    async fn until_cut<F: Future + Unpin>(&self, mut future: F) -> Option<F::Output> {
+        std::future::poll_fn(|context| match self.is_cut(context) {
+            true => Poll::Ready(None),
+            false => Pin::new(&mut future).poll(context).map(Some),
+        })
+        .await
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut connections = self.worker.connections.borrow_mut();
-        connections.remove(self.key);
-        if self.worker.draining.get() && connections.is_empty() {
-            self.worker.ended.notify_one();
-        }
+        self.worker.forget(self.key);
     }
 }
 
 /// A connection that is told once when the worker drains.
 struct Draining<'a, C, F> {
     place: &'a Place,
-    connection: C,
+    connection: &'a mut C,
     told: bool,
     shutdown: F,
 }
 
 impl<C: Future + Unpin, F: Fn(Pin<&mut C>) + Unpin> Future for Draining<'_, C, F> {
-    type Output = C::Output;
+    type Output = Option<C::Output>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
+        if this.place.is_cut(context) {
+            return Poll::Ready(None);
+        }
         if this.place.worker.draining.get() && !this.told {
             this.told = true;
-            (this.shutdown)(Pin::new(&mut this.connection));
+            (this.shutdown)(Pin::new(&mut *this.connection));
         }
-        let polled = Pin::new(&mut this.connection).poll(context);
-        if polled.is_pending() && !this.told {
-            let mut connections = this.place.worker.connections.borrow_mut();
-            if let Some(waker @ None) = connections.get_mut(this.place.key) {
-                *waker = Some(context.waker().clone());
-            }
-        }
-        polled
+        Pin::new(&mut *this.connection).poll(context).map(Some)
     }
 }

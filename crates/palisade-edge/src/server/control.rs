@@ -177,6 +177,9 @@ impl Orders {
                 }
             }
         }
+        let wall_s =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        self.shared.limits.report(&mut report, self.shared.now_ms(), wall_s);
         Answer::Report(Box::new(report))
     }
 }

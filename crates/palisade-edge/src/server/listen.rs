@@ -11,6 +11,9 @@ use std::os::fd::AsRawFd;
 /// Connections that wait to be accepted at most, on each socket; the kernel's own limit may be lower.
 const BACKLOG: i32 = 4096;
 
+/// After so many seconds of silence a client's host is asked whether it is still there.
+const KEEPALIVE_S: u32 = 60;
+
 /// One worker's sockets.
 pub(crate) type Listeners = Vec<(Scheme, TcpListener)>;
 
@@ -33,6 +36,11 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     let fd = socket::socket(family, SockType::Stream, flags, None)?;
     socket::setsockopt(&fd, sockopt::ReuseAddr, &true)?;
     socket::setsockopt(&fd, sockopt::ReusePort, &true)?;
+    // Connections inherit these. Whoever is gone without a word is noticed, also where nothing is sent for hours.
+    socket::setsockopt(&fd, sockopt::TcpNoDelay, &true)?;
+    socket::setsockopt(&fd, sockopt::KeepAlive, &true)?;
+    socket::setsockopt(&fd, sockopt::TcpKeepIdle, &KEEPALIVE_S)?;
+    socket::setsockopt(&fd, sockopt::TcpKeepInterval, &(KEEPALIVE_S / 4))?;
     socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
     socket::listen(&fd, socket::Backlog::new(BACKLOG)?)?;
     Ok(TcpListener::from(fd))

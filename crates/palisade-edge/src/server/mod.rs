@@ -5,14 +5,23 @@
 mod connection;
 mod control;
 mod listen;
+mod strict;
+mod wire;
 mod worker;
 
-pub(crate) use connection::Client;
+pub(crate) use connection::{Client, LocalExecutor, Scheme};
+pub(crate) use wire::Pulse;
+pub(crate) use worker::Worker;
 
+use crate::access_log::Log;
+use crate::error_pages::ErrorPages;
+use crate::http3;
+use crate::limit::Limits;
 use crate::tls::{Certificates, TlsError};
 use palisade_core::edge::Settings;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Why the edge can't start.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +36,8 @@ pub(crate) enum StartError {
     Control { path: PathBuf, source: std::io::Error },
     #[error("can't serve TLS")]
     Tls(#[source] TlsError),
+    #[error("can't serve HTTP/3")]
+    Http3(#[source] quinn::crypto::rustls::NoInitialCipherSuite),
     #[error("can't start a thread")]
     Thread(#[source] std::io::Error),
     #[error("a worker failed")]
@@ -38,6 +49,19 @@ pub(crate) struct Shared {
     pub(crate) settings: Settings,
     /// `None` if nothing listens for TLS.
     pub(crate) certificates: Option<Arc<Certificates>>,
+    /// How many there are, at least one.
+    pub(crate) workers: usize,
+    pub(crate) limits: Limits,
+    pub(crate) log: Option<Arc<Log>>,
+    pub(crate) pages: ErrorPages,
+    start: Instant,
+}
+
+impl Shared {
+    /// Milliseconds since the edge began.
+    pub(crate) fn now_ms(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
 }
 
 /// Runs until drained.
@@ -58,7 +82,26 @@ pub(crate) fn run(path: &Path) -> Result<(), StartError> {
         count => usize::from(count),
     };
     let mut listeners = listen::bind_all(&settings, workers)?;
-    let shared = Arc::new(Shared { settings, certificates });
+    let edge = &settings.edge;
+    let mut quic = match certificates.as_ref().filter(|_| edge.http3) {
+        Some(certificates) => {
+            Some(http3::prepare(&settings.https, certificates, &edge.limits).map_err(StartError::Http3)?)
+        }
+        None => None,
+    };
+    let limits = Limits::new(edge);
+    let (pages, problems) = ErrorPages::load(edge.error_pages.as_deref());
+    for problem in problems {
+        eprintln!("palisade-edge: {problem}");
+    }
+    let log = match (edge.access_log, &settings.access_log) {
+        (Some(how), Some(path)) => {
+            let say = |text| eprintln!("palisade-edge: {text}");
+            Some(Arc::new(Log::start(path, how, say).map_err(StartError::Thread)?))
+        }
+        _ => None,
+    };
+    let shared = Arc::new(Shared { settings, certificates, workers, limits, log, pages, start: Instant::now() });
     let orders = control::Socket::bind(&shared.settings.control)?;
 
     let mut told = Vec::new();
@@ -68,9 +111,10 @@ pub(crate) fn run(path: &Path) -> Result<(), StartError> {
         told.push(sender);
         let shared = Arc::clone(&shared);
         let listeners = std::mem::take(&mut listeners[number]);
+        let quic = quic.take();
         let thread = std::thread::Builder::new()
             .name(format!("edge-{number}"))
-            .spawn(move || worker::run(shared, listeners, receiver))
+            .spawn(move || worker::run(shared, listeners, quic, receiver))
             .map_err(StartError::Thread)?;
         threads.push(thread);
     }

@@ -3,8 +3,11 @@
 use super::Shared;
 use super::connection::{self, Scheme};
 use super::listen::Listeners;
+use super::wire::Pulse;
+use crate::http3::{self, Listening};
 use crate::proxy::Proxy;
-use palisade_core::edge::{Report, Upstreams};
+use hyper::header::HeaderValue;
+use palisade_core::edge::{ConnectionLimits, Report, Upstreams};
 use slab::Slab;
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -12,6 +15,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
+use tokio::io::DuplexStream;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Notify, oneshot};
@@ -28,19 +32,31 @@ pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) proxy: Proxy,
     pub(super) tls: Option<tokio_rustls::TlsAcceptor>,
-    /// Connections of clients, those that were upgraded included; each with the task that serves it.
-    pub(super) connections: RefCell<Slab<Option<Waker>>>,
+    /// Connections of clients, those that were upgraded included.
+    connections: RefCell<Slab<Served>>,
+    /// Where HTTP/3 is spoken, for clients of the other versions.
+    pub(super) alternative: Option<HeaderValue>,
+    /// This worker's part of all that the edge may have.
+    connections_max: usize,
     pub(super) draining: Cell<bool>,
     drain: Notify,
+    /// Connections of QUIC, which outlast what is translated of them by their last words.
+    kept: Cell<usize>,
     /// The last connection of a draining worker has ended.
-    pub(super) ended: Notify,
+    ended: Notify,
+}
+
+/// A connection, and the task that serves it.
+struct Served {
+    pulse: Arc<Pulse>,
+    task: Option<Waker>,
 }
 
 /// How long accepting rests when the process or the host has no descriptor left.
 const REST_MS: u64 = 50;
 
 /// The thread's whole life.
-pub(super) fn run(shared: Arc<Shared>, listeners: Listeners, told: UnboundedReceiver<Told>) {
+pub(super) fn run(shared: Arc<Shared>, listeners: Listeners, quic: Option<Listening>, told: UnboundedReceiver<Told>) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default()) {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -48,19 +64,24 @@ pub(super) fn run(shared: Arc<Shared>, listeners: Listeners, told: UnboundedRece
             return;
         }
     };
-    runtime.block_on(work(shared, listeners, told));
+    runtime.block_on(work(shared, listeners, quic, told));
 }
 
-async fn work(shared: Arc<Shared>, listeners: Listeners, mut told: UnboundedReceiver<Told>) {
+async fn work(shared: Arc<Shared>, listeners: Listeners, quic: Option<Listening>, mut told: UnboundedReceiver<Told>) {
     let protocols: [&[u8]; 2] = [b"h2", b"http/1.1"];
     let tls = shared.certificates.as_ref().map(|it| tokio_rustls::TlsAcceptor::from(it.server_config(&protocols)));
+    let connections_max = (shared.settings.edge.limits.connections as usize).div_ceil(shared.workers).max(1);
+    let edge = &shared.settings.edge;
     let worker = Rc::new(Worker {
-        proxy: Proxy::new(&shared.settings),
+        alternative: edge.http3.then(|| http3::alternative(edge.https_port)),
+        connections_max,
+        proxy: Proxy::new(&shared),
         shared,
         tls,
         connections: RefCell::new(Slab::new()),
         draining: Cell::new(false),
         drain: Notify::new(),
+        kept: Cell::new(0),
         ended: Notify::new(),
     });
     let mut accepting = Vec::new();
@@ -70,11 +91,14 @@ async fn work(shared: Arc<Shared>, listeners: Listeners, mut told: UnboundedRece
             Err(error) => eprintln!("palisade-edge: a worker can't listen: {error}"),
         }
     }
+    if let Some(quic) = quic {
+        quic.serve(&worker);
+    }
     let mut tick = tokio::time::interval(Duration::from_millis(crate::proxy::TICK_MS));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = tick.tick() => worker.proxy.sweep(),
+            _ = tick.tick() => worker.sweep(),
             order = told.recv() => match order {
                 Some(Told::SetUpstreams(upstreams, done)) => {
                     worker.proxy.set_upstreams(&upstreams);
@@ -91,7 +115,7 @@ async fn work(shared: Arc<Shared>, listeners: Listeners, mut told: UnboundedRece
                             let _ = task.await;
                         }
                         worker.wake_all();
-                        if worker.connections.borrow().is_empty() {
+                        if worker.is_over() {
                             return;
                         }
                     }
@@ -103,6 +127,27 @@ async fn work(shared: Arc<Shared>, listeners: Listeners, mut told: UnboundedRece
 }
 
 impl Worker {
+    pub(crate) fn limits(&self) -> &ConnectionLimits {
+        &self.shared.settings.edge.limits
+    }
+
+    /// Until no new connection is to be taken.
+    pub(crate) async fn until_draining(&self) {
+        let drain = self.drain.notified();
+        if !self.draining.get() {
+            drain.await;
+        }
+    }
+
+    /// Serves a client of HTTP/3 whose requests come over HTTP/2 from within the process.
+    pub(crate) fn serve_translated(
+        self: &Rc<Self>,
+        peer: SocketAddr,
+        stream: DuplexStream,
+    ) -> impl Future<Output = ()> + use<> {
+        connection::serve_translated(Rc::clone(self), peer, stream)
+    }
+
     fn report(&self) -> Report {
         Report {
             connections: self.connections.borrow().len() as u64,
@@ -112,10 +157,74 @@ impl Worker {
     }
 
     fn wake_all(&self) {
-        for (_, waker) in self.connections.borrow_mut().iter_mut() {
-            if let Some(waker) = waker.take() {
-                waker.wake();
+        for (_, served) in self.connections.borrow().iter() {
+            if let Some(task) = &served.task {
+                task.wake_by_ref();
             }
+        }
+    }
+
+    /// Ends what takes too long.
+    fn sweep(&self) {
+        self.proxy.sweep();
+        let limits = &self.shared.settings.edge.limits;
+        for (_, served) in self.connections.borrow().iter() {
+            if served.pulse.look(&self.proxy.clock, limits)
+                && let Some(task) = &served.task
+            {
+                task.wake_by_ref();
+            }
+        }
+    }
+
+    /// A connection is there.
+    pub(super) fn register(&self, pulse: Arc<Pulse>) -> usize {
+        self.connections.borrow_mut().insert(Served { pulse, task: None })
+    }
+
+    /// This task serves it. True if it is to end at once.
+    pub(super) fn attend(&self, key: usize, task: &Waker) -> bool {
+        let mut connections = self.connections.borrow_mut();
+        let Some(served) = connections.get_mut(key) else { return true };
+        if served.task.is_none() {
+            // A connection stays with its task.
+            served.task = Some(task.clone());
+        }
+        served.pulse.is_cut()
+    }
+
+    /// It has ended.
+    pub(super) fn forget(&self, key: usize) {
+        self.connections.borrow_mut().remove(key);
+        if self.draining.get() && self.is_over() {
+            self.ended.notify_one();
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.connections.borrow().is_empty() && self.kept.get() == 0
+    }
+
+    /// No further connection is to be taken now.
+    pub(crate) fn is_full(&self) -> bool {
+        self.connections.borrow().len() >= self.connections_max
+    }
+
+    /// The worker stays at least as long as this.
+    pub(crate) fn keep(self: &Rc<Self>) -> Kept {
+        self.kept.set(self.kept.get() + 1);
+        Kept(Rc::clone(self))
+    }
+}
+
+/// Keeps a worker from ending.
+pub(crate) struct Kept(Rc<Worker>);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.kept.set(self.0.kept.get() - 1);
+        if self.0.draining.get() && self.0.is_over() {
+            self.0.ended.notify_one();
         }
     }
 }
@@ -139,7 +248,11 @@ async fn accept(worker: Rc<Worker>, scheme: Scheme, listener: TcpListener) {
 async fn admit(worker: &Rc<Worker>, scheme: Scheme, accepted: std::io::Result<(TcpStream, SocketAddr)>) -> bool {
     match accepted {
         Ok((stream, peer)) => {
-            let _ = stream.set_nodelay(true);
+            if worker.is_full() {
+                // Who waits in the kernel's queue would wait for nothing.
+                let _ = stream.set_zero_linger();
+                return true;
+            }
             tokio::task::spawn_local(connection::serve(Rc::clone(worker), scheme, stream, peer));
         }
         Err(error) => match error.raw_os_error() {

@@ -17,6 +17,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::chain;
+
+pub(crate) use pem::span;
 pub use pem::{Facts, PemError, read, read_bytes};
 pub use resolve::file_of;
 
@@ -135,7 +138,7 @@ impl Certificates {
         let new = match pem::read(&self.folder.join(file_of(domain)), domain, &self.provider) {
             Ok((key, facts)) => Usable { key: Arc::new(key), facts },
             Err(error) => {
-                let text = with_causes(&error);
+                let text = chain(&error);
                 return match last {
                     Some(last) => {
                         (Some(last.clone()), Some(format!("{text}; the certificate from before is served on")))
@@ -179,7 +182,8 @@ impl Certificates {
         let builder = builder.with_protocol_versions(versions(self.minimum)).expect("the provider speaks 1.2 and 1.3");
         let mut config = builder.with_no_client_auth().with_cert_resolver(Arc::clone(self) as _);
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-        if self.challenges {
+        // Authorities ask over TCP.
+        if self.challenges && alpn.iter().any(|name| *name == b"http/1.1") {
             config.alpn_protocols.push(ACME_ALPN.to_vec());
         }
         config.ticketer = Arc::clone(&self.tickets);
@@ -206,16 +210,4 @@ fn versions(minimum: TlsVersion) -> &'static [&'static SupportedProtocolVersion]
 
 fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// An error and what is behind it, in one line.
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

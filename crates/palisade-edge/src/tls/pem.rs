@@ -24,20 +24,22 @@ pub struct Facts {
     pub not_after_s: u64,
     /// It is valid only with an OCSP staple (RFC 7633).
     pub must_staple: bool,
+    /// Its serial number, in hexadecimal.
+    pub serial: String,
 }
 
 /// Why a file isn't taken.
 #[derive(Debug, thiserror::Error)]
 pub enum PemError {
     /// There is none.
-    #[error("{0} isn't there yet")]
+    #[error("there is no {0}")]
     Missing(PathBuf),
     /// It can't be read.
     #[error("can't read {0}")]
     Read(PathBuf, #[source] io::Error),
     /// It isn't PEM.
-    #[error("{0} is not in PEM")]
-    Pem(PathBuf, #[source] rustls_pki_types::pem::Error),
+    #[error("{0} is not in PEM: {1}")]
+    Pem(PathBuf, String),
     /// Something is not in it.
     #[error("{0} has no {1}")]
     Lacks(PathBuf, &'static str),
@@ -100,6 +102,7 @@ impl Facts {
             not_before_s: seconds(parsed.validity().not_before.timestamp()),
             not_after_s: seconds(parsed.validity().not_after.timestamp()),
             must_staple: parsed.extensions().iter().any(demands_staple),
+            serial: parsed.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
         })
     }
 }
@@ -146,10 +149,10 @@ pub fn read_bytes(
                 "private key (in PKCS#8, PKCS#1 or SEC1, without a password)",
             ));
         }
-        Err(error) => return Err(PemError::Pem(file.to_owned(), error)),
+        Err(error) => return Err(PemError::Pem(file.to_owned(), wrong(&error))),
     };
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(bytes).collect();
-    let chain = chain.map_err(|error| PemError::Pem(file.to_owned(), error))?;
+    let chain = chain.map_err(|error| PemError::Pem(file.to_owned(), wrong(&error)))?;
     let parsed: Vec<Option<Facts>> = chain.iter().map(|certificate| Facts::of(certificate)).collect();
     if let Some(at) = parsed.iter().position(Option::is_none) {
         return Err(PemError::Certificate { file: file.to_owned(), number: at + 1 });
@@ -161,9 +164,25 @@ pub fn read_bytes(
         return Err(PemError::Names { file: file.to_owned(), names: facts.names, domain: domain.to_owned() });
     }
     let key = provider.key_provider.load_private_key(key).map_err(|error| PemError::Key(file.to_owned(), error))?;
-    let certified = CertifiedKey::new(chain, key);
-    certified.keys_match().map_err(|_| PemError::Mismatch(file.to_owned()))?;
-    Ok((certified, facts))
+    // The library's own comparison refuses the certificates of challenges, whose extension it doesn't know.
+    let own = X509Certificate::from_der(&chain[0]).ok().map(|(_, parsed)| parsed.tbs_certificate.subject_pki.raw);
+    if key.public_key().is_some_and(|public| Some(public.as_ref()) != own) {
+        return Err(PemError::Mismatch(file.to_owned()));
+    }
+    Ok((CertifiedKey::new(chain, key), facts))
+}
+
+/// The library's own words show bytes.
+fn wrong(error: &rustls_pki_types::pem::Error) -> String {
+    use rustls_pki_types::pem::Error;
+    match error {
+        Error::MissingSectionEnd { end_marker } => {
+            format!("a section {} doesn't end; is the file whole?", String::from_utf8_lossy(end_marker))
+        }
+        Error::IllegalSectionStart { line } => format!("a section begins with {:?}", String::from_utf8_lossy(line)),
+        Error::Base64Decode(why) => format!("a section is not base64 ({why})"),
+        error => error.to_string(),
+    }
 }
 
 fn list(names: &[String]) -> String {

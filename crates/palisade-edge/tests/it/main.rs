@@ -1,6 +1,17 @@
 //! The edge as a process, between real clients and real servers on loopback.
 
+mod certificates;
 mod child;
+mod clients;
 mod forwarding;
+mod heads;
+mod hostile;
+mod http2;
+mod http3;
+mod limits;
+mod plain_http;
+mod retries;
+mod streams;
 mod support;
+mod upgrades;
 mod upstream;

@@ -130,7 +130,7 @@ pub(crate) fn certificate(folder: &Path, domain: &str) {
 /// A running edge. It is killed with the value.
 pub(crate) struct Edge {
     pub(crate) settings: Settings,
-    _folder: Folder,
+    folder: Folder,
     pub(crate) child: Child,
 }
 
@@ -151,7 +151,7 @@ impl Edge {
             .stdout(Stdio::null())
             .spawn()
             .expect("this program can be started");
-        let mut edge = Self { settings, _folder: folder, child };
+        let mut edge = Self { settings, folder, child };
         wait_until("the edge takes orders", || {
             if let Some(status) = edge.child.try_wait().expect("it is our child") {
                 panic!("the edge ended: {status}");
@@ -221,6 +221,13 @@ impl Edge {
             Some((head, body)) => (head.to_owned(), body.to_owned()),
             None => panic!("no answer: {answer:?}"),
         }
+    }
+
+    /// Arguments of curl that send so many bytes.
+    pub(crate) fn body(&self, bytes: usize) -> [String; 2] {
+        let file = self.folder.path().join(format!("body-{bytes}"));
+        std::fs::write(&file, vec![b'x'; bytes]).expect("its folder is there");
+        ["--data-binary".to_owned(), format!("@{}", file.display())]
     }
 
     /// curl, told where the domain is.

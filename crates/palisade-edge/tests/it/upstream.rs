@@ -114,3 +114,107 @@ pub(crate) fn saying(text: &'static [u8]) -> SocketAddr {
         }
     })
 }
+
+/// A server of HTTP/2 without TLS that answers as gRPC does: fields tell what it was asked, trailers end the answer.
+pub(crate) struct Grpc {
+    pub(crate) address: SocketAddr,
+    pub(crate) connections: Arc<AtomicUsize>,
+}
+
+impl Grpc {
+    pub(crate) fn start() -> Self {
+        let listener = TcpListener::bind((own_address(), 0)).expect("loopback has a free port");
+        let address = listener.local_addr().expect("it is bound");
+        listener.set_nonblocking(true).expect("a socket");
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&connections);
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async move {
+                let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+                loop {
+                    let Ok((stream, _)) = listener.accept().await else { continue };
+                    counted.fetch_add(1, Ordering::Relaxed);
+                    let builder = hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
+                    tokio::spawn(builder.serve_connection(TokioIo::new(stream), service_fn(call)));
+                }
+            });
+        });
+        Self { address, connections }
+    }
+}
+
+async fn call(
+    request: Request<Incoming>,
+) -> Result<Response<impl hyper::body::Body<Data = Bytes, Error = Infallible>>, Infallible> {
+    let (parts, body) = request.into_parts();
+    let bytes = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let mut trailers = hyper::HeaderMap::new();
+    trailers.insert("grpc-status", hyper::header::HeaderValue::from_static("0"));
+    let body = Full::new(Bytes::from_static(b"answer")).with_trailers(async move { Some(Ok(trailers)) });
+    let mut response = Response::new(body);
+    let te = parts.headers.get("te").and_then(|te| te.to_str().ok()).unwrap_or("none").to_owned();
+    let authority = parts.uri.authority().map(ToString::to_string).unwrap_or_default();
+    let said = [
+        ("method", parts.method.to_string()),
+        ("path", parts.uri.path().to_owned()),
+        ("x-te", te),
+        ("bytes", bytes.len().to_string()),
+        ("authority", authority),
+        ("version", format!("{:?}", parts.version)),
+    ];
+    for (name, value) in said {
+        response.headers_mut().insert(name, value.parse().expect("a value"));
+    }
+    Ok(response)
+}
+
+/// A real nginx that serves one file.
+pub(crate) struct Nginx {
+    pub(crate) address: SocketAddr,
+    child: std::process::Child,
+    _folder: crate::support::Folder,
+}
+
+impl Nginx {
+    pub(crate) const FILE_BYTES: usize = 5_000_000;
+
+    /// `None`, with the reason on standard error, if it isn't installed.
+    pub(crate) fn start() -> Option<Self> {
+        let folder = crate::support::Folder::new();
+        let address = crate::support::free_address();
+        let path = folder.path().display();
+        std::fs::write(folder.path().join("file"), vec![b'x'; Self::FILE_BYTES]).expect("its folder is there");
+        // It changes its user when root starts it; the files are for everybody.
+        let text = format!(
+            "daemon off; worker_processes 1; pid {path}/pid; error_log {path}/error.log;\nevents {{ worker_connections 64; }}\n\
+             http {{ access_log off; client_body_temp_path {path}/body; proxy_temp_path {path}/proxy; fastcgi_temp_path {path}/fastcgi;\n\
+             uwsgi_temp_path {path}/uwsgi; scgi_temp_path {path}/scgi;\n server {{ listen {address}; root {path}; }} }}\n"
+        );
+        std::fs::write(folder.path().join("nginx.conf"), text).expect("its folder is there");
+        let started = std::process::Command::new("nginx")
+            .arg("-c")
+            .arg(folder.path().join("nginx.conf"))
+            .stderr(std::process::Stdio::null())
+            .spawn();
+        let child = match started {
+            Ok(child) => child,
+            Err(error) => {
+                eprintln!("skipped: nginx can't be started: {error}");
+                return None;
+            }
+        };
+        let nginx = Self { address, child, _folder: folder };
+        crate::support::wait_until("nginx listens", || TcpStream::connect(nginx.address).is_ok());
+        Some(nginx)
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        // The master ends its workers when it is asked to.
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).expect("a process number"));
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+        let _ = self.child.wait();
+    }
+}

@@ -4,7 +4,7 @@ use super::decode::Decoder;
 use super::sending::{SendError, Sending};
 use super::{Connection, ExchangeError, HEAD_BYTES_MAX};
 use crate::proxy::clock::Limit;
-use crate::proxy::head::named_by_connection;
+use crate::proxy::head::drop_connection_fields;
 use crate::proxy::pool::Active;
 use bytes::{Bytes, BytesMut};
 use hyper::body::{Frame, SizeHint};
@@ -71,7 +71,7 @@ fn head(
     method: &Method,
 ) -> Result<Head, &'static str> {
     let mut headers = HeaderMap::with_capacity(places.len() + 2);
-    let (mut length, mut chunked, mut has_connection) = (None, false, false);
+    let (mut length, mut chunked) = (None, false);
     let mut keep_alive = http_11;
     for &(name, name_end, value, value_end) in places {
         let name =
@@ -97,7 +97,6 @@ fn head(
             chunked = true;
             continue;
         } else if name == header::CONNECTION {
-            has_connection = true;
             for token in value.as_bytes().split(|&byte| byte == b',').map(|token| token.trim_ascii()) {
                 keep_alive = match token {
                     _ if token.eq_ignore_ascii_case(b"close") => false,
@@ -118,19 +117,7 @@ fn head(
         (false, Some(length)) => Decoder::Length(length),
         (false, None) => Decoder::Close,
     };
-    if has_connection {
-        let named: Vec<HeaderName> =
-            headers.keys().filter(|name| named_by_connection(&headers, name)).cloned().collect();
-        for name in named {
-            if name != header::CONTENT_LENGTH {
-                headers.remove(name);
-            }
-        }
-        headers.remove(header::CONNECTION);
-    }
-    for name in ["keep-alive", "proxy-connection"] {
-        headers.remove(name);
-    }
+    drop_connection_fields(&mut headers);
     if status != StatusCode::SWITCHING_PROTOCOLS {
         headers.remove(header::UPGRADE);
     }
@@ -151,6 +138,8 @@ pub(crate) struct AnswerBody {
     keep_alive: bool,
     active: Active,
     limit: Limit,
+    /// The connection goes on in another protocol.
+    upgraded: bool,
 }
 
 impl AnswerBody {
@@ -161,10 +150,16 @@ impl AnswerBody {
         keep_alive: bool,
         active: Active,
         limit: Limit,
+        upgraded: bool,
     ) -> Self {
-        let mut body = Self { connection: Some(connection), sending, decoder, keep_alive, active, limit };
+        let mut body = Self { connection: Some(connection), sending, decoder, keep_alive, active, limit, upgraded };
         body.put_back();
         body
+    }
+
+    /// For another protocol.
+    pub(super) fn into_connection(self) -> Option<(Connection, Active)> {
+        Some((self.connection?, self.active))
     }
 
     pub(super) fn take_scratch(&mut self) -> Vec<u8> {
@@ -185,6 +180,7 @@ impl AnswerBody {
     /// Gives the connection back if it is of use; a request that wasn't sent whole makes it useless.
     fn put_back(&mut self) {
         if self.decoder.is_end()
+            && !self.upgraded
             && let Some(connection) = self.connection.take()
             && self.keep_alive
             && self.sending.is_whole()
@@ -203,7 +199,9 @@ impl AnswerBody {
             match self.sending.poll(context, &mut connection.stream) {
                 Poll::Ready(Ok(())) | Poll::Pending => {}
                 Poll::Ready(Err(SendError::Upstream | SendError::Client(_))) => self.sending.give_up(),
-                Poll::Ready(Err(SendError::TooLong)) => return Poll::Ready(Some(Err(ExchangeError::TooLong))),
+                Poll::Ready(Err(SendError::TooLong | SendError::Slow)) => {
+                    return Poll::Ready(Some(Err(ExchangeError::TooLong)));
+                }
             }
         }
         loop {

@@ -5,11 +5,11 @@ mod decode;
 mod sending;
 
 pub(super) use answer::AnswerBody;
-pub(super) use sending::{Framing, Sending};
+pub(super) use sending::{Bounds, Framing, Sending};
 
-use super::Body;
 use super::clock::{Clock, Limit};
 use super::pool::Active;
+use super::{Body, Refused};
 use answer::Head;
 use bytes::BytesMut;
 use hyper::{Method, Response, StatusCode};
@@ -48,6 +48,11 @@ impl Connection {
             && Pin::new(&mut self.stream).poll_read(&mut context, &mut ReadBuf::new(&mut byte)).is_pending()
     }
 
+    /// For another protocol: the stream, and what was read of it already.
+    pub(super) fn into_parts(self) -> (TcpStream, BytesMut) {
+        (self.stream, self.buffer)
+    }
+
     /// Reads what there is. 0: the other side has ended.
     fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
         self.buffer.reserve(self.read_bytes);
@@ -73,18 +78,30 @@ pub(super) enum ExchangeError {
     Late,
     #[error("the client didn't send its whole request")]
     Client(#[source] hyper::Error),
+    #[error("the client sent its request too slowly")]
+    Slow,
+    #[error("the client ended within its request")]
+    ClientEnded,
     #[error("the request is longer than allowed")]
     TooLong,
+    #[error("the upstream gave no answer over HTTP/2")]
+    Http2(#[source] hyper::Error),
 }
 
 impl ExchangeError {
+    /// The upstream isn't to blame.
+    pub(super) fn is_clients(&self) -> bool {
+        matches!(self, Self::Client(_) | Self::ClientEnded | Self::Slow | Self::TooLong)
+    }
+
     /// What the client is told.
-    pub(super) fn status(&self) -> StatusCode {
+    pub(super) fn refused(&self) -> Refused {
         match self {
-            Self::NoAnswer(_) | Self::Broken(_) | Self::Garbage(_) => StatusCode::BAD_GATEWAY,
-            Self::Late => StatusCode::GATEWAY_TIMEOUT,
-            Self::Client(_) => StatusCode::BAD_REQUEST,
-            Self::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::NoAnswer(_) | Self::Broken(_) | Self::Garbage(_) | Self::Http2(_) => StatusCode::BAD_GATEWAY.into(),
+            Self::Late => StatusCode::GATEWAY_TIMEOUT.into(),
+            Self::Client(_) | Self::ClientEnded => Refused::closing(StatusCode::BAD_REQUEST),
+            Self::Slow => Refused::closing(StatusCode::REQUEST_TIMEOUT),
+            Self::TooLong => Refused::closing(StatusCode::PAYLOAD_TOO_LARGE),
         }
     }
 }
@@ -101,10 +118,25 @@ impl Answered {
         self.body.take_scratch()
     }
 
-    pub(super) fn into_response(self) -> Response<Body> {
-        let body = if self.body.is_end() { Body::empty() } else { Body::Http1(Box::new(self.body)) };
-        self.response.map(|()| body)
+    pub(super) fn status(&self) -> StatusCode {
+        self.response.status()
     }
+
+    pub(super) fn into_response(self) -> Response<Body> {
+        self.response.map(|()| Body::http1(self.body))
+    }
+
+    /// For another protocol: the answer that says so, and the connection.
+    pub(super) fn into_upgraded(self) -> (Response<Body>, Option<(Connection, Active)>) {
+        (self.response.map(|()| Body::default()), self.body.into_connection())
+    }
+}
+
+/// How long one side may keep the other waiting.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Timeouts {
+    pub(super) upstream_ms: u64,
+    pub(super) client_ms: u64,
 }
 
 /// Sends a request and reads the head of its answer. The answer may come before the request's body has been sent; the rest
@@ -118,9 +150,10 @@ pub(super) async fn exchange(
     method: &Method,
     active: Active,
     clock: &Rc<Clock>,
-    timeout_ms: u64,
+    timeouts: Timeouts,
 ) -> Result<Answered, Box<(ExchangeError, Sending)>> {
-    let limit = Limit::new(clock, timeout_ms);
+    let limit = Limit::new(clock, timeouts.upstream_ms);
+    let mut waited_for_client = false;
     let head = std::future::poll_fn(|context| {
         let mut waits_for_client = false;
         if !sending.is_over() {
@@ -133,12 +166,16 @@ pub(super) async fn exchange(
                     return Poll::Ready(Err(ExchangeError::Client(error)));
                 }
                 Poll::Ready(Err(sending::SendError::TooLong)) => return Poll::Ready(Err(ExchangeError::TooLong)),
+                Poll::Ready(Err(sending::SendError::Slow)) => return Poll::Ready(Err(ExchangeError::Slow)),
                 Poll::Pending => waits_for_client = sending.waits_for_client(),
             }
-            if sending.progress() != before {
+            if sending.progress() != before || waits_for_client != waited_for_client {
                 limit.progress();
             }
+        } else if waited_for_client {
+            limit.progress();
         }
+        waited_for_client = waits_for_client;
         loop {
             match answer::parse(&mut connection.buffer, method) {
                 Ok(Some(head)) => return Poll::Ready(Ok(head)),
@@ -152,6 +189,9 @@ pub(super) async fn exchange(
                 Poll::Ready(Ok(_)) => limit.progress(),
                 Poll::Ready(Err(error)) if none => return Poll::Ready(Err(ExchangeError::NoAnswer(Some(error)))),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(ExchangeError::Broken(Some(error)))),
+                Poll::Pending if waits_for_client && limit.expired_after(timeouts.client_ms, context) => {
+                    return Poll::Ready(Err(ExchangeError::Slow));
+                }
                 Poll::Pending if waits_for_client => return Poll::Pending,
                 Poll::Pending if limit.expired(context) => return Poll::Ready(Err(ExchangeError::Late)),
                 Poll::Pending => return Poll::Pending,
@@ -161,7 +201,8 @@ pub(super) async fn exchange(
     match head.await {
         Ok(Head { response, decoder, keep_alive }) => {
             limit.progress();
-            let body = AnswerBody::new(connection, sending, decoder, keep_alive, active, limit);
+            let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+            let body = AnswerBody::new(connection, sending, decoder, keep_alive, active, limit, upgraded);
             Ok(Answered { response, body })
         }
         Err(error) => Err(Box::new((error, sending))),

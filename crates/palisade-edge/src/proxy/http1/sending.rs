@@ -1,10 +1,12 @@
 //! A request on its way to an upstream: its head, then its body as the client sends it.
 
+use crate::proxy::clock::Clock;
 use bytes::{Buf, Bytes};
 use hyper::body::{Body as _, Incoming};
 use hyper::http::request::Parts;
 use std::io::{IoSlice, Write};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
@@ -33,7 +35,21 @@ pub(super) enum SendError {
     Upstream,
     Client(hyper::Error),
     TooLong,
+    Slow,
 }
+
+/// What a client may send, and how slowly.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::proxy) struct Bounds {
+    pub(in crate::proxy) body_bytes_max: u64,
+    pub(in crate::proxy) bytes_per_s_min: u32,
+    /// What is left of a body that nobody wants is taken nevertheless, for a while: over HTTP/2, where many a client doesn't see
+    /// the answer otherwise.
+    pub(in crate::proxy) drains: bool,
+}
+
+/// Over this time a client's speed is measured.
+const SPEED_MS: u64 = 10_000;
 
 /// What is still to be sent.
 #[derive(Debug)]
@@ -45,7 +61,8 @@ pub(in crate::proxy) struct Sending {
     /// The line end behind a chunk.
     tail: &'static [u8],
     framing: Framing,
-    body: Incoming,
+    /// `None` only once it was taken.
+    body: Option<Incoming>,
     /// There is no more to fetch from the client.
     fetched: bool,
     /// All is sent, or sending was given up.
@@ -53,27 +70,38 @@ pub(in crate::proxy) struct Sending {
     given_up: bool,
     /// Bytes of the body that were fetched, and may be.
     body_bytes: u64,
-    body_bytes_max: u64,
+    bounds: Bounds,
     sent_bytes: u64,
     waits_for_client: bool,
+    clock: Rc<Clock>,
+    /// When the client's speed began to be measured, and what it had sent then; it isn't while the upstream takes nothing.
+    measured: Option<(u64, u64)>,
 }
 
 impl Sending {
-    pub(in crate::proxy) fn new(head: Vec<u8>, framing: Framing, body: Incoming, body_bytes_max: u64) -> Self {
+    pub(in crate::proxy) fn new(
+        head: Vec<u8>,
+        framing: Framing,
+        body: Incoming,
+        bounds: Bounds,
+        clock: &Rc<Clock>,
+    ) -> Self {
         Self {
             out: head,
             out_sent: 0,
             data: Bytes::new(),
             tail: b"",
             framing,
-            body,
+            body: Some(body),
             fetched: matches!(framing, Framing::None | Framing::Length(0)),
             over: false,
             given_up: false,
             body_bytes: 0,
-            body_bytes_max,
+            bounds,
             sent_bytes: 0,
             waits_for_client: false,
+            clock: Rc::clone(clock),
+            measured: None,
         }
     }
 
@@ -82,8 +110,8 @@ impl Sending {
         self.body_bytes > 0
     }
 
-    pub(in crate::proxy) fn into_body(self) -> Incoming {
-        self.body
+    pub(in crate::proxy) fn take_body(&mut self) -> Option<Incoming> {
+        self.body.take()
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -129,7 +157,10 @@ impl Sending {
                     return Poll::Ready(Ok(()));
                 }
                 self.waits_for_client = true;
-                return Poll::Pending;
+                return match self.is_slow() {
+                    true => Poll::Ready(Err(SendError::Slow)),
+                    false => Poll::Pending,
+                };
             }
             let parts = [IoSlice::new(head), IoSlice::new(&self.data), IoSlice::new(self.tail)];
             let used = if self.data.is_empty() && self.tail.is_empty() { 1 } else { 3 };
@@ -137,10 +168,24 @@ impl Sending {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(SendError::Upstream)),
                 Poll::Ready(Ok(sent)) => sent,
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(SendError::Upstream)),
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => {
+                    self.measured = None;
+                    return Poll::Pending;
+                }
             };
             self.advance(sent);
         }
+    }
+
+    /// The client, which is waited for, has sent too little of late.
+    fn is_slow(&mut self) -> bool {
+        let now = self.clock.now_ms();
+        let (since, before) = *self.measured.get_or_insert((now, self.body_bytes));
+        if now < since + SPEED_MS {
+            return false;
+        }
+        self.measured = Some((now, self.body_bytes));
+        (self.body_bytes - before) * 1000 < u64::from(self.bounds.bytes_per_s_min) * (now - since)
     }
 
     fn advance(&mut self, sent: usize) {
@@ -159,7 +204,11 @@ impl Sending {
     /// Takes the next part of the body, if the client has sent it.
     fn fetch(&mut self, context: &mut Context<'_>) -> Result<(), SendError> {
         loop {
-            match Pin::new(&mut self.body).poll_frame(context) {
+            let polled = match &mut self.body {
+                Some(body) => Pin::new(body).poll_frame(context),
+                None => Poll::Ready(None),
+            };
+            match polled {
                 Poll::Pending => return Ok(()),
                 Poll::Ready(None) => {
                     self.fetched = true;
@@ -176,7 +225,7 @@ impl Sending {
                         continue;
                     }
                     self.body_bytes += data.len() as u64;
-                    if self.body_bytes > self.body_bytes_max {
+                    if self.body_bytes > self.bounds.body_bytes_max {
                         return Err(SendError::TooLong);
                     }
                     if self.framing == Framing::Chunked {
@@ -189,6 +238,17 @@ impl Sending {
                     return Ok(());
                 }
             }
+        }
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        if self.bounds.drains
+            && !self.fetched
+            && let Some(body) = self.body.take()
+        {
+            crate::proxy::body::drain(body);
         }
     }
 }

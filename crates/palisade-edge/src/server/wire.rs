@@ -1,0 +1,354 @@
+//! A client's connection as bytes: what passes is counted and, for HTTP/1, judged; and how long a client may keep it waiting.
+
+use super::strict::Strict;
+use crate::proxy::{Clock, TICK_MS};
+use palisade_core::edge::ConnectionLimits;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+
+/// Over this time a client's speed is measured.
+const SPEED_MS: u32 = 10_000;
+/// What a client still sends is taken for so long after the answer, so that the answer isn't lost by a reset.
+const LINGER_MS: u64 = 2_000;
+
+/// What a connection is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// No request has begun yet.
+    New = 0,
+    /// A request's head has begun.
+    Head = 1,
+    /// A request is being answered.
+    Busy = 2,
+    /// All requests are answered.
+    Idle = 3,
+    /// Another protocol is spoken, for as long as both sides like.
+    Tunnel = 4,
+    /// The last answer was sent.
+    Lingering = 5,
+}
+
+/// What the thread that serves a connection knows of it. It is shared with the connection's bytes, which a protocol that it is
+/// upgraded to takes along; nobody else looks at it, so nothing in it is ordered.
+#[derive(Debug, Default)]
+pub(crate) struct Pulse {
+    phase: AtomicU8,
+    /// When the phase began; 0: at the next look.
+    since_ms: AtomicU64,
+    /// Requests that aren't answered.
+    requests: AtomicU32,
+    written: AtomicU64,
+    /// A write waits for the client.
+    blocked: AtomicBool,
+    /// What the client had taken at the last look, and when that was more than before.
+    taken: AtomicU64,
+    taken_ms: AtomicU64,
+    slow_ms: AtomicU32,
+    slow_from: AtomicU64,
+    /// It is to end now.
+    cut: AtomicBool,
+    descriptor: AtomicU64,
+}
+
+impl Pulse {
+    pub(crate) fn new(stream: &TcpStream) -> Self {
+        let pulse = Self::default();
+        pulse.descriptor.store(stream.as_raw_fd() as u64, Relaxed);
+        pulse
+    }
+
+    /// Of a connection of HTTP/3, whose bytes no socket of its own has.
+    pub(crate) fn translated() -> Self {
+        let pulse = Self::default();
+        pulse.descriptor.store(u64::MAX, Relaxed);
+        pulse
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        match self.phase.load(Relaxed) {
+            0 => Phase::New,
+            1 => Phase::Head,
+            2 => Phase::Busy,
+            4 => Phase::Tunnel,
+            5 => Phase::Lingering,
+            _ => Phase::Idle,
+        }
+    }
+
+    pub(crate) fn set(&self, phase: Phase) {
+        self.phase.store(phase as u8, Relaxed);
+        self.since_ms.store(0, Relaxed);
+    }
+
+    /// A request has come.
+    pub(crate) fn begin(&self) {
+        self.requests.store(self.requests.load(Relaxed) + 1, Relaxed);
+        self.set(Phase::Busy);
+    }
+
+    /// Its answer has gone, or was given up.
+    pub(crate) fn end(&self) {
+        let left = self.requests.load(Relaxed).saturating_sub(1);
+        self.requests.store(left, Relaxed);
+        if left == 0 && self.phase() == Phase::Busy {
+            self.set(Phase::Idle);
+        }
+    }
+
+    /// Another protocol was spoken, and one side has said its last word.
+    pub(crate) fn half_ended(&self) {
+        if self.phase() == Phase::Tunnel {
+            self.set(Phase::Idle);
+        }
+    }
+
+    /// Ends the connection at the next look.
+    pub(crate) fn cut(&self) {
+        self.cut.store(true, Relaxed);
+    }
+
+    pub(crate) fn is_cut(&self) -> bool {
+        self.cut.load(Relaxed)
+    }
+
+    /// Looks at the time. True if the connection is to end.
+    pub(super) fn look(&self, clock: &Clock, limits: &ConnectionLimits) -> bool {
+        if self.is_cut() {
+            return true;
+        }
+        let now = clock.now_ms();
+        let since = match self.since_ms.load(Relaxed) {
+            0 => {
+                self.since_ms.store(now, Relaxed);
+                now
+            }
+            since => since,
+        };
+        let most = match self.phase() {
+            Phase::New | Phase::Head => Some(limits.header_timeout_ms),
+            Phase::Idle => Some(limits.idle_timeout_ms),
+            Phase::Lingering => Some(LINGER_MS),
+            Phase::Busy | Phase::Tunnel => None,
+        };
+        if most.is_some_and(|most| now > since + most) || self.is_slow(now, limits) {
+            self.cut();
+            return true;
+        }
+        false
+    }
+
+    /// The client takes what is sent to it too slowly.
+    fn is_slow(&self, now: u64, limits: &ConnectionLimits) -> bool {
+        if !self.blocked.load(Relaxed) {
+            self.taken_ms.store(0, Relaxed);
+            self.slow_ms.store(0, Relaxed);
+            return false;
+        }
+        let taken = self.written.load(Relaxed).saturating_sub(unsent(self.descriptor.load(Relaxed) as RawFd));
+        if self.taken_ms.load(Relaxed) == 0 || taken > self.taken.load(Relaxed) {
+            self.taken_ms.store(now, Relaxed);
+            self.taken.store(taken, Relaxed);
+        }
+        if now > self.taken_ms.load(Relaxed) + limits.body_timeout_ms {
+            return true;
+        }
+        match self.slow_ms.load(Relaxed) {
+            0 => self.slow_from.store(taken, Relaxed),
+            lasted if lasted >= SPEED_MS => {
+                let wanted = u64::from(limits.body_bytes_per_s_min) * u64::from(SPEED_MS) / 1000;
+                if taken.saturating_sub(self.slow_from.load(Relaxed)) < wanted {
+                    return true;
+                }
+                self.slow_from.store(taken, Relaxed);
+                self.slow_ms.store(0, Relaxed);
+            }
+            _ => {}
+        }
+        self.slow_ms.store(self.slow_ms.load(Relaxed) + TICK_MS as u32, Relaxed);
+        false
+    }
+}
+
+/// Bytes that the kernel holds because the client hasn't acknowledged them.
+fn unsent(descriptor: RawFd) -> u64 {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ writes one int to where the pointer leads, which lives until the call returns. The descriptor is a
+    // connection's that is registered, so it is open; if it weren't, the call would fail and write nothing.
+    let done = unsafe { libc::ioctl(descriptor, libc::TIOCOUTQ, &mut bytes) };
+    if done == 0 { u64::try_from(bytes).unwrap_or(0) } else { 0 }
+}
+
+/// A stream that may end in a TCP connection.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    fn tcp(&self) -> Option<&TcpStream>;
+}
+
+impl Stream for DuplexStream {
+    fn tcp(&self) -> Option<&TcpStream> {
+        None
+    }
+}
+
+impl Stream for TcpStream {
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+}
+
+impl Stream for TlsStream<TcpStream> {
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self.get_ref().0)
+    }
+}
+
+/// What no reader of HTTP/1 takes for a part of a head or for a chunk, but for the end of what it waits for.
+const NO_HTTP: &[u8] = b"\0\r\n\r\n";
+
+/// A client's connection.
+pub(super) struct Wire<S: Stream> {
+    stream: S,
+    pulse: Arc<Pulse>,
+    /// For HTTP/1 only.
+    strict: Option<Strict>,
+    /// What the reader still gets instead of what was refused.
+    refused: Option<&'static [u8]>,
+    shut: bool,
+    lingered: usize,
+}
+
+impl<S: Stream> Wire<S> {
+    pub(super) fn new(stream: S, pulse: Arc<Pulse>, strict: Option<Strict>) -> Self {
+        Self { stream, pulse, strict, refused: None, shut: false, lingered: 0 }
+    }
+
+    /// Judges what was read.
+    fn judge(&mut self, buffer: &mut ReadBuf<'_>, before: usize) {
+        let Some(strict) = &mut self.strict else { return };
+        let phase = self.pulse.phase();
+        if phase == Phase::Tunnel {
+            self.strict = None;
+            return;
+        }
+        if phase == Phase::Idle {
+            strict.not_upgraded();
+        }
+        if strict.feed(&buffer.filled()[before..]).is_err() {
+            buffer.set_filled(before);
+            self.refused = Some(NO_HTTP);
+            self.refuse(buffer);
+        } else if strict.within_head() && phase == Phase::Idle {
+            // What is new has begun with the handshake; a head that is whole becomes a request at once.
+            self.pulse.set(Phase::Head);
+        }
+    }
+
+    /// Once something was refused the reader gets this, and then the end.
+    fn refuse(&mut self, buffer: &mut ReadBuf<'_>) {
+        if let Some(rest) = &mut self.refused {
+            let (now, later) = rest.split_at(rest.len().min(buffer.remaining()));
+            buffer.put_slice(now);
+            *rest = later;
+        }
+    }
+}
+
+impl<S: Stream> Drop for Wire<S> {
+    fn drop(&mut self) {
+        if self.pulse.is_cut()
+            && let Some(tcp) = self.stream.tcp()
+        {
+            // What the client doesn't take isn't kept for it.
+            let _ = tcp.set_zero_linger();
+        }
+    }
+}
+
+impl<S: Stream> AsyncRead for Wire<S> {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.refused.is_some() {
+            this.refuse(buffer);
+            return Poll::Ready(Ok(()));
+        }
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
+        if buffer.filled().len() > before {
+            this.judge(buffer, before);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: Stream> Wire<S> {
+    fn wrote(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match &polled {
+            Poll::Ready(Ok(count)) => {
+                self.pulse.written.store(self.pulse.written.load(Relaxed) + *count as u64, Relaxed);
+                self.pulse.blocked.store(false, Relaxed);
+            }
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => self.pulse.blocked.store(true, Relaxed),
+        }
+        polled
+    }
+}
+
+impl<S: Stream> AsyncWrite for Wire<S> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.stream).poll_write(context, bytes);
+        this.wrote(polled)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.stream).poll_write_vectored(context, parts);
+        this.wrote(polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.stream).poll_flush(context);
+        this.pulse.blocked.store(polled.is_pending(), Relaxed);
+        polled
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        /// More than this isn't taken of what nobody reads.
+        const BYTES_MAX: usize = 8 << 20;
+        let this = self.get_mut();
+        if !this.shut {
+            ready!(Pin::new(&mut this.stream).poll_shutdown(context))?;
+            this.shut = true;
+            // The client may be in the middle of a request: a reset now could reach it before the answer does.
+            if this.strict.as_ref().is_none_or(Strict::between_requests) {
+                return Poll::Ready(Ok(()));
+            }
+            this.pulse.set(Phase::Lingering);
+        }
+        let mut scrap = [0; 4096];
+        while this.lingered < BYTES_MAX {
+            let mut buffer = ReadBuf::new(&mut scrap);
+            match ready!(Pin::new(&mut this.stream).poll_read(context, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() => this.lingered += buffer.filled().len(),
+                _ => break,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,162 @@
+//! HTTP/2 with upstreams (gRPC needs it), and what clients may not do with it.
+
+use crate::support::{DOMAIN, Edge, settings};
+use crate::upstream::{Echo, Grpc};
+use palisade_core::edge::UpstreamProtocol;
+use std::process::Command;
+
+fn edge(upstreams: &[std::net::SocketAddr]) -> Edge {
+    let (mut settings, folder) = settings();
+    settings.edge.routes[0].value.protocol = UpstreamProtocol::H2c;
+    Edge::with((settings, folder), upstreams)
+}
+
+#[test]
+fn grpc_passes_with_its_trailers() {
+    let grpc = Grpc::start();
+    let edge = edge(&[grpc.address]);
+    let text = edge.curl(&[
+        "--http2",
+        "--dump-header",
+        "-",
+        "--header",
+        "te: trailers",
+        "--header",
+        "content-type: application/grpc",
+        "--data-binary",
+        "abcde",
+        &format!("https://{DOMAIN}/pkg.Service/Call"),
+    ]);
+    assert!(text.starts_with("HTTP/2 200"), "{text}");
+    for part in
+        ["method: POST", "path: /pkg.Service/Call", "x-te: trailers", "bytes: 5", &format!("authority: {DOMAIN}")]
+    {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(text.ends_with("answer"), "{text}");
+    // curl keeps trailers of HTTP/2 to itself.
+    let script = format!(
+        "const c = require('http2').connect('https://{}', {{rejectUnauthorized: false, servername: '{DOMAIN}'}});
+         const r = c.request({{':method': 'POST', ':path': '/x', ':authority': '{DOMAIN}', te: 'trailers'}});
+         r.on('trailers', t => console.log('trailer', t['grpc-status']));
+         r.on('data', d => console.log('data', d.toString()));
+         r.on('end', () => c.close());
+         r.end('abcde');",
+        edge.https()
+    );
+    match Command::new("node").args(["-e", &script]).output() {
+        Ok(output) => {
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert_eq!(text, "data answer\ntrailer 0\n", "{}", String::from_utf8_lossy(&output.stderr));
+        }
+        Err(error) => eprintln!("trailers aren't looked at: node can't be started: {error}"),
+    }
+    // The same over HTTP/1.1 in front.
+    let text = edge.curl(&["--http1.1", "--include", "--data-binary", "abc", &format!("https://{DOMAIN}/x")]);
+    assert!(
+        text.starts_with("HTTP/1.1 200") && text.contains("bytes: 3") && text.contains("version: HTTP/2.0"),
+        "{text}"
+    );
+    // All on one connection.
+    assert_eq!(grpc.connections.load(std::sync::atomic::Ordering::Relaxed), 1);
+}
+
+#[test]
+fn an_upstream_of_http2_that_is_away_is_a_bad_gateway() {
+    let edge = edge(&[crate::support::free_address()]);
+    assert!(edge.get("/").0.starts_with("HTTP/1.1 502 "));
+    let grpc = Grpc::start();
+    edge.set("web:80", &[crate::support::free_address(), grpc.address]);
+    for _ in 0..4 {
+        assert!(edge.get("/").0.starts_with("HTTP/1.1 200 "));
+    }
+}
+
+/// Resident memory of the edge, and its processor time in ticks.
+fn burden(edge: &Edge) -> (u64, u64) {
+    let read = |what: &str| std::fs::read_to_string(format!("/proc/{}/{what}", edge.child.id())).expect("it runs");
+    let status = read("status");
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line");
+    let stat = read("stat");
+    let fields: Vec<_> = stat.rsplit(')').next().expect("a name").split_whitespace().collect();
+    let ticks = fields[11].parse::<u64>().expect("a number") + fields[12].parse::<u64>().expect("a number");
+    (resident.trim().trim_end_matches(" kB").parse().expect("a number"), ticks)
+}
+
+/// Speaks HTTP/2 by hand, over TLS of the system's openssl.
+fn flood(edge: &Edge, frames: &[u8]) {
+    use std::io::Write;
+    let mut client = Command::new("openssl")
+        .args(["s_client", "-quiet", "-alpn", "h2", "-servername", DOMAIN, "-connect", &edge.https().to_string()])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("openssl is installed");
+    let mut input = client.stdin.take().expect("a pipe");
+    let _ = input.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
+    let _ = input.write_all(frames);
+    let _ = input.flush();
+    // The edge has ended the connection, so openssl ends when it notices.
+    let deadline = std::time::Instant::now() + crate::support::PATIENCE;
+    while client.try_wait().expect("it is our child").is_none() {
+        assert!(std::time::Instant::now() < deadline, "the edge lets it go on");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut frame = (u32::try_from(payload.len()).expect("short")).to_be_bytes()[1..].to_vec();
+    frame.extend_from_slice(&[kind, flags]);
+    frame.extend_from_slice(&stream.to_be_bytes());
+    frame.extend_from_slice(payload);
+    frame
+}
+
+/// `GET https://shop.example/` as HPACK without dictionary entries of its own.
+fn head() -> Vec<u8> {
+    let mut head = vec![0x82, 0x87, 0x84, 0x41, u8::try_from(DOMAIN.len()).expect("short")];
+    head.extend_from_slice(DOMAIN.as_bytes());
+    head
+}
+
+#[test]
+fn rapid_resets_end_the_connection_and_cost_little() {
+    let echo = Echo::start();
+    let edge = Edge::with(settings(), &[echo.address]);
+    let before = burden(&edge);
+    let mut frames = Vec::new();
+    for stream in (1..200_001).step_by(2) {
+        frames.extend(frame(1, 0x5, stream, &head()));
+        frames.extend(frame(3, 0, stream, &8_u32.to_be_bytes()));
+    }
+    for _ in 0..3 {
+        flood(&edge, &frames);
+    }
+    let after = burden(&edge);
+    assert!(after.0 < before.0 + 40_000, "{before:?} {after:?} kB");
+    assert!(after.1 < before.1 + 1000, "{before:?} {after:?} ticks");
+    assert!(echo.requests() < 10_000, "{}", echo.requests());
+    assert!(edge.get("/").0.starts_with("HTTP/1.1 200 "));
+}
+
+#[test]
+fn endless_heads_end_the_connection_and_cost_little() {
+    let echo = Echo::start();
+    let edge = Edge::with(settings(), &[echo.address]);
+    let before = burden(&edge);
+    // A head that never ends: CONTINUATION frames, empty ones and full ones.
+    for payload in [&[][..], &[0x40, 1, b'a', 1, b'b'].repeat(3000)] {
+        let mut frames = frame(1, 0x1, 1, &head());
+        for _ in 0..(20_000_000 / (payload.len() + 9)).min(400_000) {
+            frames.extend(frame(9, 0, 1, payload));
+        }
+        flood(&edge, &frames);
+    }
+    // Settings and pings that all want an answer, which nobody reads.
+    let after = burden(&edge);
+    assert!(after.0 < before.0 + 40_000, "{before:?} {after:?} kB");
+    assert!(after.1 < before.1 + 1000, "{before:?} {after:?} ticks");
+    assert_eq!(echo.requests(), 0);
+    assert!(edge.get("/").0.starts_with("HTTP/1.1 200 "));
+}
