@@ -129,7 +129,7 @@ fn certificate_events(layout: &Layout) -> PathBuf {
 /// Domains whose certificates are ordered and that have none yet.
 pub(crate) fn waiting(layout: &Layout, stack: &Stack) -> Vec<String> {
     let Some(edge) = &stack.edge else { return Vec::new() };
-    let reports = edge::specs(layout).into_iter().filter_map(|(spec, _)| edge::report(layout, spec.id.number).ok()?);
+    let reports = edge::specs(layout).into_iter().filter_map(|(spec, _)| edge::look(layout, spec.id.number).ok()?);
     let served: BTreeSet<String> = reports.flat_map(|report| report.certificates.into_keys()).collect();
     let ordered = edge.certificates.iter().filter(|(_, source)| **source == CertificateSource::Acme);
     ordered.map(|(domain, _)| domain.clone()).filter(|domain| !served.contains(domain)).collect()
