@@ -109,8 +109,8 @@ pub(crate) fn settings() -> (Settings, Folder) {
         certificates: folder.path().join("certificates"),
         control: folder.path().join("control"),
         access_log: None,
-        workers: 1,
         upstreams: None,
+        workers: 1,
     };
     std::fs::create_dir_all(settings.certificates.join("http-01")).expect("its folder is there");
     certificate(&settings.certificates, DOMAIN);
