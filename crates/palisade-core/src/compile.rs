@@ -9,10 +9,12 @@ use std::path::PathBuf;
 use crate::action::VolumeName;
 use crate::address::{AddressBook, ServiceAddress};
 use crate::digest::{Fingerprint, digest_of};
+use crate::edge;
 use crate::finding::Finding;
 use crate::image;
 use crate::instance::{
-    CgroupDriver, ContainerProgram, Hosts, InstanceFile, InstanceMount, InstanceMountSource, InstanceSpec, Program,
+    CgroupDriver, ContainerProgram, Hosts, InstanceFile, InstanceMount, InstanceMountSource, InstanceSpec, OwnProgram,
+    Program,
 };
 use crate::names::{InstanceId, ProjectName, ServiceName};
 use crate::observed::{EngineState, FileSeen};
@@ -42,6 +44,17 @@ pub struct Surroundings<'a> {
     pub engine: &'a EngineState,
     /// Which instances the services have.
     pub numbers: &'a Numbers,
+    /// What services that are Palisade's own need of this host; `None`: nobody looked.
+    pub own: Option<&'a OwnPlaces>,
+}
+
+/// What services that are Palisade's own need of a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnPlaces {
+    /// The program that is running now.
+    pub program: OwnProgram,
+    /// The folder, below `/run`, by which the edge and those who speak with it find each other.
+    pub edge: PathBuf,
 }
 
 /// The numbers of the instances that services have. A newer version of an instance has another number, as both run
@@ -346,8 +359,9 @@ impl<'a> Compiler<'a> {
         let (stack, masks) = (self.stack, &self.masks);
         let ports = self.ports_by_mask.entry(mask).or_insert_with(|| {
             let mut ports = BTreeMap::new();
-            for (server, service) in stack.services.iter().enumerate().filter(|(server, _)| masks[*server] & mask != 0)
-            {
+            let servers = stack.services.iter().enumerate().filter(|(server, _)| masks[*server] & mask != 0);
+            // The edge is nobody's localhost: its ports may be numbers that services of the file have.
+            for (server, service) in servers.filter(|(_, service)| service.name.as_str() != edge::SERVICE_NAME) {
                 for port in ports_of(service) {
                     let holders = Holders::add(ports.get(&port).copied(), server);
                     ports.insert(port, holders);
@@ -610,6 +624,7 @@ impl<'a> Compiler<'a> {
         let Needs { program, links, files } = self.needs(index)?;
         let hosts = self.hosts(index, links);
         let service = &self.stack.services[index];
+        let own = program.process().is_some_and(|process| process.own);
         Some(InstanceSpec {
             project: self.stack.project.clone(),
             id: InstanceId { service: service.name.clone(), number: 1 },
@@ -630,6 +645,7 @@ impl<'a> Compiler<'a> {
             files,
             settings: service.settings.clone(),
             published: binds(service).into_iter().filter(is_fixed).collect(),
+            own_program: own.then(|| self.surroundings.own.map(|places| places.program.clone())).flatten(),
         })
     }
 
@@ -646,7 +662,9 @@ impl<'a> Compiler<'a> {
             target: target.to_owned(),
             read_only: false,
         });
-        written.chain(asked).collect()
+        let places = self.surroundings.own.into_iter();
+        let own = places.flat_map(|places| edge::mounts(&service.name, id.number, &places.edge));
+        written.chain(asked).chain(own).collect()
     }
 
     /// A mount of one instance, with its source settled.

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use crate::digest::digest_of;
+use crate::edge::Edge;
 use crate::stack::{BackendChoice, PortProto, Proto, Stack};
 
 /// Whose firewall decides what comes in from outside. Private ports are kept by Palisade's own table in any case.
@@ -115,7 +116,8 @@ pub fn reasons(stack: &Stack) -> BTreeMap<PortProto, String> {
     let published = stack.services.iter().flat_map(|service| {
         service.publish.iter().map(move |publish| {
             let port = PortProto { port: publish.value.host_port, proto: publish.value.container.proto };
-            (port, format!("{}, {}:{}", service.name, publish.place.file, publish.place.line))
+            let who = stack.edge_of(service).map_or_else(|| service.name.to_string(), Edge::purpose);
+            (port, format!("{who}, {}:{}", publish.place.file, publish.place.line))
         })
     });
     let allowed = stack
@@ -137,6 +139,20 @@ pub fn reasons(stack: &Stack) -> BTreeMap<PortProto, String> {
 mod tests {
     use super::*;
     use crate::testing::{publish, service, stack};
+
+    #[test]
+    fn the_edge_is_the_reason_for_its_ports() {
+        let stack = crate::testing::stack_with_edge();
+        let why = "the edge for barter.example, admin.example, b.example and 2 more, compose.yaml:12";
+        let (http, https) = (PortProto { port: 80, proto: Proto::Tcp }, PortProto { port: 443, proto: Proto::Tcp });
+        let quic = PortProto { proto: Proto::Udp, ..https };
+        assert_eq!(reasons(&stack), [http, https, quic].map(|port| (port, why.to_owned())).into());
+        let rules = FirewallRules::of(&stack, &BTreeSet::new(), Backend::Nftables).unwrap();
+        let mut doors = crate::prove::open_doors(Some(&rules)).unwrap();
+        stack.edge.unwrap().tell_doors(&mut doors);
+        assert_eq!(doors.len(), 6);
+        assert!(doors.values().all(|why| why.starts_with("the edge for barter.example")), "{doors:?}");
+    }
 
     #[test]
     fn a_port_that_is_published_to_the_host_alone_is_not_opened() {

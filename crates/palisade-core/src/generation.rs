@@ -81,17 +81,23 @@ impl Changes {
             (!keys.is_empty()).then(|| (name.clone(), keys))
         });
         let whole = |stack: &Stack| {
-            Fingerprint::new(vec![
+            let mut parts = vec![
                 ("volumes".to_owned(), digest_of(&stack.volumes)),
                 ("firewall".to_owned(), digest_of(&placeless(&stack.firewall))),
-            ])
+            ];
+            if let Value::Object(fields) = placeless(&stack.edge) {
+                let fields =
+                    fields.iter().map(|(field, value)| (format!("edge.{}", edge_word(field)), digest_of(value)));
+                parts.extend(fields);
+            }
+            Fingerprint::new(parts)
         };
-        Self {
-            added: names(&after, &before),
-            removed: names(&before, &after),
-            changed: changed.collect(),
-            stack: whole(&from.stack).differences(&whole(&to.stack)),
+        let mut stack = whole(&from.stack).differences(&whole(&to.stack));
+        if from.stack.edge.is_some() != to.stack.edge.is_some() {
+            stack.retain(|part| !part.starts_with("edge."));
+            stack.push("edge".to_owned());
         }
+        Self { added: names(&after, &before), removed: names(&before, &after), changed: changed.collect(), stack }
     }
 
     /// Nothing differs.
@@ -169,6 +175,16 @@ fn word(field: &str) -> &str {
         "strict" => "x-palisade.strict",
         "process" => "x-palisade.process",
         "runtime" => "x-palisade.runtime",
+        field => field,
+    }
+}
+
+/// What the file calls a field of the edge.
+fn edge_word(field: &str) -> &str {
+    match field {
+        "http_port" => "ports.http",
+        "https_port" => "ports.https",
+        "tls_minimum" => "tls.minimum",
         field => field,
     }
 }
@@ -262,6 +278,21 @@ mod tests {
         assert!(Changes::between(&before, &after).is_empty());
         let text = serde_json::to_string(&before).unwrap();
         assert_eq!(serde_json::from_str::<Generation>(&text).unwrap(), before);
+    }
+
+    #[test]
+    fn changes_of_the_edge_are_named_by_their_keys() {
+        let (mut none, mut edge) = (crate::testing::stack_with_edge(), crate::testing::stack_with_edge());
+        none.edge = None;
+        let (none, before) = (generation(none), generation(edge.clone()));
+        assert_eq!(Changes::between(&none, &before).to_string(), "edge");
+        assert_eq!(Changes::between(&before, &none).stack, ["edge"]);
+        let changed = edge.edge.as_mut().unwrap();
+        changed.routes[0].place.line += 1;
+        assert!(Changes::between(&before, &generation(edge.clone())).is_empty());
+        let changed = edge.edge.as_mut().unwrap();
+        (changed.routes[0].value.rate, changed.https_port) = (None, 8443);
+        assert_eq!(Changes::between(&before, &generation(edge)).to_string(), "edge.ports.https; edge.routes");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
 use crate::address::{AddressBook, InstanceAddress, ServiceAddress};
+use crate::edge::is_own;
 use crate::names::ServiceName;
 use crate::place::Place;
 use crate::stack::{PortProto, Proto, Service, Stack};
@@ -196,6 +197,13 @@ fn not_a_peer<'a>(
             None => format!("service {} is in no network: give both the same one in networks", server.name),
         };
         return (what, Some(hint), None);
+    }
+    if is_own(&client.name) {
+        return (
+            what,
+            Some("the edge connects to what its routes lead to, and to nothing else".to_owned()),
+            Some(&client.place),
+        );
     }
     let hint = format!("add \"{}:{}\" to x-palisade.connect of service {}", server.name, short(port), client.name);
     let grants = client.connect.as_deref().unwrap_or_default();

@@ -58,6 +58,18 @@ pub struct InstanceSpec {
     /// Where its UDP ports are published. A datagram socket stays where it was bound, so another place is another
     /// instance.
     pub published: Vec<BindRule>,
+    /// What is run as Palisade's own program, where that is what runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_program: Option<OwnProgram>,
+}
+
+/// One version of Palisade's own program. A newer one is another specification.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnProgram {
+    /// Where it is kept while something runs it, so that it stays the same when Palisade is updated.
+    pub file: PathBuf,
+    /// Stands for its content.
+    pub digest: String,
 }
 
 impl InstanceSpec {
@@ -80,6 +92,7 @@ impl InstanceSpec {
             ("ports".to_owned(), digest_of(&self.published)),
         ];
         parts.extend(self.program.parts());
+        parts.extend(self.own_program.iter().map(|own| ("palisade".to_owned(), own.digest.clone())));
         parts.extend(self.limit_parts());
         parts.extend(self.settings_parts());
         parts.extend(self.files.iter().map(|file| {

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
+use crate::edge::is_own;
 use crate::names::ServiceName;
 use crate::stack::{PortProto, Proto, Service, Stack};
 
@@ -73,7 +74,8 @@ pub fn rewrite(text: &str, file: &str, stack: &Stack, lessons: &BTreeMap<Service
     let mut lines: Vec<String> = text.split('\n').map(str::to_owned).collect();
     let mut by_hand = Vec::new();
     // From the last service to the first: lines before the one at work keep their numbers.
-    let mut services: Vec<&Service> = stack.services.iter().filter(|s| &*s.place.file == file).collect();
+    let mut services: Vec<&Service> =
+        stack.services.iter().filter(|s| &*s.place.file == file && !is_own(&s.name)).collect();
     services.sort_by_key(|service| std::cmp::Reverse(service.place.line));
     for service in services {
         let Some(lesson) = lessons.get(&service.name) else { continue };

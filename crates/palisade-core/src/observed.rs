@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::address::{AddressBook, InstanceAddress, ServiceIndex};
+use crate::compile::OwnPlaces;
 use crate::digest::Fingerprint;
 use crate::firewall::{Backend, FirewallRules, OpenPort};
 use crate::instance::{CgroupDriver, InstanceSpec, InstanceStatus};
@@ -67,6 +68,8 @@ pub struct Observed {
     pub engine: EngineState,
     /// What the kernel can do.
     pub kernel: KernelFacts,
+    /// What services that are Palisade's own need, where the stack has some.
+    pub own: Option<OwnPlaces>,
     /// What could not be read, and why.
     pub unknown: Vec<String>,
 }

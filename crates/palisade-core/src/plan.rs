@@ -158,6 +158,7 @@ pub fn plan(stack: &Stack, observed: &Observed, wishes: Wishes<'_>) -> Result<Pl
         files: Some(&observed.files),
         engine: &observed.engine,
         numbers: Numbers::FIRST,
+        own: observed.own.as_ref(),
     };
     let candidates = cast::candidates(stack, observed, surroundings);
     let order = start_order(stack);

@@ -6,6 +6,7 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use crate::edge::{granting_key, is_own};
 use crate::finding::Finding;
 use crate::firewall::FirewallRules;
 use crate::names::ServiceName;
@@ -64,7 +65,8 @@ pub(crate) fn reaches(client: &Service, server: &Service, port: PortProto) -> (b
                 grant.value.service == server.name && grant.value.port.is_none_or(|granted| granted == port)
             });
             match grant {
-                Some(grant) => (true, format!("x-palisade.connect at {}", grant.place)),
+                Some(grant) => (true, format!("{} at {}", granting_key(&client.name), grant.place)),
+                None if is_own(&client.name) => (false, format!("x-palisade.edge needs none of it ({})", client.place)),
                 None => (false, format!("x-palisade.connect of `{}` doesn't name it ({})", client.name, client.place)),
             }
         }

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use crate::action::VolumeName;
+use crate::edge::Edge;
 use crate::environment::{Environment, Hidden};
 use crate::lockout::Confirm;
 use crate::names::{ProjectName, ServiceName};
@@ -31,6 +32,9 @@ pub struct Stack {
     pub volumes: BTreeMap<String, Volume>,
     /// `x-palisade.firewall`.
     pub firewall: Firewall,
+    /// `x-palisade.edge`: what the TLS edge serves. `None`: there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edge: Option<Edge>,
 }
 
 impl Stack {
@@ -451,6 +455,9 @@ pub struct Process {
     pub user: Option<String>,
     /// Where it starts; `/` unless given.
     pub working_dir: Option<PathBuf>,
+    /// It is Palisade's own program, whatever that is called and wherever it lies: `command` has only its arguments.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own: bool,
 }
 
 /// Transport protocol.

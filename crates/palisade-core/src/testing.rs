@@ -2,6 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::edge::{
+    CertificateSource, ConnectionLimits, Edge, Rate, Route, TlsVersion, Upstream, UpstreamProtocol, with_services,
+};
 use crate::environment::Environment;
 use crate::names::{ProjectName, ServiceName};
 use crate::place::{Place, Placed};
@@ -53,7 +56,12 @@ pub(crate) fn service(text: &str) -> Service {
         replicas: 1,
         run: Run {
             container: None,
-            process: Some(Process { command: vec![format!("/usr/bin/{text}")], user: None, working_dir: None }),
+            process: Some(Process {
+                command: vec![format!("/usr/bin/{text}")],
+                user: None,
+                working_dir: None,
+                own: false,
+            }),
             runtime: RuntimeChoice::Auto,
         },
         environment: Environment::default(),
@@ -89,12 +97,63 @@ pub(crate) fn service(text: &str) -> Service {
     }
 }
 
+/// An edge that serves `barter.example` from app's port 8081, as a file without anything else says it.
+pub(crate) fn edge() -> Edge {
+    let route = Route {
+        domains: vec!["barter.example".into()],
+        path: "/".into(),
+        to: Upstream { service: name("app"), port: 8081 },
+        protocol: UpstreamProtocol::default(),
+        rate: Some(Rate { milli_per_s: 10_000, burst: 20 }),
+        connections_per_client: None,
+        allow: Vec::new(),
+        deny: Vec::new(),
+        ban: None,
+        body_bytes_max: 10 << 20,
+        upstream_timeout_ms: 60_000,
+        compress: BTreeSet::new(),
+        hsts: None,
+    };
+    Edge {
+        routes: vec![at(route)],
+        http_port: 80,
+        https_port: 443,
+        redirect: true,
+        certificates: BTreeMap::from([("barter.example".into(), CertificateSource::Local)]),
+        default_domain: None,
+        acme: None,
+        tls_minimum: TlsVersion::default(),
+        trusted_proxies: Vec::new(),
+        proxy_protocol: false,
+        http3: false,
+        access_log: None,
+        error_pages: None,
+        limits: ConnectionLimits::default(),
+    }
+}
+
+/// A stack with app behind an edge that has more than one route, and the service that stands for it.
+pub(crate) fn stack_with_edge() -> Stack {
+    let mut app = service("app");
+    app.expose = vec![at(tcp(8081))];
+    let mut edge = edge();
+    let mut admin = edge.routes[0].value.clone();
+    admin.domains = ["admin", "b", "c", "d"].map(|name| format!("{name}.example")).into();
+    admin.path = "/private".into();
+    admin.allow = vec!["192.0.2.0/24".parse().unwrap()];
+    admin.deny = vec!["192.0.2.7".parse().unwrap()];
+    edge.routes.push(at(admin));
+    edge.http3 = true;
+    with_services(Stack { edge: Some(edge), ..stack([app]) })
+}
+
 pub(crate) fn stack(services: impl IntoIterator<Item = Service>) -> Stack {
     Stack {
         project: ProjectName::parse("shop").unwrap(),
         services: services.into_iter().collect(),
         volumes: BTreeMap::new(),
         firewall: Firewall::default(),
+        edge: None,
     }
 }
 
@@ -121,5 +180,6 @@ pub(crate) fn spec(text: &str) -> crate::instance::InstanceSpec {
         files: Vec::new(),
         settings: service.settings,
         published: Vec::new(),
+        own_program: None,
     }
 }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use palisade_core::compose::canonical::{View, canonical};
 use palisade_core::compose::{self, InputFile, LoadInputs};
 use palisade_core::diagnostic::{Diagnostic, SourceMap, Style, render_all};
+use palisade_core::edge::{Edge, Route};
 
 const ROOT: &str = "/srv/barter";
 const NAMES: [&str; 4] = ["compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml"];
@@ -89,6 +90,26 @@ impl Case {
         }
     }
 
+    /// The edge of what `palisade config` prints, read from another folder.
+    fn read_back(&self, printed: &str) -> Edge {
+        let path = Path::new("/elsewhere/compose.yaml");
+        let loaded = compose::load(&LoadInputs {
+            files: &[InputFile { name: "printed.yaml", path, contents: printed.as_bytes() }],
+            project_dir: Path::new("/elsewhere"),
+            project_name: None,
+            profiles: &[],
+            environment: &BTreeMap::new(),
+            env_files: &[],
+            others: &self.files,
+        });
+        match loaded {
+            Ok(loaded) => loaded.stack.edge.expect("it has an edge"),
+            Err(rejected) => {
+                panic!("{printed}\n{}", said(&rejected.diagnostics, &rejected.risks, &rejected.sources))
+            }
+        }
+    }
+
     fn with<T>(&self, run: impl FnOnce(&LoadInputs<'_>) -> T) -> T {
         let path = |name: &String| Path::new(ROOT).join(name);
         let paths: Vec<_> = self.given.iter().chain(&self.env_files).map(path).collect();
@@ -111,6 +132,12 @@ impl Case {
             others: &self.files,
         })
     }
+}
+
+/// The edge without the places where its routes are written.
+fn unplaced(edge: Edge) -> (Vec<Route>, Edge) {
+    let routes = edge.routes.iter().map(|route| route.value.clone()).collect();
+    (routes, Edge { routes: Vec::new(), ..edge })
 }
 
 /// Everything that is said, and the risks as a list.
@@ -137,9 +164,11 @@ fn corpus() {
     for folder in &folders {
         let name = folder.file_name().unwrap().to_string_lossy();
         let case = Case::read(folder);
+        let mut edge = None;
         let text = case.with(|inputs| match compose::load(inputs) {
             Ok(loaded) => {
                 loaded_count += 1;
+                edge = loaded.stack.edge;
                 said(&loaded.diagnostics, &loaded.risks, &loaded.sources)
             }
             Err(rejected) => {
@@ -154,9 +183,18 @@ fn corpus() {
         let _bound = settings.bind_to_scope();
         insta::assert_snapshot!("said", text);
         let view = View { secrets: true, empty_values: true };
+        if let Some(edge) = &edge {
+            insta::assert_snapshot!("edge", serde_json::to_string_pretty(edge).unwrap());
+        }
         let model = case.with(|inputs| canonical(inputs, view));
         match model {
-            Ok(model) => insta::assert_snapshot!("canonical", model.model.to_json()),
+            Ok(model) => {
+                insta::assert_snapshot!("canonical", model.model.to_json());
+                if let Some(edge) = edge {
+                    let again = case.read_back(&model.model.to_yaml());
+                    assert_eq!(unplaced(again), unplaced(edge), "{name}: what is printed means something else");
+                }
+            }
             Err(_) => assert!(!folder.join("canonical.snap").exists(), "{name} has a model no more"),
         }
     }

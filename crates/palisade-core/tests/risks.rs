@@ -106,6 +106,28 @@ fn each_fires_and_stays_quiet() {
 }
 
 #[test]
+fn an_edge_is_told_what_it_leaves_open() {
+    let limited = "domain: a.example, to: 'a:80', rate_limit: 10/s";
+    for (ports, edge, id) in [
+        ("['127.0.0.1:8080:80', '8081:81']", format!("[{{{limited}}}]"), ""),
+        ("['8080:80']", format!("[{{{limited}}}]"), "past-the-edge"),
+        ("[]", "[{domain: a.example, to: 'a:80', rate_limit: off}]".to_owned(), ""),
+        ("[]", "[{domain: a.example, to: 'a:80', connections: {per_client: 9}}]".to_owned(), "no-rate-limit"),
+        ("[]", format!("{{routes: [{{{limited}}}], redirect: false}}"), "plain-http"),
+        ("[]", format!("{{routes: [{{{limited}}}], redirect: false, trusted_proxies: [192.0.2.0/28]}}"), ""),
+        ("[]", format!("{{routes: [{{{limited}}}], trusted_proxies: ['::/0', 192.0.2.0/28]}}"), "trusts-everybody"),
+    ] {
+        let text =
+            format!("x-palisade: {{edge: {edge}}}\n{}", service(&["expose: [80, 81]", &format!("ports: {ports}")]));
+        let (ids, said) = risks(&text);
+        let expected: Vec<&str> = Some(id).filter(|id| !id.is_empty()).into_iter().collect();
+        assert_eq!(ids, expected, "{text}\n{said}");
+        let accepted = text.replace("edge:", &format!("allow: {{{id}: we know}}, edge:"));
+        assert!(id.is_empty() || risks(&accepted).0.is_empty(), "{accepted}");
+    }
+}
+
+#[test]
 fn a_flat_network_is_told_once_until_something_narrows_it() {
     let quiet = "image: a:1, mem_limit: 1g, healthcheck: {test: [CMD, a]}";
     let flat = format!("services:\n  a: {{{quiet}}}\n  b: {{{quiet}}}\n  c: {{{quiet}}}\n");

@@ -24,6 +24,21 @@ pub fn main(settings: &Path) -> ExitCode {
     }
 }
 
+/// Whether the edge at this control socket serves as it should: the code of its end says it, and the output what is missing.
+pub fn ready_main(control: &Path) -> ExitCode {
+    match server::missing(control) {
+        Ok(missing) if missing.is_empty() => ExitCode::SUCCESS,
+        Ok(missing) => {
+            println!("{}", missing.join("; "));
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            println!("it doesn't answer: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// An error with what caused it, in one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

@@ -40,6 +40,18 @@ impl Layout {
     pub fn instance(&self, id: &InstanceId) -> PathBuf {
         self.run().join("instances").join(id.to_string())
     }
+    /// By which the edge and those who speak with it find each other: control sockets, and what the edge is told.
+    pub fn edge(&self) -> PathBuf {
+        self.run().join("edge")
+    }
+    /// A version of Palisade's own program that something of the stack runs.
+    pub fn program(&self, digest: &str) -> PathBuf {
+        self.programs().join(digest)
+    }
+    /// Where all of those are.
+    pub fn programs(&self) -> PathBuf {
+        self.lib().join("programs")
+    }
     /// Refusals and health changes, one JSON object a line.
     pub fn events(&self) -> PathBuf {
         self.run().join("events.jsonl")

@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod cgroup;
+pub mod edge;
 pub mod engine;
 pub mod firewall;
 pub mod hosts_file;
@@ -14,6 +15,7 @@ pub mod netns;
 pub mod nft;
 mod packets;
 pub mod probe;
+pub mod program;
 pub mod provided;
 pub mod routes;
 pub mod runtime;

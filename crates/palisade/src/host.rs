@@ -14,15 +14,18 @@ mod wait;
 use palisade_core::action::{Action, VolumeName};
 use palisade_core::address::InstanceAddress;
 use palisade_core::apply::{Host, Undo};
+use palisade_core::edge::{Edge, Settings};
 use palisade_core::firewall::FirewallRules;
 use palisade_core::instance::{CgroupDriver, InstanceSpec};
 use palisade_core::names::{InstanceId, ServiceName};
 use palisade_core::observed::EngineState;
 use palisade_core::policy::Policy;
 use palisade_core::stack::Condition;
+use palisade_edge::acme::EnsureError;
 use palisade_guard::{Guard, GuardError, mount_bpffs, pin_root, unmount_bpffs};
 use palisade_host::agent::{self as host_agent, AgentError, Client};
 use palisade_host::cgroup::{self, Cgroup};
+use palisade_host::edge::{self, EdgeError};
 use palisade_host::engine::{self, EngineError, FetchError};
 use palisade_host::firewall::boot::{self, BootError};
 use palisade_host::firewall::pending::{self, PendingError};
@@ -30,6 +33,7 @@ use palisade_host::firewall::{Firewall, FirewallError};
 use palisade_host::layout::Layout;
 use palisade_host::link::{self, LinkError};
 use palisade_host::nft::ToolError;
+use palisade_host::program;
 use palisade_host::runtime::{self, THIS_PROGRAM};
 use palisade_host::session;
 use palisade_host::sockets::{self, SocketsError};
@@ -65,6 +69,12 @@ pub(crate) enum HostError {
     /// An address on loopback.
     #[error(transparent)]
     Link(#[from] LinkError),
+    /// The edge.
+    #[error(transparent)]
+    Edge(#[from] EdgeError),
+    /// The edge's certificates.
+    #[error("the edge's certificates can't be put in place")]
+    Certificates(#[from] EnsureError),
     /// The container engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -196,6 +206,8 @@ pub(crate) struct Adapters {
     firewall: Firewall,
     /// Where the container engine listens, if the stack needs one.
     engine: Option<PathBuf>,
+    /// What the edge serves, as the file says it, if the stack has one.
+    edge: Option<Edge>,
     /// How long the log of each instance was when it was started: what comes after is this run's.
     log_starts: HashMap<InstanceId, u64>,
     /// That what was done can't be noted was told.
@@ -217,6 +229,7 @@ impl Adapters {
             state,
             guard: None,
             engine: None,
+            edge: None,
             log_starts: HashMap::new(),
             told_unnoted: false,
             heeded: 0,
@@ -226,6 +239,11 @@ impl Adapters {
     /// Uses this container engine.
     pub(crate) fn with_engine(&mut self, engine: &EngineState) {
         self.engine = engine.seen().map(|engine| engine.socket.clone());
+    }
+
+    /// Serves this by the edge.
+    pub(crate) fn with_edge(&mut self, edge: Option<&Edge>) {
+        self.edge = edge.cloned();
     }
 
     /// Whether waiting is to end. What is undone because of an interruption waits until the next one.
@@ -277,6 +295,7 @@ impl Adapters {
         if pins.exists() && !others {
             unmount_bpffs(&pins).map_err(io_error("removing", &pins))?;
         }
+        program::tidy(&self.layout, &[]);
         // Folders of volumes go when no volume is in them.
         let lib = self.layout.lib();
         let folders = [lib.join("volumes"), self.layout.made_volumes(), lib.clone(), self.layout.named_volumes()];
@@ -406,6 +425,16 @@ impl Adapters {
         guard.set_policy(policy)?;
         let old = self.state.policy.replace(policy.clone());
         self.note();
+        if let Err(error) = self.tell_edge(None) {
+            // What can't be told isn't so: requests would go on to whoever is stopped next.
+            if let Some(old) = old {
+                self.guard()?.set_policy(&old)?;
+                self.state.policy = Some(old);
+                self.note();
+                let _ = self.tell_edge(None);
+            }
+            return Err(error);
+        }
         Ok(match old {
             Some(policy) => {
                 let digest = palisade_core::digest::digest_of(&policy);
@@ -414,6 +443,34 @@ impl Adapters {
             // The guard goes with whatever loaded it.
             None => Undo::Nothing,
         })
+    }
+
+    /// Tells the edge, and leaves it for those of its instances that start later, who takes requests: as the guard has it.
+    /// `more`: what an instance that is about to start serves.
+    fn tell_edge(&mut self, more: Option<&Settings>) -> Result<(), HostError> {
+        let layout = self.layout.clone();
+        let wanted = edge::upstreams_wanted(&layout, more);
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let teller = edge::Teller::lock(&layout)?;
+        let suspended = self.guard()?.suspended()?;
+        let services = self.state.policy.iter().flat_map(|policy| &policy.services);
+        let serving = services.flat_map(|service| &service.backends).copied().collect();
+        let upstreams = palisade_core::edge::upstreams(&wanted, &self.state.addresses, &serving, &suspended);
+        Ok(teller.set_upstreams(&upstreams)?)
+    }
+
+    /// What the edge needs besides its specification: certificates that nobody has to be asked for, and who takes requests.
+    fn prepare_edge(&mut self, settings: &Settings, stack: Option<&Edge>) -> Result<(), HostError> {
+        if let Some(edge) = stack {
+            let folder = self.layout.volume(palisade_core::edge::CERTIFICATES_VOLUME);
+            let state = self.layout.volume(palisade_core::edge::AUTHORITIES_VOLUME);
+            let worker = palisade_core::edge::worker_settings(edge, Some((folder, state)));
+            make_private_parents(&worker.folder)?;
+            palisade_edge::acme::prepare(&worker)?;
+        }
+        self.tell_edge(Some(settings))
     }
 
     /// Undone, connections to those who took over meanwhile may still end.
@@ -452,6 +509,13 @@ impl Adapters {
         self.log_starts.insert(spec.id.clone(), log_start);
         // Noted first: a note about an instance that didn't start says nothing, as its status has another digest.
         write_json(&folder.join("applied.json"), &applied(spec))?;
+        if let Some(own) = &spec.own_program {
+            program::keep(own).map_err(io_error("keeping this program at", &own.file))?;
+        }
+        if let Some(settings) = edge::settings_of(spec) {
+            let edge = self.edge.clone();
+            self.prepare_edge(&settings, edge.as_ref())?;
+        }
         self.agent()?.start(spec)?;
         Ok(Undo::Do(vec![Action::StopInstance { id: spec.id.clone() }]))
     }

@@ -10,6 +10,7 @@ use palisade_core::compose::canonical::{self, Value, View};
 use palisade_core::compose::risk::Accepted;
 use palisade_core::compose::{self, FILE_BYTES_MAX, Files, InputFile, Leftovers, LoadInputs, ReadError, Rejected};
 use palisade_core::diagnostic::{Diagnostic, Severity, SourceMap, Style, render_all};
+use palisade_core::edge;
 use palisade_core::finding::Finding;
 use palisade_core::names::ProjectName;
 use palisade_core::stack::Stack;
@@ -119,7 +120,7 @@ pub(crate) fn load(args: &StackArgs) -> Result<Loaded, Unusable> {
     let ((loaded, folder), warnings) = with_inputs(args, read)?;
     Ok(Loaded {
         folder,
-        stack: loaded.stack,
+        stack: edge::with_services(loaded.stack),
         diagnostics: warnings.into_iter().chain(loaded.diagnostics).collect(),
         risks: loaded.risks,
         accepted: loaded.accepted,

@@ -47,6 +47,10 @@ fn main() -> ExitCode {
             let settings = std::env::args_os().nth(2).unwrap_or_default();
             return palisade_edge::main(settings.as_ref());
         }
+        Some("__edge-ready") => {
+            let control = std::env::args_os().nth(2).unwrap_or_default();
+            return palisade_edge::ready_main(control.as_ref());
+        }
         Some("__certificates") => {
             let settings = std::env::args_os().nth(2).unwrap_or_default();
             let worked = palisade_edge::acme::worker_main(settings.as_ref());

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use palisade_core::action::VolumeName;
 use palisade_core::address::InstanceAddress;
+use palisade_core::compile::OwnPlaces;
 use palisade_core::digest::digest_of;
 use palisade_core::firewall::{Backend, FirewallRules};
 use palisade_core::instance::CgroupDriver;
@@ -28,7 +29,7 @@ use palisade_host::firewall::{self, Firewall, Ufw};
 use palisade_host::layout::Layout;
 use palisade_host::session::{self, Connection};
 use palisade_host::sockets::{self, SocketProto, Which};
-use palisade_host::{provided, volumes};
+use palisade_host::{program, provided, volumes};
 
 use crate::agent;
 use crate::state::{Applied, State, read_json};
@@ -42,6 +43,12 @@ pub(crate) fn pins(layout: &Layout) -> PathBuf {
 /// engine has of it.
 pub(crate) fn observe_for(layout: &Layout, stack: &Stack) -> Observed {
     let mut host = observe(layout);
+    if stack.edge.is_some() {
+        match program::own(layout) {
+            Ok(program) => host.own = Some(OwnPlaces { program, edge: layout.edge() }),
+            Err(error) => host.unknown.push(format!("which version of Palisade this is: {error}")),
+        }
+    }
     host.engine = engine::look(layout, stack, std::env::var("DOCKER_HOST").ok().as_deref());
     name_replaced(&mut host);
     if host.firewall_runs == Backend::Ufw {

@@ -136,6 +136,9 @@ pub(crate) fn doors(layout: &Layout, stack: &Stack, host: &Observed, interfaces:
         current.into_iter().flat_map(|current| current.stacks).filter(|(name, _)| name != stack.project.as_str());
     let mut expected = open_doors(own.as_ref());
     if let Some(expected) = &mut expected {
+        if let Some(edge) = &stack.edge {
+            edge.tell_doors(expected);
+        }
         for (name, rules) in others {
             for (door, why) in open_doors(Some(&rules)).into_iter().flatten() {
                 expected.entry(door).or_insert(format!("{why}, of stack {name}"));

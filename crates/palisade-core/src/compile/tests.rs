@@ -14,6 +14,7 @@ fn compiled(stack: &Stack) -> Result<Compiled, Vec<Finding>> {
             files: None,
             engine: &EngineState::NotAsked,
             numbers: Numbers::FIRST,
+            own: None,
         },
     )
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use super::edge::FileEdge;
 use crate::diagnostic::{Span, Spanned};
 use crate::lockout::Confirm;
 use crate::names::{ProjectName, ServiceName};
@@ -37,6 +38,8 @@ pub struct ComposeFile {
     pub firewall_backend: BackendChoice,
     /// `x-palisade.firewall.confirm`.
     pub firewall_confirm: Confirm,
+    /// `x-palisade.edge`.
+    pub edge: Option<FileEdge>,
 }
 
 /// A network of the file.

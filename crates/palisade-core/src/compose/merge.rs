@@ -79,7 +79,10 @@ impl Merger<'_> {
             Shape::Section(section) => self.section(earlier, later, section, name),
             Shape::Short(short, section) => self.short(earlier, later, short, section, name),
             Shape::Named(section) => self.map(earlier, later, name, |_| Shape::Section(section)),
-            Shape::NamedShort(short, section) => self.map(earlier, later, name, |_| Shape::Short(short, section)),
+            Shape::NamedShort(short, section) => {
+                let (earlier, later) = (for_all(earlier, short), for_all(Arc::clone(later), short));
+                self.map(earlier, &later, name, |_| Shape::Short(short, section))
+            }
             Shape::NamedOrList(section) => {
                 let (earlier, later) = (listed_names(&earlier, section), listed_names(later, section));
                 self.map(earlier, &later, name, |_| Shape::Section(section))
@@ -189,6 +192,15 @@ impl Merger<'_> {
     ) -> Arc<Node> {
         match (&earlier.data, &later.data, short) {
             (Data::Map(_), Data::Map(_), _) => self.section(earlier, later, section, name),
+            (Data::List(_) | Data::Map(_), Data::List(_) | Data::Map(_), Short::Edge) => {
+                self.section(edge_routes(&earlier), &edge_routes(later), section, name)
+            }
+            (Data::Scalar(_) | Data::Map(_), Data::Scalar(_) | Data::Map(_), Short::Rate) => {
+                match (rate(&earlier), rate(later)) {
+                    (Some(earlier), Some(later)) => self.section(earlier, &later, section, name),
+                    _ => Arc::clone(later),
+                }
+            }
             (Data::Scalar(_) | Data::Map(_), Data::Scalar(_) | Data::Map(_), Short::Build) => {
                 self.section(build_context(&earlier), &build_context(later), section, name)
             }
@@ -214,6 +226,8 @@ impl Merger<'_> {
             return Arc::clone(later);
         }
         let together = |old: &Arc<Node>, new: &Arc<Node>| match section.identity {
+            // Its domains are the same, if perhaps spelled otherwise.
+            Identity::Route => self.section(Arc::clone(old), &new.without("domain"), section, name),
             // What a pool of addresses lacks is looked up in the one before.
             Identity::Subnet => self.section(Arc::clone(old), new, section, name),
             _ => Arc::clone(new),
@@ -317,6 +331,41 @@ pub(crate) fn build_context(node: &Arc<Node>) -> Arc<Node> {
     }
     let context = Entry { key: SmolStr::new_static("context"), key_span: node.span, value: Arc::clone(node) };
     node.with(Data::Map(vec![context]))
+}
+
+/// `edge: [route]` as `edge: {routes: [route]}`.
+pub(crate) fn edge_routes(node: &Arc<Node>) -> Arc<Node> {
+    if !matches!(node.data, Data::List(_)) {
+        return Arc::clone(node);
+    }
+    let routes = Entry { key: SmolStr::new_static("routes"), key_span: node.span, value: Arc::clone(node) };
+    node.with(Data::Map(vec![routes]))
+}
+
+/// `rate_limit: 10/s` as `rate_limit: {per_client: 10/s}`; `off` is none.
+fn rate(node: &Arc<Node>) -> Option<Arc<Node>> {
+    let Data::Scalar(scalar) = &node.data else { return Some(Arc::clone(node)) };
+    let rate = Entry { key: SmolStr::new_static("per_client"), key_span: node.span, value: Arc::clone(node) };
+    scalar.text.contains('/').then(|| node.with(Data::Map(vec![rate])))
+}
+
+/// `certificates: local` as `certificates: {default: local}`.
+pub(crate) fn for_all(node: Arc<Node>, short: Short) -> Arc<Node> {
+    if short != Short::Certificate || !matches!(node.data, Data::Scalar(_)) {
+        return node;
+    }
+    let all = Entry { key: SmolStr::new_static("default"), key_span: node.span, value: Arc::clone(&node) };
+    node.with(Data::Map(vec![all]))
+}
+
+/// The domains of a route, in whatever order, and its path.
+fn route(item: &Node, path: Option<&str>) -> Option<SmolStr> {
+    let domains = items_of(&item.get("domain")?.value, true)?.iter();
+    let known = |item: &Arc<Node>| Some(text_of(item)?.trim_end_matches('.').to_lowercase());
+    let mut domains = domains.map(known).collect::<Option<Vec<String>>>()?;
+    domains.sort_unstable();
+    let path = path.unwrap_or("/").trim_end_matches('/');
+    Some(format_smolstr!("{}{path}/", domains.join(" ")))
 }
 
 /// Pairs of any form as a mapping.
@@ -443,6 +492,7 @@ pub(crate) fn identity(item: &Node, section: &'static Section) -> Option<SmolStr
         }
         Identity::Path => short.or(part("path")).map(SmolStr::from),
         Identity::Subnet => part("subnet").map(SmolStr::from),
+        Identity::Route => route(item, part("path")),
         Identity::Place | Identity::Driver => None,
     }
 }

@@ -20,6 +20,7 @@ pub mod canonical;
 mod capabilities;
 mod container;
 mod dotenv;
+pub mod edge;
 mod extends;
 mod file;
 mod fill;
@@ -244,6 +245,7 @@ impl read::Reader<'_> {
             firewall_allow: Vec::new(),
             firewall_backend: BackendChoice::default(),
             firewall_confirm: Confirm::default(),
+            edge: None,
         };
         fields.take("name");
         // What it names was brought in when the files were put together.
@@ -263,7 +265,7 @@ impl read::Reader<'_> {
             }
         }
         if let Some(node) = fields.value("x-palisade") {
-            self.top_palisade(node, &mut file);
+            self.top_palisade(node, &mut file, inputs);
         }
         let services = fields.take("services");
         fields.finish();

@@ -123,7 +123,7 @@ impl Reader<'_> {
             self.push(Diagnostic::error("invalid-value", "a command can't hold a NUL character").at(node.span, ""));
             return None;
         }
-        Some(Process { command, user, working_dir })
+        Some(Process { command, user, working_dir, own: false })
     }
 
     pub(crate) fn user(&mut self, node: &Node) -> Option<String> {
@@ -169,7 +169,7 @@ impl Reader<'_> {
     }
 
     /// `x-palisade` of the file.
-    pub(crate) fn top_palisade(&mut self, node: &Node, file: &mut ComposeFile) {
+    pub(crate) fn top_palisade(&mut self, node: &Node, file: &mut ComposeFile, inputs: &LoadInputs<'_>) {
         let Some(mut fields) = self.fields(node, &keys::TOP_PALISADE) else { return };
         if let Some(node) = fields.value("allow") {
             file.allow = self.allow(node);
@@ -197,6 +197,9 @@ impl Reader<'_> {
                 file.firewall_confirm = confirm.unwrap_or_default();
             }
             firewall.finish();
+        }
+        if let Some(entry) = fields.take("edge") {
+            file.edge = self.edge(entry, inputs);
         }
         fields.finish();
     }

@@ -47,7 +47,8 @@ pub(crate) fn select(root: Arc<Node>, inputs: &LoadInputs<'_>, sink: &mut Sink) 
         entry.value = awake(entry, &asleep, sink);
     }
     let services = services.with(Data::Map(active));
-    (root.replacing("services", &services), inactive)
+    let root = super::edge::awake(root.replacing("services", &services), &asleep, sink);
+    (root, inactive)
 }
 
 /// The profiles of a service; what isn't a list of texts is reported.

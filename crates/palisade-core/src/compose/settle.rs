@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
+use super::edge;
 use super::file::{ComposeFile, FileEgress, FileService, NetworkMode};
 use super::validate::{agreed, networks_of, only_internal, settled_ports};
 use crate::diagnostic::{SourceMap, Spanned};
@@ -18,6 +19,10 @@ use crate::stack::{
 pub(crate) fn settle(mut file: ComposeFile, sources: &SourceMap) -> Stack {
     let mounts = Mounts::of_all(&file, sources);
     let services = std::mem::take(&mut file.services);
+    let edge = file.edge.take().map(|edge| {
+        let ports = services.iter().map(|service| (service.name.value.clone(), edge::tcp_ports(service)));
+        edge::settle(edge, &ports.collect::<Vec<_>>(), sources)
+    });
     let names = services.iter().map(|service| service.name.value.clone()).collect();
     let view = View { file: &file, names, sources };
     let services: Vec<Service> =
@@ -44,6 +49,7 @@ pub(crate) fn settle(mut file: ComposeFile, sources: &SourceMap) -> Stack {
             backend: file.firewall_backend,
             confirm: file.firewall_confirm,
         },
+        edge,
         services,
         project: file.project,
     }

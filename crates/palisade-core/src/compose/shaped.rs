@@ -196,9 +196,13 @@ impl Reader<'_> {
                 let permissions = parts.next().unwrap_or("rwm").to_owned();
                 Some(serde_json::json!({"source": source, "target": target, "permissions": permissions}))
             }
-            Short::External => self.bool(node, what).map(Value::Bool),
+            Short::External | Short::Switch => self.bool(node, what).map(Value::Bool),
             Short::Ulimit => self.shaped_single(node, Kind::Int, what),
-            Short::Port | Short::Volume | Short::None => Some(text.value.as_str().into()),
+            Short::Directory => one("url", text.value.as_str().into()),
+            Short::Rate if text.value != "off" => one("per_client", text.value.as_str().into()),
+            Short::Port | Short::Volume | Short::Certificate | Short::Edge | Short::Rate | Short::None => {
+                Some(text.value.as_str().into())
+            }
         }
     }
 

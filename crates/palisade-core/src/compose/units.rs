@@ -20,6 +20,17 @@ pub(crate) fn duration_ns(text: &str) -> Option<u64> {
     nanoseconds(text).filter(|nanos| *nanos <= DURATION_NS_MAX).map(|nanos| nanos as u64)
 }
 
+/// The same as whole seconds, with days (`365d`) besides; less than one is rounded up.
+pub(crate) fn days_s(text: &str) -> Option<u64> {
+    let Some((days, rest)) = text.split_once('d') else { return Some(duration_ms(text)?.div_ceil(1000)) };
+    if days.is_empty() || !days.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let rest = if rest.is_empty() { 0 } else { duration_ms(rest)?.div_ceil(1000) };
+    let seconds = days.parse::<u64>().ok()?.checked_mul(86_400)?.checked_add(rest)?;
+    (seconds <= (DURATION_NS_MAX / 1_000_000_000) as u64).then_some(seconds)
+}
+
 /// It is written like a duration, and is longer than any may be.
 pub(crate) fn is_too_long(text: &str) -> bool {
     nanoseconds(text).is_some_and(|nanos| nanos > DURATION_NS_MAX)
@@ -121,6 +132,20 @@ mod tests {
             (".5s", Some(500)),
         ] {
             assert_eq!(duration_ms(text), ms, "{text}");
+        }
+        for (text, seconds) in [
+            ("365d", Some(31_536_000)),
+            ("1d12h", Some(129_600)),
+            ("10m", Some(600)),
+            ("0", Some(0)),
+            ("1.5s", Some(2)),
+            ("d", None),
+            ("1.5d", None),
+            ("1d2d", None),
+            ("99999999d", None),
+            ("7", None),
+        ] {
+            assert_eq!(days_s(text), seconds, "{text}");
         }
         assert!(is_too_long("9999999h") && !is_too_long("1h") && !is_too_long("10"));
         assert_eq!(

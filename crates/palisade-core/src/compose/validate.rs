@@ -11,6 +11,7 @@ use crate::diagnostic::{Diagnostic, Sink, Span, Spanned, quoted};
 use crate::policy::{EGRESS_RULES_MAX, NETWORKS_MAX};
 use crate::stack::{Condition, MountSource, Proto, Restart};
 
+mod edge;
 mod ports;
 mod provided;
 pub(crate) use ports::settled as settled_ports;
@@ -84,6 +85,7 @@ pub(crate) fn validate(file: &ComposeFile, sink: &mut Sink) {
     names(&view, sink);
     cycles(&view, sink);
     ports::validate(file, sink);
+    edge::validate(&view, sink);
 }
 
 fn runnable(service: &FileService, sink: &mut Sink) {

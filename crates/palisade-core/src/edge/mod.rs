@@ -2,8 +2,17 @@
 //!
 //! Whether a service or a port exists is settled when the file is read; nothing in here opens a file or a socket.
 
+mod reach;
+mod service;
 mod worker;
 
+pub use reach::{granting_key, is_own};
+pub(crate) use service::mounts;
+pub use service::{
+    ACCESS_LOG_VOLUME, AUTHORITIES_VOLUME, CERTIFICATES_VOLUME, CONTROL_SOCKET, EDGES_FILE, INSTANCES, TOLD,
+    UPSTREAMS_FILE, USER, control_for_worker, drains_itself, needs_worker, settings, upstreams, with_services,
+    worker_settings,
+};
 pub use worker::{EdgeAt, WorkerSettings};
 
 use serde::{Deserialize, Serialize};
@@ -19,6 +28,27 @@ use crate::place::Placed;
 pub const HTTP_PORT: u16 = 8080;
 /// Port of the edge's instance where TLS (and, over UDP, HTTP/3) arrives; published as [`Edge::https_port`].
 pub const HTTPS_PORT: u16 = 8443;
+
+/// The name of the service that stands for the edge.
+pub const SERVICE_NAME: &str = "palisade-edge";
+/// The name of the service that obtains the edge's certificates.
+pub const WORKER_NAME: &str = "palisade-certificates";
+
+/// Media types that are compressed where a route says `compress: true`: those that get much smaller.
+pub const COMPRESSED: [&str; 12] = [
+    "text/*",
+    "application/atom+xml",
+    "application/javascript",
+    "application/json",
+    "application/ld+json",
+    "application/manifest+json",
+    "application/problem+json",
+    "application/rss+xml",
+    "application/wasm",
+    "application/xhtml+xml",
+    "application/xml",
+    "image/svg+xml",
+];
 
 /// What the TLS edge of a stack serves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -292,6 +322,9 @@ pub struct Settings {
     pub access_log: Option<PathBuf>,
     /// Threads. 0: one for each processor that it may use.
     pub workers: u16,
+    /// File with [`Upstreams`], read once the control socket is there: who answers until the first order says it.
+    #[serde(default)]
+    pub upstreams: Option<PathBuf>,
 }
 
 /// Which instances answer for each upstream: what changes while the edge runs.
@@ -348,6 +381,10 @@ pub struct Report {
     pub to_ban: Vec<ToBan>,
     /// Domains with a usable certificate, and when it ends (seconds since the Unix epoch).
     pub certificates: BTreeMap<Domain, u64>,
+    /// What is missing until it serves as it should: nothing, once it is ready. Certificates that are ordered don't count,
+    /// as they can only be obtained while the edge answers for them.
+    #[serde(default)]
+    pub missing: Vec<String>,
 }
 
 /// A client that was limited.

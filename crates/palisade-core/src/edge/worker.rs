@@ -24,6 +24,9 @@ pub struct WorkerSettings {
     pub owner: Option<(u32, u32)>,
     /// Who serves what is obtained. Several during an update.
     pub edges: Vec<EdgeAt>,
+    /// File with more of them (an array of [`EdgeAt`]), which is replaced while the process runs.
+    #[serde(default)]
+    pub edges_file: Option<PathBuf>,
     /// The port at which a domain's answers are looked for before an authority is asked to: 80 for `http-01` and 443 for `tls-alpn-01`, as
     /// authorities do, unless set (for rehearsals).
     pub challenge_port: Option<u16>,
@@ -50,6 +53,7 @@ impl WorkerSettings {
             state,
             owner: None,
             edges: Vec::new(),
+            edges_file: None,
             challenge_port: None,
             addresses: BTreeMap::new(),
         }

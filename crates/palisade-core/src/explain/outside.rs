@@ -1,6 +1,7 @@
 //! From outside to a port of the host: the firewall, the guard or a socket, and what the file says about it.
 
 use serde::{Deserialize, Serialize};
+use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
 use super::{Explanation, Step, Verdict, state};
@@ -305,7 +306,10 @@ impl<'a> FromOutside<'a> {
         let mut hints = Vec::new();
         for (service, publish) in publish {
             let at = publish.value.host_ip.map(|ip| format!(" at {ip}")).unwrap_or_default();
-            let what = format!("{} publishes it{at}, from its port {}", service.name, publish.value.container);
+            let mut what = format!("{} publishes it{at}, from its port {}", service.name, publish.value.container);
+            if let Some(edge) = stack.edge_of(service) {
+                let _ = write!(what, ": {}", edge.purpose());
+            }
             if publish.value.host_ip.is_some_and(|ip| ip.to_canonical().is_loopback()) {
                 steps.push(Step::no(format!("{what}: for this host only")).at(&publish.place));
             } else {

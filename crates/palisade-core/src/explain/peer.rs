@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use super::{Explanation, Step, Verdict, is_ready, state};
 use crate::digest::digest_of;
+use crate::edge::is_own;
 use crate::instance::{InstanceStatus, RunState};
 use crate::names::ServiceName;
 use crate::observed::{Observed, SocketOwner, SocketSeen};
@@ -100,7 +101,13 @@ impl FromPeer<'_> {
         let of_server = || grants.iter().filter(|grant| grant.value.service == server.name);
         let grant = of_server().find(|grant| grant.value.port.is_none_or(|granted| granted == *port));
         steps.push(match (grant, of_server().next().or(grants.first())) {
+            (Some(grant), _) if is_own(&client.name) => {
+                Step::yes(format!("x-palisade.edge needs {} to connect to it", client.name)).at(&grant.place)
+            }
             (Some(grant), _) => Step::yes(format!("x-palisade.connect of {} names it", client.name)).at(&grant.place),
+            (None, _) if is_own(&client.name) => {
+                Step::no(format!("x-palisade.edge needs {} to connect to nothing of it", client.name)).at(&client.place)
+            }
             (None, near) => {
                 hints.push(format!(
                     "add \"{}:{}\" to x-palisade.connect of service {}",

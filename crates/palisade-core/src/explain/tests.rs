@@ -36,6 +36,7 @@ fn host(stack: &Stack) -> (Policy, Observed) {
         files: None,
         engine: &EngineState::NotAsked,
         numbers: Numbers::FIRST,
+        own: None,
     };
     let Compiled { policy, policy_digest, instances } = compile(stack, surroundings).unwrap();
     let mut host = Observed::default();
@@ -118,6 +119,27 @@ fn local(port: u16) -> Passage {
 #[test]
 fn a_published_port_is_followed_through_the_guard() {
     insta::assert_snapshot!(outside(8084, local(8084), local(8084), |_| {}));
+}
+
+#[test]
+fn the_edge_is_told_with_what_it_is_for() {
+    let ipv4 = Way {
+        target: "203.0.113.1".parse().unwrap(),
+        interface: "eth0".into(),
+        passage: local(443),
+        rules: Vec::new(),
+    };
+    let told = shown(&from_outside(FromOutside {
+        who: "the internet",
+        port: tcp(443),
+        ways: &[ipv4],
+        stack: Some(&crate::testing::stack_with_edge()),
+        policy: None,
+        host: &Observed::default(),
+        unknown: &[],
+    }));
+    let line = "palisade-edge publishes it, from its port 8443/tcp: the edge for barter.example, admin.example, b.example and 2 more";
+    assert!(told.contains(line), "{told}");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use super::cast::Succession;
 use super::{Wishes, is_alive, new_volumes};
 use crate::action::{Action, Cause, Step};
 use crate::compile::{Compiled, CompiledInstance};
+use crate::edge;
 use crate::firewall::FirewallRules;
 use crate::instance::{Health, InstanceStatus, RunState};
 use crate::lockout::Confirm;
@@ -358,7 +359,7 @@ impl<'a> Planner<'a> {
         }
         for (id, alive) in gone {
             if alive {
-                if let Some(service) = self.index.get(&id.service) {
+                if let Some(service) = self.index.get(&id.service).filter(|_| !edge::drains_itself(&id.service)) {
                     let timeout_ms = self.stack.services[*service].stop_grace_ms;
                     self.push(Action::Drain { id: id.clone(), timeout_ms }, Cause::NotInFile);
                 }

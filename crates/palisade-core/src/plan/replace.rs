@@ -6,6 +6,7 @@ use super::planner::{Awaited, Fates, Planner, timeout_ms};
 use crate::action::{Action, Cause};
 use crate::compile::CompiledInstance;
 use crate::digest::digest_of;
+use crate::edge;
 use crate::image;
 use crate::names::InstanceId;
 use crate::policy::Policy;
@@ -163,7 +164,11 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// What ends its connections itself is only told to stop.
     fn drain(&mut self, service: usize, id: &InstanceId, cause: Cause) {
+        if edge::drains_itself(&id.service) {
+            return;
+        }
         let timeout_ms = self.stack.services[service].stop_grace_ms;
         self.push(Action::Drain { id: id.clone(), timeout_ms }, cause);
     }

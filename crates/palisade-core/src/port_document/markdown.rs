@@ -24,6 +24,19 @@ impl PortDocument {
         };
         text += "Private ports are at addresses of the loopback interface that no packet from outside gets to; root of the \
                  host may\nconnect to them.\n";
+        if !self.edge.is_empty() {
+            text += "\n## What the edge leads to\n\n";
+            let rows = self.edge.iter().map(|entry| {
+                let to = format!("{}:{}", entry.service, entry.port);
+                [
+                    plain(&entry.pages.join(", ")),
+                    plain(&to),
+                    plain(&entry.who()),
+                    because("x-palisade.edge", &entry.line),
+                ]
+            });
+            text += &table(["pages", "service", "who may ask", "because"], rows.collect(), "");
+        }
         text += "\n## Who is in which network\n\n";
         let rows = self.networks.iter().map(|(network, members)| {
             let names: Vec<_> = members.iter().map(ToString::to_string).collect();

@@ -12,8 +12,10 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 
+use crate::edge::{Route, granting_key};
 use crate::names::{ProjectName, ServiceName};
-use crate::place::Place;
+use crate::network::Network;
+use crate::place::{Place, Placed};
 use crate::prove::reaches;
 use crate::stack::{BackendChoice, Egress, EgressRule, PortProto, Proto, Publish, Service, Stack};
 pub use changes::{Change, changes};
@@ -27,6 +29,9 @@ pub struct PortDocument {
     pub keeps_firewall: bool,
     /// One entry for each way to reach a port, the most exposed first.
     pub ports: Vec<PortEntry>,
+    /// What the edge leads to, in the order of the file.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub edge: Vec<EdgeEntry>,
     /// Who is in which network.
     pub networks: BTreeMap<String, Vec<ServiceName>>,
     /// What each service may reach, in the order of the file.
@@ -55,6 +60,36 @@ pub struct PortEntry {
     pub key: &'static str,
     /// Where it stands.
     pub line: Line,
+}
+
+/// A route of the edge.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct EdgeEntry {
+    /// Domains and path, as a client asks for them.
+    pub pages: Vec<String>,
+    /// Who answers.
+    pub service: ServiceName,
+    /// At which port of its own.
+    pub port: u16,
+    /// Who may ask; empty: everybody who isn't denied.
+    pub allow: Vec<Network>,
+    /// Who may not.
+    pub deny: Vec<Network>,
+    /// Where it stands.
+    pub line: Line,
+}
+
+impl EdgeEntry {
+    /// Who may ask, in words.
+    pub fn who(&self) -> String {
+        let list = |networks: &[Network]| networks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        match (self.allow.is_empty(), self.deny.is_empty()) {
+            (true, true) => "anybody".to_owned(),
+            (true, false) => format!("anybody but {}", list(&self.deny)),
+            (false, true) => list(&self.allow),
+            (false, false) => format!("{}, but not {}", list(&self.allow), list(&self.deny)),
+        }
+    }
 }
 
 /// How far away somebody may be who reaches a port.
@@ -152,7 +187,8 @@ impl PortDocument {
     pub fn of(stack: &Stack, name: &dyn Fn(&str) -> String) -> Self {
         let line = |place: &Place| Line { file: name(&place.file), line: place.line };
         let published = stack.services.iter().flat_map(|service| {
-            service.publish.iter().map(move |publish| published(service, publish.value, &publish.place))
+            let published = |publish: &'_ Placed<Publish>| published(service, says(stack, service), publish.value);
+            service.publish.iter().map(move |publish| (published(publish), &publish.place))
         });
         let private = stack.services.iter().flat_map(|service| private(stack, service));
         let allowed = stack.firewall.allow.iter().map(|port| allowed(port.value, &port.place));
@@ -176,6 +212,12 @@ impl PortDocument {
             project: stack.project.clone(),
             keeps_firewall: stack.firewall.backend != BackendChoice::None,
             ports,
+            edge: stack
+                .edge
+                .iter()
+                .flat_map(|edge| &edge.routes)
+                .map(|route| led(&route.value, line(&route.place)))
+                .collect(),
             networks: networks(stack),
             reaches: stack.services.iter().map(|service| reach(stack, service, &line)).collect(),
             unguarded: unguarded.collect(),
@@ -243,13 +285,30 @@ fn entry(port: PortProto, exposure: Exposure, key: &'static str) -> PortEntry {
     PortEntry { port, service: None, exposure, address: None, inside: None, callers: Vec::new(), key, line }
 }
 
-fn published<'a>(service: &'a Service, publish: Publish, place: &'a Place) -> Unplaced<'a> {
+/// The key that publishes a service's ports.
+fn says(stack: &Stack, service: &Service) -> &'static str {
+    if stack.edge_of(service).is_some() { "x-palisade.edge" } else { "ports" }
+}
+
+fn published(service: &Service, key: &'static str, publish: Publish) -> PortEntry {
     let address = publish.host_ip.map(|ip| ip.to_canonical());
     let exposure = if address.is_some_and(|ip| ip.is_loopback()) { Exposure::ThisHost } else { Exposure::Public };
     let port = PortProto { port: publish.host_port, proto: publish.container.proto };
     let inside = Some(publish.container.port).filter(|inside| *inside != publish.host_port);
     let service = Some(service.name.clone());
-    (PortEntry { service, address, inside, ..entry(port, exposure, "ports") }, place)
+    PortEntry { service, address, inside, ..entry(port, exposure, key) }
+}
+
+fn led(route: &Route, line: Line) -> EdgeEntry {
+    let path = if route.path == "/" { "" } else { &route.path };
+    EdgeEntry {
+        pages: route.domains.iter().map(|domain| format!("{domain}{path}")).collect(),
+        service: route.to.service.clone(),
+        port: route.to.port,
+        allow: route.allow.clone(),
+        deny: route.deny.clone(),
+        line,
+    }
 }
 
 /// Ports that peers may expect. One that is published, and that no peer may use, is told already.
@@ -263,7 +322,10 @@ fn private<'a>(stack: &'a Stack, service: &'a Service) -> impl Iterator<Item = U
         if (publish && callers.is_empty()) || !told.insert(port.value) {
             return None;
         }
-        let key = if publish { "ports" } else { "expose" };
+        let key = match publish {
+            true => says(stack, service),
+            false => "expose",
+        };
         let service = Some(service.name.clone());
         Some((PortEntry { service, callers, ..entry(port.value, Exposure::Private, key) }, &port.place))
     })
@@ -306,7 +368,7 @@ fn peer(client: &Service, server: &Service, line: &dyn Fn(&Place) -> Line) -> Ve
             let reach = grants.map(|grant| PeerReach {
                 service: server.name.clone(),
                 port: grant.value.port,
-                because: "x-palisade.connect".to_owned(),
+                because: granting_key(&client.name).to_owned(),
                 line: line(&grant.place),
             });
             reach.collect()

@@ -48,6 +48,14 @@ fn the_document_says_who_reaches_what_and_why() {
 }
 
 #[test]
+fn what_the_edge_leads_to_is_told_with_who_may_ask() {
+    let text = document(&crate::testing::stack_with_edge()).to_markdown();
+    insta::assert_snapshot!(text);
+    let json = serde_json::to_value(document(&shop())).unwrap();
+    assert!(json.get("edge").is_none(), "a stack without an edge says nothing of one");
+}
+
+#[test]
 fn without_palisades_firewall_nothing_is_promised_about_it() {
     let mut stack = shop();
     stack.firewall.backend = crate::stack::BackendChoice::None;

@@ -80,4 +80,6 @@ pub enum HealthTest {
     Command(Vec<String>),
     /// `["CMD-SHELL", …]` or a string: for `/bin/sh -c`.
     Shell(String),
+    /// Palisade's own program with these arguments; no file says that.
+    Own(Vec<String>),
 }

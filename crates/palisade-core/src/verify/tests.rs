@@ -27,6 +27,7 @@ fn good() -> (Stack, Compiled, Observed) {
         files: None,
         engine: &EngineState::NotAsked,
         numbers: Numbers::FIRST,
+        own: None,
     };
     let compiled = compile(&stack, surroundings).unwrap();
     let mut host = Observed {

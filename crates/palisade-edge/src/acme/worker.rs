@@ -1,6 +1,6 @@
 //! The worker's life: it looks, sleeps until something is due, and looks again.
 
-use palisade_core::edge::{Domain, WorkerSettings};
+use palisade_core::edge::{Domain, EdgeAt, WorkerSettings};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -50,7 +50,15 @@ pub(super) fn runtime() -> io::Result<tokio::runtime::Runtime> {
 
 fn read(path: &Path) -> Result<WorkerSettings, WorkerError> {
     let bytes = fs::read(path).map_err(|error| WorkerError::Read(path.to_owned(), error))?;
-    serde_json::from_slice(&bytes).map_err(|error| WorkerError::Settings(path.to_owned(), error))
+    let mut settings: WorkerSettings =
+        serde_json::from_slice(&bytes).map_err(|error| WorkerError::Settings(path.to_owned(), error))?;
+    if let Some(path) = &settings.edges_file {
+        // It is written whenever there is another edge; before there is one, nobody has to be told anything.
+        let edges: Vec<EdgeAt> =
+            fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        settings.edges.extend(edges);
+    }
+    Ok(settings)
 }
 
 async fn run(path: &Path) -> Result<(), WorkerError> {

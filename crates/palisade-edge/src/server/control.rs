@@ -2,11 +2,12 @@
 
 use super::worker::Told;
 use super::{Shared, StartError};
-use palisade_core::edge::{Answer, Order, Report, Upstreams};
+use palisade_core::edge::{Answer, CertificateSource, Order, Report, Upstreams};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -44,6 +45,8 @@ struct Orders {
     shared: Arc<Shared>,
     workers: Vec<UnboundedSender<Told>>,
     drain: Notify,
+    /// Where requests go to is known.
+    told: AtomicBool,
 }
 
 /// Takes orders until every worker has ended.
@@ -55,7 +58,8 @@ pub(super) fn run(
 ) -> Result<(), StartError> {
     let path = shared.settings.control.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
-    let orders = Arc::new(Orders { shared: Arc::clone(shared), workers, drain: Notify::new() });
+    let told = AtomicBool::new(shared.first_upstreams.is_some());
+    let orders = Arc::new(Orders { shared: Arc::clone(shared), workers, drain: Notify::new(), told });
     let control = |source| StartError::Control { path: path.clone(), source };
     runtime.block_on(async {
         let listener = UnixListener::from_std(socket.0).map_err(control)?;
@@ -158,6 +162,7 @@ impl Orders {
             // A worker that has ended sends nothing anywhere.
             let _ = answer.await;
         }
+        self.told.store(true, Ordering::Relaxed);
         Answer::Done
     }
 
@@ -177,6 +182,19 @@ impl Orders {
                 }
             }
         }
+        report.certificates = self.shared.certificates.iter().flat_map(|held| held.expiry()).collect();
+        report.missing = self.missing(&report);
         Answer::Report(Box::new(report))
+    }
+
+    /// What keeps the edge from serving as it should, in words for whoever waits for it.
+    fn missing(&self, report: &Report) -> Vec<String> {
+        let untold = (!self.told.load(Ordering::Relaxed)).then(|| "nobody has said where requests go to".to_owned());
+        let sources = self.shared.certificates.iter().flat_map(|_| &self.shared.settings.edge.certificates);
+        // One that is ordered can come only once the edge answers for it.
+        let unserved = sources.filter(|(domain, source)| {
+            **source != CertificateSource::Acme && !report.certificates.contains_key(*domain)
+        });
+        untold.into_iter().chain(unserved.map(|(domain, _)| format!("{domain} has no valid certificate"))).collect()
     }
 }

@@ -15,7 +15,7 @@ pub(crate) use worker::Worker;
 
 use crate::http3;
 use crate::tls::{Certificates, TlsError};
-use palisade_core::edge::Settings;
+use palisade_core::edge::{Answer, Order, Settings, Upstreams};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -45,8 +45,30 @@ pub(crate) struct Shared {
     pub(crate) settings: Settings,
     /// `None` if nothing listens for TLS.
     pub(crate) certificates: Option<Arc<Certificates>>,
+    /// Who answers until the first order says it, if that was left for us.
+    pub(crate) first_upstreams: Option<Upstreams>,
     /// How many there are, at least one.
     pub(crate) workers: usize,
+}
+
+/// What the edge at this control socket is still missing.
+pub(crate) fn missing(control: &Path) -> std::io::Result<Vec<String>> {
+    use std::io::{BufRead, BufReader, Write};
+    let mut stream = std::os::unix::net::UnixStream::connect(control)?;
+    stream.write_all(&[serde_json::to_vec(&Order::Report)?, b"\n".to_vec()].concat())?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    match serde_json::from_str(&line)? {
+        Answer::Report(report) => Ok(report.missing),
+        Answer::Refused(why) => Err(std::io::Error::other(why)),
+        Answer::Done => Err(std::io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// What was left for us. Without it requests can't be passed on until somebody says where.
+fn first_upstreams(path: &Path) -> Option<Upstreams> {
+    let read = || -> std::io::Result<Upstreams> { Ok(serde_json::from_slice(&std::fs::read(path)?)?) };
+    read().map_err(|error| eprintln!("palisade-edge: can't read who answers in {}: {error}", path.display())).ok()
 }
 
 /// Runs until drained.
@@ -74,8 +96,10 @@ pub(crate) fn run(path: &Path) -> Result<(), StartError> {
         }
         None => None,
     };
-    let shared = Arc::new(Shared { settings, certificates, workers });
-    let orders = control::Socket::bind(&shared.settings.control)?;
+    let orders = control::Socket::bind(&settings.control)?;
+    // After the socket is there: who is told something else from now on is told to us as well.
+    let first_upstreams = settings.upstreams.as_deref().and_then(first_upstreams);
+    let shared = Arc::new(Shared { settings, certificates, first_upstreams, workers });
 
     let mut told = Vec::new();
     let mut threads = Vec::new();

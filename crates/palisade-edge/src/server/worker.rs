@@ -84,6 +84,9 @@ async fn work(shared: Arc<Shared>, listeners: Listeners, quic: Option<Listening>
         kept: Cell::new(0),
         ended: Notify::new(),
     });
+    if let Some(upstreams) = &worker.shared.first_upstreams {
+        worker.proxy.set_upstreams(upstreams);
+    }
     let mut accepting = Vec::new();
     for (scheme, listener) in listeners {
         match TcpListener::from_std(listener) {

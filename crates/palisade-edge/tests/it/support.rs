@@ -109,6 +109,7 @@ pub(crate) fn settings() -> (Settings, Folder) {
         certificates: folder.path().join("certificates"),
         control: folder.path().join("control"),
         access_log: None,
+        upstreams: None,
         workers: 1,
     };
     std::fs::create_dir_all(settings.certificates.join("http-01")).expect("its folder is there");

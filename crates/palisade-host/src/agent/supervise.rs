@@ -764,9 +764,10 @@ impl Worker {
     /// Runs the health check on a thread of its own; its result comes back as an order.
     fn check(&self) {
         let (Some(check), Some(running)) = (&self.spec.healthcheck, &self.running) else { return };
-        let command = match &check.test {
-            HealthTest::Command(line) => line.clone(),
-            HealthTest::Shell(script) => vec!["/bin/sh".into(), "-c".into(), script.clone()],
+        let inside = match &check.test {
+            HealthTest::Command(line) => Inside::Command(line.clone()),
+            HealthTest::Shell(script) => Inside::Command(vec!["/bin/sh".into(), "-c".into(), script.clone()]),
+            HealthTest::Own(arguments) => Inside::Same(arguments.clone()),
         };
         let timeout = Duration::from_millis(check.timeout_ms);
         let options = EnterOptions { timeout, output_bytes_max: HEALTH_OUTPUT_BYTES_MAX, as_root: false };
@@ -775,7 +776,7 @@ impl Worker {
         let Ok(running) = running.try_clone() else { return };
         let work = move || {
             let Surroundings { layout, exe, .. } = &surroundings;
-            let result = runtime::enter(layout, &spec, &running, exe, Inside::Command(command), options);
+            let result = runtime::enter(layout, &spec, &running, exe, inside, options);
             let (passed, output) = match result {
                 Ok(result) => {
                     let text = String::from_utf8_lossy(&result.output).into_owned();

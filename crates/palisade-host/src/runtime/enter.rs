@@ -33,6 +33,8 @@ pub enum Inside {
     Command(Vec<String>),
     /// This program, with these arguments after its name. It need not exist inside.
     Own(Vec<String>),
+    /// The version of this program that the instance runs, with these arguments after its name.
+    Same(Vec<String>),
 }
 
 /// How a command inside an instance is run.
@@ -211,12 +213,20 @@ fn run(request: &Request) -> Result<Answer, Failure> {
     take_stdio().map_err(|source| Failure::new("take over standard input and output".into(), source))?;
 
     let user = if request.as_root { None } else { spec.program.process().and_then(|process| process.user.as_deref()) };
+    let own = |fd: OwnedFd, arguments: &[String]| {
+        Program::Own(fd, ["palisade".to_owned()].into_iter().chain(arguments.iter().cloned()).collect())
+    };
     let program = match &request.inside {
         Inside::Command(line) => Program::Command(line.clone()),
         Inside::Own(arguments) => {
             // Already a read-only view of the program, see `sys::own_program`.
             let fd = File::open("/proc/self/exe").map_err(|source| Failure::new("open this program".into(), source))?;
-            Program::Own(fd.into(), ["palisade".to_owned()].into_iter().chain(arguments.iter().cloned()).collect())
+            own(fd.into(), arguments)
+        }
+        Inside::Same(arguments) => {
+            let path = spec.own_program.as_ref().map_or(Path::new("/proc/self/exe"), |own| &own.file);
+            let fd = sys::own_program(path);
+            own(fd.map_err(|source| Failure::new(format!("open {}", path.display()), source))?, arguments)
         }
     };
     let confinement = join(layout, spec, init, user)?;

@@ -148,6 +148,8 @@ struct Prepared {
     log: Log,
     directory: OwnedFd,
     cgroup: Cgroup,
+    /// Palisade's own program, if that is what runs: the service sees no path to it.
+    own_program: Option<OwnedFd>,
     /// Held as long as the init process lives: there is never a second one for the same instance.
     _lock: Flock<File>,
 }
@@ -184,6 +186,14 @@ fn prepare_and_fork(request: Request, reporter: &mut Reporter) -> Result<(), Fai
         }
     }
     let confinement = Confinement::of(spec, identity)?;
+    let own_program = match &spec.own_program {
+        Some(own) => Some(failed(sys::own_program(&own.file), || format!("open {}", own.file.display()))?),
+        None if spec.program.process().is_some_and(|process| process.own) => {
+            let why = io::Error::new(io::ErrorKind::NotFound, "the specification doesn't say which version of it");
+            return Err(Failure::new("run Palisade's own program".into(), why));
+        }
+        None => None,
+    };
     let log_path = layout.log(&spec.id);
     let log = failed(Log::open(&log_path, spec.log), || format!("open the log {}", log_path.display()))?;
 
@@ -217,7 +227,7 @@ fn prepare_and_fork(request: Request, reporter: &mut Reporter) -> Result<(), Fai
             let _ = File::from(go_read).read_to_end(&mut text);
             // Nothing came: the first process failed and said so.
             let Ok(own) = serde_json::from_slice::<InitProcess>(&text) else { exit(1) };
-            let prepared = Prepared { request, confinement, log, directory, cgroup, _lock: lock };
+            let prepared = Prepared { request, confinement, log, directory, cgroup, own_program, _lock: lock };
             process_one(prepared, own, reporter)
         }
     }
@@ -252,8 +262,8 @@ fn write_at(directory: &OwnedFd, name: &str, content: &[u8]) -> io::Result<()> {
 
 /// Process 1, from its first instruction to its last.
 fn process_one(prepared: Prepared, own: InitProcess, reporter: &mut Reporter) -> ! {
-    let Prepared { request, confinement, mut log, directory, cgroup, _lock } = prepared;
-    match start_service(&request, &confinement, &cgroup) {
+    let Prepared { request, confinement, mut log, directory, cgroup, own_program, _lock } = prepared;
+    match start_service(&request, &confinement, &cgroup, own_program) {
         Ok(service) => {
             // What is left is forwarding signals and one capability that the service lacks. Keeping everything if this
             // machine hasn't even those two only makes the init process harder to attack from inside.
@@ -281,7 +291,12 @@ struct Service {
 }
 
 /// Makes the namespaces and the file system, then the service's process in it.
-fn start_service(request: &Request, confinement: &Confinement, cgroup: &Cgroup) -> Result<Service, Failure> {
+fn start_service(
+    request: &Request,
+    confinement: &Confinement,
+    cgroup: &Cgroup,
+    own_program: Option<OwnedFd>,
+) -> Result<Service, Failure> {
     let spec = &request.spec;
     let name = hostname_of(spec);
     let flags =
@@ -314,13 +329,17 @@ fn start_service(request: &Request, confinement: &Confinement, cgroup: &Cgroup) 
     let (err_read, err_write) = pipe(OFlag::O_CLOEXEC)?;
     let (result_read, result_write) = pipe(OFlag::O_CLOEXEC)?;
     let command = spec.program.process().map(|process| process.command.clone()).unwrap_or_default();
+    let program = match own_program {
+        Some(own) => Program::Own(own, ["palisade".to_owned()].into_iter().chain(command).collect()),
+        None => Program::Command(command),
+    };
     // SAFETY: this process has one thread.
     match failed(unsafe { fork() }, || "fork the service".into())? {
         ForkResult::Child => {
             let _ = fs::write("/proc/self/oom_score_adj", score.trim());
             let redirected = nix::unistd::dup2_stdout(&out_write).and_then(|()| nix::unistd::dup2_stderr(&err_write));
             let failure = match failed(redirected, || "redirect the output".into()) {
-                Ok(()) => confinement.exec(Program::Command(command)),
+                Ok(()) => confinement.exec(program),
                 Err(failure) => failure,
             };
             // Standard error is the log by now: the reason goes to the starter only.

@@ -40,6 +40,7 @@ pub(crate) fn run(args: &StackArgs, strict: bool, format: Format) -> Result<Answ
         files: None,
         engine: &EngineState::NotAsked,
         numbers: Numbers::FIRST,
+        own: None,
     };
     let findings = objections(stack, surroundings);
     // What the guard can't hold was told as a risk.

@@ -111,6 +111,7 @@ pub(crate) fn compiled(
         files: Some(&host.files),
         engine: &host.engine,
         numbers: Numbers::FIRST,
+        own: host.own.as_ref(),
     };
     let compiled = compile_standing(&stack, host, surroundings).map_err(|findings| refused(&findings))?;
     Ok((stack, compiled))

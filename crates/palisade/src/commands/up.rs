@@ -169,6 +169,7 @@ impl From<Failure> for End {
 
 fn change(layout: &Layout, goal: &Goal<'_>, adapters: &mut Adapters) -> Result<(), End> {
     let stack = goal.stack;
+    adapters.with_edge(stack.edge.as_ref());
     fetch_images(layout, goal, adapters)?;
     // Two stacks that come up at the same time must not take the same addresses.
     let realm_lock = Lock::take(&layout.realm_run().join("lock")).map_err(|error| match error {

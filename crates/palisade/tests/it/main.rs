@@ -9,6 +9,7 @@ mod config;
 mod container_attacks;
 mod containers;
 mod dockerd;
+mod edge;
 mod engine;
 mod engine_bad_days;
 mod explain;

@@ -69,6 +69,7 @@ impl Realm {
                 command: command.iter().map(|word| (*word).to_owned()).collect(),
                 user: None,
                 working_dir: None,
+                own: false,
             }),
             environment: Default::default(),
             hosts: vec![("postgres".to_owned(), "127.77.9.0".parse().unwrap())].into(),
@@ -85,6 +86,7 @@ impl Realm {
             files: Vec::new(),
             settings: ProcessSettings::default(),
             published: Vec::new(),
+            own_program: None,
         }
     }
 

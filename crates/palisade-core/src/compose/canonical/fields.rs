@@ -1,6 +1,6 @@
 //! Mappings with known keys: what is shown of them, and what Compose adds.
 
-use super::super::keys::{self, Section, Shape};
+use super::super::keys::{self, Section, Shape, Short};
 use super::super::merge;
 use super::super::yaml::{Data, Node};
 use super::scalar::generic;
@@ -8,8 +8,17 @@ use super::{Builder, Map, Value, default, get, has, pair, text_of};
 use crate::diagnostic::{Diagnostic, quoted};
 
 /// Booleans that say something when they are false.
-const MEANT_WHEN_FALSE: [&str; 7] =
-    ["init", "attach", "enable_ipv4", "enable_ipv6", "required", "create_host_path", "initial_sync"];
+const MEANT_WHEN_FALSE: [&str; 9] = [
+    "init",
+    "attach",
+    "enable_ipv4",
+    "enable_ipv6",
+    "required",
+    "create_host_path",
+    "initial_sync",
+    "redirect",
+    "access_log",
+];
 /// Keys that are done with once all files are one.
 const DONE_WITH: [&str; 6] = ["version", "include", "extends", "env_file", "label_file", "name"];
 
@@ -23,7 +32,11 @@ impl Builder<'_> {
         for entry in entries {
             let Some(key) = section.key(&entry.key).filter(|_| !entry.key.starts_with("x-")) else {
                 if entry.key.starts_with("x-") {
-                    map.push((entry.key.to_string(), generic(&entry.value)));
+                    let mut value = generic(&entry.value);
+                    if entry.key == "x-palisade" && std::ptr::eq(section, &raw const keys::TOP) {
+                        self.edge(&entry.value, &mut value);
+                    }
+                    map.push((entry.key.to_string(), value));
                 } else {
                     let message = format!("{} is not a key of {}", quoted(&entry.key), section.what);
                     self.wrong.borrow_mut().push(Diagnostic::error("unknown-key", message).at(entry.key_span, ""));
@@ -51,6 +64,16 @@ impl Builder<'_> {
         self.defaults(&mut map, node, section);
         map.sort_by(|(one, _), (other, _)| one.cmp(other));
         map
+    }
+
+    /// `x-palisade` is shown as it is written, but for `edge`: that names files, whose paths start where it is written.
+    fn edge(&self, own: &Node, shown: &mut Value) {
+        let (Some(entry), Value::Map(map)) = (own.get("edge"), shown) else { return };
+        if !entry.value.is_null()
+            && let Some(edge) = get(map, "edge")
+        {
+            *edge = self.short(&entry.value, Short::Edge, &keys::EDGE, "edge");
+        }
     }
 
     /// What Compose adds to a mapping.

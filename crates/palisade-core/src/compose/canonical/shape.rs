@@ -8,7 +8,7 @@ use super::super::merge::{self, split_host};
 use super::super::yaml::{Data, Entry, Node};
 use super::super::{units, words};
 use super::scalar::{duration, generic};
-use super::{Builder, Map, Value, mask};
+use super::{Builder, Map, Value, mask, pair};
 use crate::diagnostic::{Span, quoted};
 
 impl Builder<'_> {
@@ -27,7 +27,10 @@ impl Builder<'_> {
             Shape::Section(section) => Value::Map(self.fields(node, section)),
             Shape::Short(short, section) => self.short(node, short, section, key),
             Shape::Named(section) => self.named(node, key, |value| self.or_null(value, section)),
-            Shape::NamedShort(short, section) => self.named(node, key, |value| self.short(value, short, section, key)),
+            Shape::NamedShort(short, section) => {
+                let all = merge::for_all(Arc::clone(node), short);
+                self.named(&all, key, |value| self.short(value, short, section, key))
+            }
             Shape::NamedOrList(section) => {
                 self.named(&merge::listed_names(node, section), key, |value| self.or_null(value, section))
             }
@@ -188,13 +191,20 @@ impl Builder<'_> {
     }
 
     pub(super) fn short(&self, node: &Arc<Node>, short: Short, section: &'static Section, key: &str) -> Value {
+        if short == Short::Edge {
+            return Value::Map(self.fields(&merge::edge_routes(node), section));
+        }
         if !matches!(node.data, Data::Scalar(_)) {
             return Value::Map(self.fields(node, section));
         }
         match short {
             Short::Build => Value::Map(self.fields(&merge::build_context(node), section)),
             Short::Ulimit => self.one(node, Kind::Int, key),
-            Short::External => self.one(node, Kind::Bool, key),
+            Short::External | Short::Switch => self.one(node, Kind::Bool, key),
+            Short::Rate => match self.text(node, key) {
+                Some(rate) if rate != "off" => Value::Map(vec![pair("per_client", Value::Text(rate))]),
+                off => off.map_or(Value::Null, Value::Text),
+            },
             _ => self.one(node, Kind::Text, key),
         }
     }

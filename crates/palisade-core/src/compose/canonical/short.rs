@@ -19,6 +19,7 @@ impl Builder<'_> {
             Short::Port => return self.ports(text, node, section),
             Short::Volume => self.mount(text, node),
             Short::FileReference => vec![pair("source", Value::text(text))],
+            Short::Directory => vec![pair("url", Value::text(text))],
             Short::Gpus => Vec::new(),
             Short::Device => {
                 let mut parts = text.split(':');

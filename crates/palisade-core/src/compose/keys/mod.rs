@@ -5,6 +5,7 @@
 mod build;
 mod deploy;
 mod document;
+mod edge;
 mod palisade;
 mod parts;
 mod service;
@@ -16,6 +17,10 @@ pub use deploy::{
     RESOURCES, RESTART_POLICY, ROLLBACK_CONFIG, UPDATE_CONFIG,
 };
 pub use document::document;
+pub use edge::{
+    EDGE, EDGE_ACCESS_LOG, EDGE_ACME, EDGE_BAN, EDGE_CERTIFICATE, EDGE_CONNECTIONS, EDGE_DIRECTORY, EDGE_EAB,
+    EDGE_HSTS, EDGE_LIMITS, EDGE_PORTS, EDGE_RATE, EDGE_ROUTE, EDGE_TLS,
+};
 pub use palisade::{ALLOW, FIREWALL, PROCESS, SERVICE_PALISADE, TOP_PALISADE};
 pub use parts::{
     BLKIO, BLKIO_RATE, BLKIO_WEIGHT, CREDENTIAL_SPEC, DEPENDENCY, DEVELOP, DEVICE, ENV_FILE, EXTENDS, HEALTHCHECK,
@@ -143,7 +148,10 @@ pub enum Short {
     /// There is none.
     None,
     Build,
+    Certificate,
     Device,
+    Directory,
+    Edge,
     EnvFile,
     Extends,
     External,
@@ -151,6 +159,8 @@ pub enum Short {
     Gpus,
     Include,
     Port,
+    Rate,
+    Switch,
     Ulimit,
     Volume,
 }
@@ -170,6 +180,8 @@ pub enum Identity {
     Path,
     /// `subnet`.
     Subnet,
+    /// `domain` and `path`.
+    Route,
     /// `driver`, where both give one: options of one driver mean nothing to another, so that another takes the
     /// place of all of them.
     Driver,
@@ -293,6 +305,20 @@ pub static TABLE: &[&Section] = &[
     &TOP_PALISADE,
     &ALLOW,
     &FIREWALL,
+    &EDGE,
+    &EDGE_ROUTE,
+    &EDGE_RATE,
+    &EDGE_CONNECTIONS,
+    &EDGE_BAN,
+    &EDGE_HSTS,
+    &EDGE_PORTS,
+    &EDGE_CERTIFICATE,
+    &EDGE_ACME,
+    &EDGE_DIRECTORY,
+    &EDGE_EAB,
+    &EDGE_TLS,
+    &EDGE_ACCESS_LOG,
+    &EDGE_LIMITS,
 ];
 
 #[cfg(test)]

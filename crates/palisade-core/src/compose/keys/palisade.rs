@@ -43,12 +43,7 @@ pub static TOP_PALISADE: Section = section(
     &[
         yes("firewall", Shape::Section(&FIREWALL), "what else the host's firewall lets in"),
         yes("allow", Shape::Any, "risks that are accepted in the whole file, each with a reason"),
-        no(
-            "edge",
-            Shape::Any,
-            "the TLS edge is not part of this version; it comes with a later one",
-            "remove it and publish the port with `ports` until then",
-        ),
+        yes("edge", Shape::Short(Short::Edge, &EDGE), "what the TLS edge serves; a list stands for its `routes`"),
     ],
 );
 

@@ -81,7 +81,7 @@ pub(super) fn examine(seen: &Seen<'_>, hits: &mut Hits) {
     }
 }
 
-fn is_public(publish: &Publish) -> bool {
+pub(super) fn is_public(publish: &Publish) -> bool {
     !publish.host_ip.is_some_and(|ip| match ip {
         IpAddr::V4(ip) => ip.is_loopback(),
         IpAddr::V6(ip) => ip.is_loopback(),

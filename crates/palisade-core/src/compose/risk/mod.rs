@@ -15,6 +15,7 @@ use crate::stack::Unguarded;
 
 mod allow;
 mod document;
+mod edge;
 mod exposure;
 mod images;
 mod passwords;
@@ -194,6 +195,7 @@ pub(crate) fn examine(sight: Sight<'_>) -> Risks {
     }
     secrets::examine_provided(sight, &services, &mut hits);
     exposure::examine_all(sight, &services, &mut hits);
+    edge::examine(sight, &services, &mut hits);
     sort_out(sight, hits)
 }
 

@@ -151,6 +151,31 @@ pub(crate) static UNROTATED_LOG: Risk = lack(
     "remove the option: Palisade keeps three logs of 10 MB unless told otherwise",
 );
 
+pub(crate) static PAST_THE_EDGE: Risk = risk(
+    "past-the-edge",
+    "a service behind the edge that is published as well",
+    "whoever asks that port gets past the edge: without TLS, limits, lists of who may ask, and the access log",
+    "remove it from `ports` (the edge needs none), or publish it on 127.0.0.1 only",
+);
+pub(crate) static TRUSTS_EVERYBODY: Risk = risk(
+    "trusts-everybody",
+    "`trusted_proxies` that holds every address",
+    "any client can say that it is another one, and so gets past limits, bans and lists of who may ask",
+    "list only the networks of the proxies in front of this host",
+);
+pub(crate) static PLAIN_HTTP: Risk = risk(
+    "plain-http",
+    "pages over plain HTTP",
+    "passwords and cookies can be read and changed on their way",
+    "remove `redirect: false`: who asks by HTTP is sent to HTTPS, but for the challenges of authorities",
+);
+pub(crate) static NO_RATE_LIMIT: Risk = lack(
+    "no-rate-limit",
+    "a route without a rate limit",
+    "one client alone can keep the service busy, or try passwords as fast as it answers",
+    "add `rate_limit: {per_client: 10/s, burst: 20}` to the route; `rate_limit: off` says that none is wanted",
+);
+
 /// All of them, the worst first.
 pub static TABLE: &[&Risk] = &[
     &PRIVILEGED,
@@ -167,6 +192,10 @@ pub static TABLE: &[&Risk] = &[
     &ADMIN_PUBLISHED,
     &FLAT_NETWORK,
     &HOST_MODE_PORTS,
+    &TRUSTS_EVERYBODY,
+    &PAST_THE_EDGE,
+    &PLAIN_HTTP,
+    &NO_RATE_LIMIT,
     &PUBLIC_DNS,
     &LATEST_TAG,
     &NO_HEALTHCHECK,

@@ -77,6 +77,7 @@ pub(super) const TABLE: &[Entry] = &[
     entry("monitoring", "services/*/depends_on/**", Who::Ours, IMPLIED),
     entry("old-version-2", "services/*/depends_on/**", Who::Ours, IMPLIED),
     entry("workflow", "services/*/depends_on/**", Who::Ours, IMPLIED),
+    entry("edge-profiles", "services/admin/**", Who::Theirs, PROFILE),
     entry("profiles-active", "services/another/**", Who::Theirs, PROFILE),
     entry("profiles-active", "services/other/**", Who::Theirs, PROFILE),
     entry("profiles-none", "services/debug/**", Who::Theirs, PROFILE),
