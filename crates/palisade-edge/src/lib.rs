@@ -4,7 +4,9 @@
 //! says where) and takes orders over one socket; it decides nothing about the stack, and nothing in here needs root.
 
 pub mod acme;
+pub mod client;
 mod http3;
+pub mod limit;
 pub mod local_ca;
 mod proxy;
 mod server;

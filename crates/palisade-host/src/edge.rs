@@ -26,6 +26,8 @@ use crate::runtime;
 
 /// So long an instance of the edge may take to answer. It answers at once unless the machine is overloaded.
 const ANSWER: Duration = Duration::from_secs(10);
+/// What every instance has answered to, in the edge's folder.
+const ACKNOWLEDGED: &str = "acknowledged.json";
 /// An answer's length at most.
 const ANSWER_BYTES_MAX: u64 = 4 << 20;
 
@@ -95,6 +97,8 @@ impl<'a> Teller<'a> {
     /// all have answered: then no new request goes to anybody else.
     pub fn set_upstreams(&self, upstreams: &Upstreams) -> Result<(), EdgeError> {
         let folder = self.layout.edge();
+        let done = folder.join(ACKNOWLEDGED);
+        let _ = fs::remove_file(&done);
         let specs = specs(self.layout);
         let edges: Vec<EdgeAt> = specs.iter().map(edge_at).collect();
         // First for those that start: whoever has read the old file by now has its socket, and is told below.
@@ -107,7 +111,13 @@ impl<'a> Teller<'a> {
                 Some(answer) => return Err(unexpected(number, what, answer)),
             }
         }
-        Ok(())
+        write(&done, upstreams)
+    }
+
+    /// That is what was told last, and everybody has answered.
+    pub fn is_told(&self, upstreams: &Upstreams) -> bool {
+        let done = fs::read(self.layout.edge().join(ACKNOWLEDGED)).ok();
+        done.and_then(|bytes| serde_json::from_slice::<Upstreams>(&bytes).ok()).as_ref() == Some(upstreams)
     }
 }
 

@@ -8,6 +8,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use palisade_core::address::InstanceAddress;
@@ -19,6 +20,7 @@ use palisade_host::layout::Layout;
 use palisade_host::runtime::{self, Found};
 use serde::Deserialize;
 
+use crate::edge;
 use crate::observe::{host_addresses, pins};
 use crate::state::{Lock, LockError, State, read_json};
 
@@ -83,15 +85,20 @@ pub(crate) fn remove(layout: &Layout, id: &InstanceId) -> Result<(), crate::host
 /// What the agent's process does beside supervising: it writes down what the guard tells, and tells the guard when
 /// the host's addresses change and who gets no new connections.
 pub(crate) fn tasks(layout: &Layout) -> Vec<Task> {
-    let (watching, telling) = (layout.clone(), layout.clone());
-    vec![Box::new(move |events| watch(&watching, &events)), Box::new(move |events| tell_health(&telling, &events))]
+    let (watching, telling, serving) = (layout.clone(), layout.clone(), layout.clone());
+    let (wake, woken) = std::sync::mpsc::channel();
+    vec![
+        Box::new(move |events| watch(&watching, &events)),
+        Box::new(move |events| tell_health(&telling, &events, &wake)),
+        Box::new(move |events| edge::look_after(&serving, &events, &woken)),
+    ]
 }
 
 /// How soon after an event the next look at the instances comes.
 const SETTLE: Duration = Duration::from_millis(50);
 
 /// Keeps the guard's list of those that get no new connections.
-fn tell_health(layout: &Layout, events: &EventSink) {
+fn tell_health(layout: &Layout, events: &EventSink, wake: &Sender<()>) {
     let marker = pins(layout).join("maps");
     let mut told: Option<(Option<u64>, BTreeSet<InstanceAddress>)> = None;
     let mut complained: Option<String> = None;
@@ -107,6 +114,8 @@ fn tell_health(layout: &Layout, events: &EventSink) {
             };
             open.set_suspended(&unready).map_err(|error| crate::exit::chain(&error))?;
             told = Some((guard, unready));
+            // The edge chooses for itself, and has to know as well.
+            let _ = wake.send(());
             Ok(())
         });
         let message = done.err();

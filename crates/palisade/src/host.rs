@@ -25,8 +25,9 @@ use palisade_edge::acme::EnsureError;
 use palisade_guard::{Guard, GuardError, mount_bpffs, pin_root, unmount_bpffs};
 use palisade_host::agent::{self as host_agent, AgentError, Client};
 use palisade_host::cgroup::{self, Cgroup};
-use palisade_host::edge::{self, EdgeError};
+use palisade_host::edge as host_edge;
 use palisade_host::engine::{self, EngineError, FetchError};
+use palisade_host::firewall::bans::Bans;
 use palisade_host::firewall::boot::{self, BootError};
 use palisade_host::firewall::pending::{self, PendingError};
 use palisade_host::firewall::{Firewall, FirewallError};
@@ -40,6 +41,7 @@ use palisade_host::sockets::{self, SocketsError};
 
 use crate::agent;
 use crate::confirmation;
+use crate::edge::{self, TellError};
 use crate::exit::Lacking;
 use crate::observe::pins;
 use crate::signals;
@@ -69,9 +71,12 @@ pub(crate) enum HostError {
     /// An address on loopback.
     #[error(transparent)]
     Link(#[from] LinkError),
+    /// Clients that the edge has had banned.
+    #[error("can't change who is banned")]
+    Bans(#[from] ToolError),
     /// The edge.
     #[error(transparent)]
-    Edge(#[from] EdgeError),
+    Edge(#[from] TellError),
     /// The edge's certificates.
     #[error("the edge's certificates can't be put in place")]
     Certificates(#[from] EnsureError),
@@ -277,6 +282,9 @@ impl Adapters {
         self.firewall.shut_what_is_left()?;
         // A `down` that was killed may have taken the table away and not what is kept of it for the next boot.
         boot::tidy(&self.layout.realm)?;
+        if self.layout.edge().exists() {
+            Bans::new(&self.layout).remove()?;
+        }
         let run = self.layout.run();
         if run.exists() {
             fs::remove_dir_all(&run).map_err(io_error("removing", &run))?;
@@ -445,32 +453,14 @@ impl Adapters {
         })
     }
 
-    /// Tells the edge, and leaves it for those of its instances that start later, who takes requests: as the guard has it.
-    /// `more`: what an instance that is about to start serves.
+    /// Tells the edge, if there is one, who takes requests.
     fn tell_edge(&mut self, more: Option<&Settings>) -> Result<(), HostError> {
-        let layout = self.layout.clone();
-        let wanted = edge::upstreams_wanted(&layout, more);
-        if wanted.is_empty() {
+        if more.is_none() && !self.layout.edge().exists() {
             return Ok(());
         }
-        let teller = edge::Teller::lock(&layout)?;
-        let suspended = self.guard()?.suspended()?;
-        let services = self.state.policy.iter().flat_map(|policy| &policy.services);
-        let serving = services.flat_map(|service| &service.backends).copied().collect();
-        let upstreams = palisade_core::edge::upstreams(&wanted, &self.state.addresses, &serving, &suspended);
-        Ok(teller.set_upstreams(&upstreams)?)
-    }
-
-    /// What the edge needs besides its specification: certificates that nobody has to be asked for, and who takes requests.
-    fn prepare_edge(&mut self, settings: &Settings, stack: Option<&Edge>) -> Result<(), HostError> {
-        if let Some(edge) = stack {
-            let folder = self.layout.volume(palisade_core::edge::CERTIFICATES_VOLUME);
-            let state = self.layout.volume(palisade_core::edge::AUTHORITIES_VOLUME);
-            let worker = palisade_core::edge::worker_settings(edge, Some((folder, state)));
-            make_private_parents(&worker.folder)?;
-            palisade_edge::acme::prepare(&worker)?;
-        }
-        self.tell_edge(Some(settings))
+        self.guard()?;
+        let guard = self.guard.as_ref().ok_or(HostError::NoGuard)?;
+        Ok(edge::tell(&self.layout, guard, &self.state.addresses, self.state.policy.as_ref(), more)?)
     }
 
     /// Undone, connections to those who took over meanwhile may still end.
@@ -512,9 +502,11 @@ impl Adapters {
         if let Some(own) = &spec.own_program {
             program::keep(own).map_err(io_error("keeping this program at", &own.file))?;
         }
-        if let Some(settings) = edge::settings_of(spec) {
-            let edge = self.edge.clone();
-            self.prepare_edge(&settings, edge.as_ref())?;
+        if let Some(settings) = host_edge::settings_of(spec) {
+            if let Some(edge) = &self.edge {
+                edge::prepare(&self.layout, edge)?;
+            }
+            self.tell_edge(Some(&settings))?;
         }
         self.agent()?.start(spec)?;
         Ok(Undo::Do(vec![Action::StopInstance { id: spec.id.clone() }]))

@@ -7,6 +7,7 @@ mod agent;
 mod cli;
 mod commands;
 mod confirmation;
+mod edge;
 mod exit;
 mod generations;
 mod host;

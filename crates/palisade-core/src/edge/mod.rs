@@ -10,8 +10,8 @@ pub use reach::{granting_key, is_own};
 pub(crate) use service::mounts;
 pub use service::{
     ACCESS_LOG_VOLUME, AUTHORITIES_VOLUME, CERTIFICATES_VOLUME, CONTROL_SOCKET, EDGES_FILE, INSTANCES, TOLD,
-    UPSTREAMS_FILE, USER, control_for_worker, drains_itself, needs_worker, settings, upstreams, with_services,
-    worker_settings,
+    UPSTREAMS_FILE, USER, control_for_worker, drains_itself, needs_worker, rehearsed, settings, upstreams,
+    with_services, worker_settings,
 };
 pub use worker::{EdgeAt, WorkerSettings};
 

@@ -50,6 +50,8 @@ const INSIDE: &str = "/run/palisade-edge";
 const GRACE_MS: u64 = 30_000;
 /// So long a newer edge is watched before the older one goes.
 const MONITOR_MS: u64 = 2_000;
+/// The same for who obtains certificates: it ends at once or not at all.
+const WORKER_MONITOR_MS: u64 = 500;
 
 fn inside(name: &str) -> PathBuf {
     Path::new(INSIDE).join(name)
@@ -80,6 +82,18 @@ pub fn with_services(mut stack: Stack) -> Stack {
     stack.services.push(service);
     stack.services.extend(worker);
     stack
+}
+
+/// The stack with certificates of its own authority in the place of those that somebody else has to be asked for, and at
+/// once: for a rehearsal, where nobody can be asked.
+pub fn rehearsed(mut stack: Stack) -> Stack {
+    let Some(edge) = &mut stack.edge else { return stack };
+    for source in edge.certificates.values_mut().filter(|source| **source == CertificateSource::Acme) {
+        *source = CertificateSource::Local;
+    }
+    edge.acme = None;
+    stack.services.retain(|service| ![SERVICE_NAME, WORKER_NAME].contains(&service.name.as_str()));
+    with_services(stack)
 }
 
 /// Certificates are ordered or signed, and have to be renewed; given ones are only copied.
@@ -189,6 +203,10 @@ pub fn upstreams<'a>(
     wanted.into_iter().map(|upstream| (upstream.to_string(), instances(upstream))).collect()
 }
 
+fn start_first(monitor_ms: u64) -> UpdatePolicy {
+    UpdatePolicy { order: Some(UpdateOrder::StartFirst), monitor_ms: Some(monitor_ms), ..UpdatePolicy::default() }
+}
+
 fn nowhere() -> Place {
     Place { file: Arc::from("x-palisade.edge"), line: 1, column: 1 }
 }
@@ -244,11 +262,7 @@ impl Maker<'_> {
             mounts,
             files: vec![self.settings("edge", &settings(self.edge))],
             // Two edges serve side by side; their access log takes lines of both.
-            update: Some(UpdatePolicy {
-                order: Some(UpdateOrder::StartFirst),
-                monitor_ms: Some(MONITOR_MS),
-                ..UpdatePolicy::default()
-            }),
+            update: Some(start_first(MONITOR_MS)),
             ..self.service(name, "__edge", GRACE_MS)
         }
     }
@@ -283,6 +297,8 @@ impl Maker<'_> {
                 self.volume(AUTHORITIES_VOLUME, inside("authorities"), false),
             ],
             files,
+            // Two of them wait for each other: only one looks at a time.
+            update: Some(start_first(WORKER_MONITOR_MS)),
             ..self.service(name, "__certificates", 5_000)
         }
     }

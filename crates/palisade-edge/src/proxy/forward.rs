@@ -1,5 +1,6 @@
 //! A request on its way to an instance, and to another one if the first wasn't reached.
 
+use super::body::drain;
 use super::head::{self, Origin};
 use super::http1::{self, Bounds, ExchangeError, Framing, Timeouts};
 use super::pool::Instance;
@@ -23,7 +24,11 @@ pub(super) struct Forwarded<'a> {
 
 impl Forwarded<'_> {
     fn bounds(&self, proxy: &Proxy) -> Bounds {
-        Bounds { body_bytes_max: self.lane.route.body_bytes_max, bytes_per_s_min: proxy.limits.body_bytes_per_s_min }
+        Bounds {
+            body_bytes_max: self.lane.route.body_bytes_max,
+            bytes_per_s_min: proxy.limits.body_bytes_per_s_min,
+            drains: self.parts.version == Version::HTTP_2,
+        }
     }
 
     fn timeouts(&self, proxy: &Proxy) -> Timeouts {
@@ -40,6 +45,9 @@ impl Proxy {
         upgrade: Option<hyper::upgrade::OnUpgrade>,
     ) -> Result<Response<Body>, Refused> {
         if body.size_hint().lower() > request.lane.route.body_bytes_max {
+            if request.parts.version == Version::HTTP_2 {
+                drain(body);
+            }
             return Err(Refused::closing(StatusCode::PAYLOAD_TOO_LARGE));
         }
         match request.lane.route.protocol {
@@ -90,10 +98,15 @@ impl Proxy {
                     return Ok(answered.into_response());
                 }
                 Err(failed) => {
-                    let (error, sending) = *failed;
-                    if matches!(error, ExchangeError::NoAnswer(_)) && pooled && repeatable && !sending.body_touched() {
+                    let (error, mut sending) = *failed;
+                    if matches!(error, ExchangeError::NoAnswer(_))
+                        && pooled
+                        && repeatable
+                        && !sending.body_touched()
+                        && let Some(untouched) = sending.take_body()
+                    {
                         // The instance closed a connection that it thought idle.
-                        body = sending.into_body();
+                        body = untouched;
                         continue;
                     }
                     if !error.is_clients() {

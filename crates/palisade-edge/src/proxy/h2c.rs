@@ -1,5 +1,6 @@
 //! HTTP/2 without TLS with an upstream, which is what gRPC needs: streams of one connection are shared by all clients of a worker.
 
+use super::body::drain;
 use super::clock::{Clock, Limit};
 use super::http1::{Bounds, ExchangeError, Timeouts};
 use super::pool::{Active, Stream};
@@ -59,7 +60,8 @@ pub(super) enum Fault {
 /// A client's body on its way to an upstream.
 #[derive(Debug)]
 pub(super) struct RequestBody {
-    body: Incoming,
+    /// `None` only once it was taken.
+    body: Option<Incoming>,
     bounds: Bounds,
     bytes: u64,
     shared: Rc<Shared>,
@@ -70,7 +72,7 @@ impl RequestBody {
     fn new(body: Incoming, bounds: Bounds, clock: &Rc<Clock>, timeouts: Timeouts) -> Self {
         let shared = Rc::new(Shared::default());
         shared.ended.set(body.is_end_stream());
-        Self { body, bounds, bytes: 0, shared, limit: Limit::new(clock, timeouts.client_ms) }
+        Self { body: Some(body), bounds, bytes: 0, shared, limit: Limit::new(clock, timeouts.client_ms) }
     }
 
     fn fault(&self, fault: Fault) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
@@ -85,7 +87,8 @@ impl hyper::body::Body for RequestBody {
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         let this = self.get_mut();
-        match Pin::new(&mut this.body).poll_frame(context) {
+        let Some(body) = &mut this.body else { return Poll::Ready(None) };
+        match Pin::new(&mut *body).poll_frame(context) {
             // A stream that is answered may be quiet for as long as the upstream likes.
             Poll::Pending if !this.shared.answered.get() && this.limit.expired(context) => this.fault(Fault::Slow),
             Poll::Pending => Poll::Pending,
@@ -95,24 +98,34 @@ impl hyper::body::Body for RequestBody {
             }
             Poll::Ready(Some(Err(_))) => this.fault(Fault::Client),
             Poll::Ready(Some(Ok(frame))) => {
-                this.limit.progress();
                 this.shared.touched.set(true);
                 this.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
                 if this.bytes > this.bounds.body_bytes_max {
                     return this.fault(Fault::TooLong);
                 }
-                this.shared.ended.set(this.body.is_end_stream());
+                this.shared.ended.set(body.is_end_stream());
+                this.limit.progress();
                 Poll::Ready(Some(Ok(frame)))
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.as_ref().is_none_or(Incoming::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.body.as_ref().map(Incoming::size_hint).unwrap_or_default()
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        if self.bounds.drains
+            && let Some(body) = self.body.take()
+        {
+            drain(body);
+        }
     }
 }
 
@@ -158,7 +171,7 @@ pub(super) async fn exchange(
                 Some(Fault::Client) => ExchangeError::ClientEnded,
                 None => ExchangeError::Http2(failed.into_error()),
             };
-            Err(Failed { error, unsent: unsent.map(|body| body.body) })
+            Err(Failed { error, unsent: unsent.and_then(|mut body| body.body.take()) })
         }
         None => Err(Failed { error: ExchangeError::Late, unsent: None }),
     }

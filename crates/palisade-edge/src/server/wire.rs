@@ -208,35 +208,53 @@ impl Stream for TlsStream<TcpStream> {
     }
 }
 
+/// What no reader of HTTP/1 takes for a part of a head or for a chunk, but for the end of what it waits for.
+const NO_HTTP: &[u8] = b"\0\r\n\r\n";
+
 /// A client's connection.
 pub(super) struct Wire<S: Stream> {
     stream: S,
     pulse: Arc<Pulse>,
     /// For HTTP/1 only.
     strict: Option<Strict>,
+    /// What the reader still gets instead of what was refused.
+    refused: Option<&'static [u8]>,
     shut: bool,
     lingered: usize,
 }
 
 impl<S: Stream> Wire<S> {
     pub(super) fn new(stream: S, pulse: Arc<Pulse>, strict: Option<Strict>) -> Self {
-        Self { stream, pulse, strict, shut: false, lingered: 0 }
+        Self { stream, pulse, strict, refused: None, shut: false, lingered: 0 }
     }
 
-    /// Judges what was read. What is refused is replaced by what no reader of HTTP/1 takes for a request, or for a chunk.
-    fn judge(strict: &mut Strict, pulse: &Pulse, buffer: &mut ReadBuf<'_>, before: usize) {
-        if pulse.phase() == Phase::Idle {
+    /// Judges what was read.
+    fn judge(&mut self, buffer: &mut ReadBuf<'_>, before: usize) {
+        let Some(strict) = &mut self.strict else { return };
+        let phase = self.pulse.phase();
+        if phase == Phase::Tunnel {
+            self.strict = None;
+            return;
+        }
+        if phase == Phase::Idle {
             strict.not_upgraded();
         }
         if strict.feed(&buffer.filled()[before..]).is_err() {
             buffer.set_filled(before);
-            // There is room: something was read to there.
-            buffer.put_slice(b"\0");
-        } else if strict.within_head() && matches!(pulse.phase(), Phase::Idle | Phase::New) {
-            // A head that is whole becomes a request at once; what is new begins with the handshake.
-            if pulse.phase() == Phase::Idle {
-                pulse.set(Phase::Head);
-            }
+            self.refused = Some(NO_HTTP);
+            self.refuse(buffer);
+        } else if strict.within_head() && phase == Phase::Idle {
+            // What is new has begun with the handshake; a head that is whole becomes a request at once.
+            self.pulse.set(Phase::Head);
+        }
+    }
+
+    /// Once something was refused the reader gets this, and then the end.
+    fn refuse(&mut self, buffer: &mut ReadBuf<'_>) {
+        if let Some(rest) = &mut self.refused {
+            let (now, later) = rest.split_at(rest.len().min(buffer.remaining()));
+            buffer.put_slice(now);
+            *rest = later;
         }
     }
 }
@@ -255,16 +273,14 @@ impl<S: Stream> Drop for Wire<S> {
 impl<S: Stream> AsyncRead for Wire<S> {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.refused.is_some() {
+            this.refuse(buffer);
+            return Poll::Ready(Ok(()));
+        }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
-        if buffer.filled().len() > before
-            && let Some(strict) = &mut this.strict
-        {
-            if this.pulse.phase() == Phase::Tunnel {
-                this.strict = None;
-            } else {
-                Self::judge(strict, &this.pulse, buffer, before);
-            }
+        if buffer.filled().len() > before {
+            this.judge(buffer, before);
         }
         Poll::Ready(Ok(()))
     }

@@ -6,6 +6,7 @@
 //! One table serves all stacks of a host, because a second table with the policy `drop` would drop what the first
 //! lets in. Each stack owns its sets in it; they are also the only place where it is written what a stack opened.
 
+pub mod bans;
 pub mod boot;
 mod doors;
 pub mod export;

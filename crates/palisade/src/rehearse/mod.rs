@@ -3,6 +3,7 @@
 //! Nothing of this machine is changed: the scratch host and its internet are network namespaces of their own.
 
 mod attacks;
+mod edge;
 pub(crate) mod scene;
 mod unprivileged;
 
@@ -39,13 +40,19 @@ struct Report {
     /// The same stranger while the firewall is away: what the guard holds alone.
     without_firewall: Stranger,
     peers: Peers,
+    /// If the stack has an edge.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    edge: Option<edge::Served>,
     attacks: Attacks,
 }
 
 impl Report {
-    fn findings(&self) -> [&Vec<Finding>; 5] {
-        let Self { doors, stranger, without_firewall, peers, attacks, .. } = self;
-        [&doors.findings, &stranger.findings, &without_firewall.findings, &peers.findings, &attacks.findings]
+    fn findings(&self) -> Vec<&Vec<Finding>> {
+        let Self { doors, stranger, without_firewall, peers, edge, attacks, .. } = self;
+        let edge = edge.iter().map(|edge| &edge.findings);
+        let others =
+            [&doors.findings, &stranger.findings, &without_firewall.findings, &peers.findings, &attacks.findings];
+        others.into_iter().chain(edge).collect()
     }
 }
 
@@ -89,7 +96,7 @@ fn uninterrupted() -> Result<(), Failure> {
 fn play(scene: &Scene, stack: &Stack) -> Result<Report, Failure> {
     let layout = &scene.layout;
     // The scratch host runs no firewall of its own.
-    let mut stack = stack.clone();
+    let mut stack = palisade_core::edge::rehearsed(stack.clone());
     if stack.firewall.backend != BackendChoice::None {
         stack.firewall.backend = BackendChoice::Auto;
     }
@@ -115,6 +122,8 @@ fn play(scene: &Scene, stack: &Stack) -> Result<Report, Failure> {
     let stranger = knock().map_err(outside)??;
     let peers = proof::peers(layout, stack, &host)?;
     uninterrupted()?;
+    let edge = scene.internet.run(|| edge::ask(layout, stack)).map_err(outside)?;
+    uninterrupted()?;
     let (without_firewall, attacks) = without_firewall(layout, || {
         let stranger = knock().map_err(outside)??;
         uninterrupted()?;
@@ -132,6 +141,7 @@ fn play(scene: &Scene, stack: &Stack) -> Result<Report, Failure> {
         stranger,
         without_firewall,
         peers,
+        edge,
         attacks,
     })
 }
@@ -178,6 +188,7 @@ fn text(report: &Report) -> String {
         report.without_firewall.unanswered.len()
     );
     text += &peers_text(&report.peers);
+    text += &report.edge.as_ref().map_or_else(String::new, edge::text);
     text += &attacks::text(&report.attacks);
     text += "Cleared: namespaces, cgroups, pins, processes, volumes and logs of the rehearsal are gone\n\n";
     text + &findings_text(report.findings())

@@ -1,6 +1,7 @@
 //! One of `routes`.
 
 use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -30,6 +31,11 @@ const NETWORK_HINT: &str = "write an address or a network: `192.0.2.7`, `192.0.2
 const DAYS_HINT: &str = "write a number with a unit: `10m`, `12h`, `365d`";
 const TYPES_HINT: &str =
     "write media types, like `text/html` or `text/*`; `true` stands for those that are usually worth it";
+
+/// `::ffff:192.0.2.0/120`
+fn is_mapped(network: Network) -> bool {
+    matches!(network.address(), IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() && network.prefix_len() >= 96)
+}
 
 impl Reader<'_> {
     /// A value that `parse` understands, or says what is wrong with.
@@ -88,6 +94,14 @@ impl Reader<'_> {
                         Wrong { message: "is not an address or a network".into(), hint: NETWORK_HINT.into() }
                     }
                 })
+            };
+            // Such clients are told from others by their IPv4 address.
+            let parse = |text: &str| match parse(text)? {
+                network if is_mapped(network) => Err(Wrong {
+                    message: "is IPv4 in the form of IPv6, in which no client has it".into(),
+                    hint: NETWORK_HINT.into(),
+                }),
+                network => Ok(network),
             };
             if let Some(network) = self.understood(&text, "a network", NETWORK_HINT, parse) {
                 networks.push(Spanned::new(network, text.span));

@@ -115,9 +115,13 @@ pub(super) fn path(text: &str) -> Result<String, Wrong> {
     if text.contains(['?', '#']) {
         return wrong("has more than a path", "routes know only paths: leave out what begins with `?` or `#`");
     }
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "/-._~!$&'()+,;=:@".contains(c);
+    if text.contains(';') {
+        let hint = "write what stands before it: routes are looked for without such parameters";
+        return wrong("has a parameter of a segment (`;…`)", hint);
+    }
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "/-._~!$&'()+,=:@".contains(c);
     if let Some(c) = text.chars().find(|c| !allowed(*c)) {
-        let hint = "begin the route with a part of the path that has only letters, digits and `-._~!$&'()+,;=:@`";
+        let hint = "begin the route with a part of the path that has only letters, digits and `-._~!$&'()+,=:@`";
         return wrong(format!("holds {}", quoted(&c.to_string())), hint);
     }
     let trimmed = text.trim_end_matches('/');
@@ -259,7 +263,9 @@ mod tests {
         {
             assert_eq!(path(text).as_deref(), Ok(meant), "{text}");
         }
-        for text in ["", "api", "/api/*", "/a//b", "/a/../b", "/.", "/a?b", "/a#b", "/a b", "/%61", "/é", "/a\0"] {
+        for text in
+            ["", "api", "/api/*", "/a//b", "/a/../b", "/.", "/a?b", "/a#b", "/a b", "/%61", "/é", "/a\0", "/a;b"]
+        {
             assert!(path(text).is_err(), "{text}");
         }
     }

@@ -43,6 +43,9 @@ pub(super) enum SendError {
 pub(in crate::proxy) struct Bounds {
     pub(in crate::proxy) body_bytes_max: u64,
     pub(in crate::proxy) bytes_per_s_min: u32,
+    /// What is left of a body that nobody wants is taken nevertheless, for a while: over HTTP/2, where many a client doesn't see
+    /// the answer otherwise.
+    pub(in crate::proxy) drains: bool,
 }
 
 /// Over this time a client's speed is measured.
@@ -58,7 +61,8 @@ pub(in crate::proxy) struct Sending {
     /// The line end behind a chunk.
     tail: &'static [u8],
     framing: Framing,
-    body: Incoming,
+    /// `None` only once it was taken.
+    body: Option<Incoming>,
     /// There is no more to fetch from the client.
     fetched: bool,
     /// All is sent, or sending was given up.
@@ -88,7 +92,7 @@ impl Sending {
             data: Bytes::new(),
             tail: b"",
             framing,
-            body,
+            body: Some(body),
             fetched: matches!(framing, Framing::None | Framing::Length(0)),
             over: false,
             given_up: false,
@@ -106,8 +110,8 @@ impl Sending {
         self.body_bytes > 0
     }
 
-    pub(in crate::proxy) fn into_body(self) -> Incoming {
-        self.body
+    pub(in crate::proxy) fn take_body(&mut self) -> Option<Incoming> {
+        self.body.take()
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -200,7 +204,11 @@ impl Sending {
     /// Takes the next part of the body, if the client has sent it.
     fn fetch(&mut self, context: &mut Context<'_>) -> Result<(), SendError> {
         loop {
-            match Pin::new(&mut self.body).poll_frame(context) {
+            let polled = match &mut self.body {
+                Some(body) => Pin::new(body).poll_frame(context),
+                None => Poll::Ready(None),
+            };
+            match polled {
                 Poll::Pending => return Ok(()),
                 Poll::Ready(None) => {
                     self.fetched = true;
@@ -230,6 +238,17 @@ impl Sending {
                     return Ok(());
                 }
             }
+        }
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        if self.bounds.drains
+            && !self.fetched
+            && let Some(body) = self.body.take()
+        {
+            crate::proxy::body::drain(body);
         }
     }
 }

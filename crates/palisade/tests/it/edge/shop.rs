@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use palisade_core::edge::{AUTHORITIES_VOLUME, CERTIFICATES_VOLUME};
+use palisade_core::edge::AUTHORITIES_VOLUME;
 
 use crate::scratch::{HOST, Host, Ran};
 
@@ -84,10 +84,6 @@ impl Shop {
         let roots: Vec<_> = entries.filter(|path| path.extension().is_some_and(|e| e == "pem" || e == "crt")).collect();
         let is_root = |path: &&PathBuf| !fs::read_to_string(path).unwrap().contains("PRIVATE KEY");
         roots.iter().find(is_root).unwrap_or_else(|| panic!("{roots:?}")).clone()
-    }
-
-    pub(super) fn certificate(&self, domain: &str) -> PathBuf {
-        self.0.layout.volume(CERTIFICATES_VOLUME).join(format!("{domain}.pem"))
     }
 
     /// curl, as somebody on the internet who trusts the local authority.

@@ -1,0 +1,176 @@
+//! Who was refused, how often, and who is to be banned for it.
+
+use super::client::ClientKey;
+use super::table::{Key, Table};
+use palisade_core::edge::{Ban, LimitedClient, ToBan};
+use palisade_core::network::Network;
+use std::sync::{Mutex, PoisonError};
+
+/// Clients that are remembered, at most; those with the most refusals within the last minute stay.
+const REMEMBERED: usize = 8_192;
+/// Clients that are to be banned, until somebody asks.
+const TO_BAN_MAX: usize = 4_096;
+/// Clients in a report.
+const SHOWN_MAX: usize = 100;
+/// A minute is counted in parts of this length, so refusals count for 50 to 60 seconds.
+const PART_MS: u64 = 10_000;
+const PARTS: usize = 6;
+
+#[derive(Clone, Copy, Debug)]
+struct Offender {
+    times: u64,
+    last_ms: u64,
+    /// By part of the minute.
+    recent: [u32; PARTS],
+    /// When it was last said that it is to be banned.
+    told_ms: Option<u64>,
+}
+
+impl Offender {
+    fn recent(&self, now_ms: u64) -> u64 {
+        let age = (now_ms / PART_MS).saturating_sub(self.last_ms / PART_MS);
+        let last_part = self.last_ms / PART_MS;
+        // Parts that have passed since the last refusal hold what is older than a minute.
+        let live = (PARTS as u64).saturating_sub(age);
+        (0..live).map(|back| u64::from(self.recent[place(last_part.wrapping_sub(back))])).sum()
+    }
+
+    fn offends(&mut self, now_ms: u64) {
+        let (last, part) = (self.last_ms / PART_MS, now_ms.max(self.last_ms) / PART_MS);
+        for passed in (last + 1..=part).take(PARTS) {
+            self.recent[place(passed)] = 0;
+        }
+        // After a long time all parts have been emptied, whichever came first.
+        let current = &mut self.recent[place(part)];
+        *current = current.saturating_add(1);
+        self.last_ms = self.last_ms.max(now_ms);
+        self.times = self.times.saturating_add(1);
+    }
+}
+
+fn place(part: u64) -> usize {
+    // The remainder is less than the number of parts.
+    (part % PARTS as u64) as usize
+}
+
+#[derive(Debug)]
+pub(super) struct Offenders {
+    table: Table<Offender>,
+    to_ban: Mutex<Vec<(ClientKey, u32)>>,
+}
+
+impl Offenders {
+    pub(super) fn new() -> Self {
+        Self { table: Table::new(REMEMBERED), to_ban: Mutex::default() }
+    }
+
+    /// A client was refused.
+    pub(super) fn note(&self, route: u16, client: ClientKey, ban: Option<Ban>, now_ms: u64) {
+        let new =
+            |_: Option<(&Key, &Offender)>| Offender { times: 0, last_ms: now_ms, recent: [0; PARTS], told_ms: None };
+        let worth = |_: &Key, other: &Offender| {
+            // Who was told of stays longer than who wasn't, so that it is told once.
+            let told = other.told_ms.is_some_and(|told| now_ms.saturating_sub(told) < PART_MS * PARTS as u64);
+            i64::try_from(other.recent(now_ms)).unwrap_or(i64::MAX).saturating_mul(if told { 2 } else { 1 })
+        };
+        let for_s = self.table.with((route, client), worth, new, |offender| {
+            offender.offends(now_ms);
+            let ban = ban?;
+            let before =
+                offender.told_ms.is_none_or(|told| now_ms.saturating_sub(told) >= u64::from(ban.for_s) * 1_000);
+            if !before || offender.recent(now_ms) < u64::from(ban.after) {
+                return None;
+            }
+            offender.told_ms = Some(now_ms);
+            Some(ban.for_s)
+        });
+        if let Some(for_s) = for_s {
+            let mut to_ban = self.to_ban.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((_, longest)) = to_ban.iter_mut().find(|(known, _)| *known == client) {
+                *longest = for_s.max(*longest);
+            } else if to_ban.len() < TO_BAN_MAX {
+                to_ban.push((client, for_s));
+            }
+        }
+    }
+
+    /// Those who were refused most lately, newest first. `wall_s` is the time of day that `now_ms` is.
+    pub(super) fn latest(&self, names: &[String], now_ms: u64, wall_s: u64) -> Vec<LimitedClient> {
+        let mut all = self.table.entries();
+        all.sort_by_key(|(_, offender)| std::cmp::Reverse(offender.last_ms));
+        let shown = all.into_iter().take(SHOWN_MAX).map(|((route, client), offender)| LimitedClient {
+            client: client.into(),
+            route: names.get(usize::from(route)).cloned().unwrap_or_default(),
+            times: offender.times,
+            last_s: wall_s.saturating_sub(now_ms.saturating_sub(offender.last_ms) / 1_000),
+        });
+        shown.collect()
+    }
+
+    /// Those who are to be banned, each told once.
+    pub(super) fn take_to_ban(&self) -> Vec<ToBan> {
+        let taken = std::mem::take(&mut *self.to_ban.lock().unwrap_or_else(PoisonError::into_inner));
+        taken.into_iter().map(|(client, for_s)| ToBan { client: Network::from(client), for_s }).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BAN: Option<Ban> = Some(Ban { after: 10, for_s: 600 });
+    const CLIENT: ClientKey = ClientKey::V4(0xc633_6407);
+
+    #[test]
+    fn a_client_is_banned_once_for_enough_refusals_within_a_minute() {
+        let offenders = Offenders::new();
+        for at in 0..9 {
+            offenders.note(0, CLIENT, BAN, 5_000 + at);
+        }
+        assert_eq!(offenders.take_to_ban(), []);
+        // The others are more than a minute old.
+        offenders.note(0, CLIENT, BAN, 71_000);
+        assert_eq!(offenders.take_to_ban(), []);
+        for at in 0..30 {
+            offenders.note(0, CLIENT, BAN, 80_000 + at * 100);
+        }
+        assert_eq!(offenders.take_to_ban(), [ToBan { client: "198.51.100.7".parse().unwrap(), for_s: 600 }]);
+        for at in 0..30 {
+            offenders.note(0, CLIENT, BAN, 90_000 + at * 100);
+        }
+        assert_eq!(offenders.take_to_ban(), []);
+        // The ban is over, and it goes on.
+        for at in 0..30 {
+            offenders.note(0, CLIENT, BAN, 900_000 + at * 100);
+        }
+        assert_eq!(offenders.take_to_ban().len(), 1);
+    }
+
+    #[test]
+    fn slow_offenders_are_not_banned_however_long_they_offend() {
+        let offenders = Offenders::new();
+        for at in 0..1_000 {
+            offenders.note(0, CLIENT, BAN, at * 7_000);
+        }
+        assert_eq!(offenders.take_to_ban(), []);
+        let latest = offenders.latest(&["shop.example/".to_owned()], 7_000_000, 1_000_000);
+        assert_eq!(latest.len(), 1);
+        assert_eq!((latest[0].times, latest[0].last_s, latest[0].route.as_str()), (1_000, 999_993, "shop.example/"));
+    }
+
+    #[test]
+    fn many_others_do_not_make_a_heavy_offender_forgotten() {
+        let offenders = Offenders::new();
+        for _ in 0..9 {
+            offenders.note(0, CLIENT, BAN, 5_000);
+        }
+        for client in 0..200_000 {
+            offenders.note(0, ClientKey::V6(client), BAN, 5_000);
+        }
+        offenders.note(0, CLIENT, BAN, 6_000);
+        assert_eq!(offenders.take_to_ban().len(), 1);
+        let latest = offenders.latest(&[], 6_000, 1_000);
+        assert_eq!(latest.len(), 100);
+        assert_eq!(latest[0].client, Network::from(CLIENT));
+    }
+}
