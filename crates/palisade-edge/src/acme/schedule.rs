@@ -28,7 +28,7 @@ pub(super) enum Trouble {
 /// a day where they are. `chance` spreads those of many hosts: a quarter less or more.
 pub(super) fn pause_s(trouble: Trouble, failures: u32, chance: u64) -> u64 {
     let (first, longest) = match trouble {
-        Trouble::Check => (MINUTE_S, LOOK_S_MAX),
+        Trouble::Check => (MINUTE_S / 4, LOOK_S_MAX),
         Trouble::Unreachable => (MINUTE_S, 6 * 3600),
         Trouble::Refused => (5 * MINUTE_S, DAY_S),
     };
@@ -96,10 +96,10 @@ mod tests {
     #[test]
     fn pauses_grow_to_their_limit_and_are_spread() {
         for (trouble, first, longest) in
-            [(Trouble::Check, 60, 3600), (Trouble::Unreachable, 60, 21_600), (Trouble::Refused, 300, 86_400)]
+            [(Trouble::Check, 15, 3600), (Trouble::Unreachable, 60, 21_600), (Trouble::Refused, 300, 86_400)]
         {
-            assert_eq!(pause_s(trouble, 1, 0), first * 3 / 4);
-            assert_eq!(pause_s(trouble, 1, first / 2), first * 5 / 4);
+            assert_eq!(pause_s(trouble, 1, 0), first - first / 4);
+            assert_eq!(pause_s(trouble, 1, first / 2), first - first / 4 + first / 2);
             for failures in [1, 2, 5, 30, u32::MAX] {
                 for chance in [0, 1, 12_345, u64::MAX] {
                     assert!((first * 3 / 4..=longest * 5 / 4).contains(&pause_s(trouble, failures, chance)));
