@@ -6,6 +6,7 @@
 pub mod access_log;
 pub mod acme;
 pub mod client;
+mod compress;
 pub mod error_pages;
 pub mod forwarded;
 mod http3;

@@ -3,6 +3,7 @@
 use super::clock::Limit;
 use super::{h2c, http1};
 use crate::access_log::Entry;
+use crate::compress::Encoder;
 use crate::limit::Slot;
 use crate::server::Pulse;
 use bytes::Bytes;
@@ -26,6 +27,7 @@ pub(crate) struct Body {
     /// The client's place among requests at once.
     slot: Option<Slot>,
     log: Option<Box<Entry>>,
+    encoding: Option<Box<Encoding>>,
 }
 
 #[derive(Debug)]
@@ -39,6 +41,17 @@ impl Default for Source {
     fn default() -> Self {
         Self::Full(Bytes::new())
     }
+}
+
+/// What is compressed on its way.
+#[derive(Debug)]
+struct Encoding {
+    encoder: Encoder,
+    /// Something went in that may not have come out yet.
+    holds: bool,
+    /// What follows the body, when all of that came out.
+    trailers: Option<Frame<Bytes>>,
+    ended: bool,
 }
 
 /// A request that is being answered.
@@ -107,6 +120,63 @@ impl Body {
         self.request = Some(request);
         self.stalled = stalled;
     }
+
+    /// From now on it is compressed. Without an encoder it breaks off: its head says already that it is.
+    pub(super) fn encode(&mut self, encoder: std::io::Result<Encoder>) {
+        match encoder {
+            Ok(encoder) => {
+                self.encoding = Some(Box::new(Encoding { encoder, holds: false, trailers: None, ended: false }));
+            }
+            Err(error) => self.fault = Some(error.into()),
+        }
+    }
+
+    /// What the upstream sent, compressed if that was decided.
+    fn poll_part(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Some(encoding) = &mut self.encoding else { return self.source.poll(context) };
+        loop {
+            if encoding.ended {
+                return Poll::Ready(encoding.trailers.take().map(Ok));
+            }
+            let out = match self.source.poll(context) {
+                // What is there isn't kept back until the upstream has more.
+                Poll::Pending if !std::mem::take(&mut encoding.holds) => return Poll::Pending,
+                Poll::Pending => encoding.encoder.flush(),
+                Poll::Ready(Some(Err(fault))) => return Poll::Ready(Some(Err(fault))),
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(bytes) => {
+                        encoding.holds = true;
+                        encoding.encoder.write(&bytes)
+                    }
+                    Err(trailers) => {
+                        encoding.ended = true;
+                        encoding.trailers = Some(trailers);
+                        encoding.encoder.finish()
+                    }
+                },
+                Poll::Ready(None) => {
+                    encoding.ended = true;
+                    encoding.encoder.finish()
+                }
+            };
+            match out {
+                Ok(out) if out.is_empty() => {}
+                Ok(out) => return Poll::Ready(Some(Ok(Frame::data(out)))),
+                Err(error) => return Poll::Ready(Some(Err(error.into()))),
+            }
+        }
+    }
+}
+
+impl Source {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Poll::Ready(match self {
+            Self::Full(bytes) if bytes.is_empty() => None,
+            Self::Full(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
+            Self::Http1(body) => ready!(body.poll_frame(context)).map(|frame| frame.map_err(Into::into)),
+            Self::H2c(body) => ready!(body.poll_frame(context)).map(|frame| frame.map_err(Into::into)),
+        })
+    }
 }
 
 impl hyper::body::Body for Body {
@@ -121,12 +191,7 @@ impl hyper::body::Body for Body {
         if let Some(fault) = this.fault.take() {
             return Poll::Ready(Some(Err(fault)));
         }
-        let frame = match &mut this.source {
-            Source::Full(bytes) if bytes.is_empty() => None,
-            Source::Full(bytes) => Some(Ok::<_, BodyError>(Frame::data(std::mem::take(bytes)))),
-            Source::Http1(body) => ready!(body.poll_frame(context)).map(|frame| frame.map_err(Into::into)),
-            Source::H2c(body) => ready!(body.poll_frame(context)).map(|frame| frame.map_err(Into::into)),
-        };
+        let frame = ready!(this.poll_part(context));
         if let (Some(stalled), Some(Ok(_)), Some(request)) = (&this.stalled, &frame, &this.request) {
             stalled.cuts(&request.0);
         }
@@ -142,6 +207,9 @@ impl hyper::body::Body for Body {
     }
 
     fn is_end_stream(&self) -> bool {
+        if let Some(encoding) = &self.encoding {
+            return encoding.ended && encoding.trailers.is_none();
+        }
         match &self.source {
             Source::Full(bytes) => bytes.is_empty(),
             Source::Http1(body) => body.is_end(),
@@ -150,6 +218,9 @@ impl hyper::body::Body for Body {
     }
 
     fn size_hint(&self) -> SizeHint {
+        if self.encoding.is_some() {
+            return SizeHint::default();
+        }
         match &self.source {
             Source::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Source::Http1(body) => body.size_hint(),

@@ -16,6 +16,7 @@ pub(crate) use body::Body;
 pub(crate) use clock::{Clock, TICK_MS};
 
 use crate::access_log::Seen;
+use crate::compress::{self, Encoders};
 use crate::error_pages::ErrorPages;
 use crate::forwarded::{self, Way};
 use crate::limit::Refusal;
@@ -26,12 +27,13 @@ use forward::Forwarded;
 use head::Origin;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER, STRICT_TRANSPORT_SECURITY};
+use hyper::http::request::Parts;
 use hyper::{Request, Response, StatusCode, Version};
 use palisade_core::edge::{ConnectionLimits, Upstreams};
 use pool::Group;
 use routes::{Found, Routes};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -52,6 +54,7 @@ pub(crate) struct Proxy {
     answered: [Cell<u64>; 5],
     /// Room for heads that are sent to upstreams.
     scratch: RefCell<Vec<Vec<u8>>>,
+    encoders: Encoders,
     /// What is wrong with upstreams isn't said before.
     quiet_until_ms: Cell<u64>,
 }
@@ -109,6 +112,7 @@ impl Proxy {
             certificates: settings.certificates.clone(),
             answered: Default::default(),
             scratch: RefCell::default(),
+            encoders: Encoders::default(),
             quiet_until_ms: Cell::new(0),
         }
     }
@@ -198,7 +202,19 @@ impl Proxy {
         {
             response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, hsts.clone());
         }
+        self.compress(&lane.route.compress, &parts, &mut response);
         Ok(response)
+    }
+
+    fn compress(&self, types: &BTreeSet<String>, request: &Parts, response: &mut Response<Body>) {
+        if types.is_empty() || !self.encoders.have_room() {
+            return;
+        }
+        let (status, length) = (response.status(), response.body().size_hint().exact());
+        let asked = (&request.method, &request.headers);
+        if let Some(coding) = compress::decide(types, asked, status, response.headers_mut(), length) {
+            response.body_mut().encode(self.encoders.begin(coding));
+        }
     }
 }
 

@@ -59,8 +59,9 @@ pub(super) fn path<'a>(method: &Method, uri: &'a Uri) -> Result<Cow<'a, str>, St
     }
     let mut before = 0;
     let plain = path.bytes().all(|byte| {
-        let fine = !matches!(byte, b'%' | b';' | b'\\' | 0..=0x20 | 0x7f..)
-            && !(before == b'/' && matches!(byte, b'/' | b'.'));
+        let decoded_or_cut = matches!(byte, b'%' | b';' | b'\\' | 0..=0x20 | 0x7f..);
+        let empty_or_dotted = before == b'/' && matches!(byte, b'/' | b'.');
+        let fine = !decoded_or_cut && !empty_or_dotted;
         before = byte;
         fine
     });

@@ -1,5 +1,6 @@
 //! The edge as a process, between real clients and real servers on loopback.
 
+mod answers;
 mod certificates;
 mod child;
 mod clients;
