@@ -5,6 +5,7 @@
 
 pub mod access_log;
 pub mod acme;
+pub mod compress;
 pub mod error_pages;
 pub mod forwarded;
 mod http3;

@@ -74,7 +74,7 @@ impl Drop for Entry {
         let _ = match self.format {
             LogFormat::Json => {
                 let ms = self.began.elapsed().as_micros() as f64 / 1_000.0;
-                write!(rest, ",\"status\":{status},\"bytes\":{bytes},\"duration_ms\":{ms:.3}}}\n")
+                writeln!(rest, ",\"status\":{status},\"bytes\":{bytes},\"duration_ms\":{ms:.3}}}")
             }
             LogFormat::Combined => write!(rest, " {status} {bytes}"),
         };

@@ -14,9 +14,11 @@ pub(super) const WAYS: usize = 8;
 /// Whose entry it is: a client at a route, which is counted from 0.
 pub(super) type Key = (u16, ClientKey);
 
+type Set<T> = [Option<(Key, T)>; WAYS];
+
 #[derive(Debug)]
 pub(super) struct Table<T> {
-    sets: Box<[Mutex<[Option<(Key, T)>; WAYS]>]>,
+    sets: Box<[Mutex<Set<T>>]>,
     hasher: RandomState,
 }
 

@@ -3,6 +3,7 @@
 use super::clock::Limit;
 use super::{h2c, http1};
 use crate::access_log::Entry;
+use crate::compress::{Coding, Compressor};
 use crate::limit::Slot;
 use crate::server::Pulse;
 use bytes::Bytes;
@@ -26,6 +27,7 @@ pub(crate) struct Body {
     /// The client's place among requests at once.
     slot: Option<Slot>,
     log: Option<Box<Entry>>,
+    compressor: Option<Box<Compressor>>,
 }
 
 #[derive(Debug)]
@@ -97,6 +99,12 @@ impl Body {
         self.slot = slot;
     }
 
+    /// From now on it is compressed.
+    pub(super) fn compress(&mut self, coding: Coding) -> std::io::Result<()> {
+        self.compressor = Some(Box::new(Compressor::new(coding)?));
+        Ok(())
+    }
+
     /// It is logged when it has ended.
     pub(super) fn log(&mut self, entry: Box<Entry>) {
         self.log = Some(entry);
@@ -121,11 +129,18 @@ impl hyper::body::Body for Body {
         if let Some(fault) = this.fault.take() {
             return Poll::Ready(Some(Err(fault)));
         }
+        if let Some(last) = this.compressor.as_mut().and_then(|compressor| compressor.last()) {
+            return Poll::Ready(last.map(Ok));
+        }
         let frame = match &mut this.source {
             Source::Full(bytes) if bytes.is_empty() => None,
             Source::Full(bytes) => Some(Ok::<_, BodyError>(Frame::data(std::mem::take(bytes)))),
             Source::Http1(body) => ready!(body.poll_frame(context)).map(|frame| frame.map_err(Into::into)),
             Source::H2c(body) => ready!(body.poll_frame(context)).map(|frame| frame.map_err(Into::into)),
+        };
+        let frame = match &mut this.compressor {
+            Some(compressor) => compressor.compress(frame),
+            None => frame,
         };
         if let (Some(stalled), Some(Ok(_)), Some(request)) = (&this.stalled, &frame, &this.request) {
             stalled.cuts(&request.0);
@@ -142,6 +157,9 @@ impl hyper::body::Body for Body {
     }
 
     fn is_end_stream(&self) -> bool {
+        if self.compressor.is_some() {
+            return false;
+        }
         match &self.source {
             Source::Full(bytes) => bytes.is_empty(),
             Source::Http1(body) => body.is_end(),
@@ -150,6 +168,9 @@ impl hyper::body::Body for Body {
     }
 
     fn size_hint(&self) -> SizeHint {
+        if self.compressor.is_some() {
+            return SizeHint::default();
+        }
         match &self.source {
             Source::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Source::Http1(body) => body.size_hint(),

@@ -16,6 +16,7 @@ pub(crate) use body::Body;
 pub(crate) use clock::{Clock, TICK_MS};
 
 use crate::access_log::Seen;
+use crate::compress;
 use crate::error_pages::ErrorPages;
 use crate::forwarded::{self, Way};
 use crate::limit::Refusal;
@@ -192,6 +193,16 @@ impl Proxy {
         let origin = Origin { address: way.client, proxies: &way.proxies, scheme, domain };
         let upgrade = upgrade.filter(|_| body.is_end_stream() && head::wanted_protocol(&parts).is_some());
         let mut response = self.forward(Forwarded { client, lane, origin, parts: &parts }, body, upgrade).await?;
+        if !lane.route.compress.is_empty() {
+            let exact = response.body().size_hint().exact();
+            let status = response.status();
+            let headers = response.headers_mut();
+            if let Some(coding) =
+                compress::settle(&lane.route.compress, &parts.method, &parts.headers, status, exact, headers)
+            {
+                response.body_mut().compress(coding).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
+            }
+        }
         response.body_mut().hold(slot);
         if scheme == "https"
             && let Some(hsts) = &lane.hsts

@@ -1,7 +1,7 @@
 //! What single clients are allowed, who they are, and what is kept of what they did.
 
 use crate::support::{DOMAIN, Edge, PATIENCE, free_address, settings, wait_until};
-use crate::upstream::Echo;
+use crate::upstream::{Echo, saying};
 use palisade_core::edge::{AccessLog, Ban, LogFormat, Rate};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -187,4 +187,27 @@ fn requests_are_logged_and_errors_have_pages() {
     assert!(aside(1).exists() && aside(2).exists() && !aside(3).exists());
     let all = [text(), std::fs::read_to_string(aside(1)).expect("it is there")].concat();
     assert!(!all.contains("secret"), "{all}");
+}
+
+#[test]
+fn answers_are_compressed_for_those_who_can_read_it() {
+    let body = "It is said again and again. ".repeat(400);
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nETag: \"a\"\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let upstream = saying(answer.leak().as_bytes());
+    let (mut settings, folder) = settings();
+    settings.edge.routes[0].value.compress = ["text/*".to_owned()].into();
+    let edge = Edge::with((settings, folder), &[upstream]);
+    for version in ["--http1.1", "--http2"] {
+        let url = format!("https://{DOMAIN}/");
+        assert_eq!(edge.curl(&[version, "--compressed", &url]), body);
+        let coding =
+            ["--output", "/dev/null", "--dump-header", "-", "--header", "Accept-Encoding: gzip", version, &url];
+        let head = edge.curl(&coding).to_ascii_lowercase();
+        assert!(head.contains("content-encoding: gzip") && head.contains("etag: w/\"a\""), "{head}");
+        assert!(!head.contains("content-length") && head.contains("vary: accept-encoding"), "{head}");
+        assert_eq!(edge.curl(&[version, &url]), body, "whoever asks for nothing gets it as it is");
+    }
 }
