@@ -12,6 +12,7 @@ mod http3;
 pub mod limit;
 pub mod local_ca;
 mod proxy;
+pub mod proxy_protocol;
 mod server;
 pub mod tls;
 
