@@ -13,6 +13,7 @@ mod http3;
 pub mod limit;
 pub mod local_ca;
 mod proxy;
+mod proxy_protocol;
 mod server;
 pub mod tls;
 

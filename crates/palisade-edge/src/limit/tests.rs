@@ -81,10 +81,11 @@ impl Model {
 
 #[test]
 fn requests_are_counted_as_by_the_model_whoever_asks_and_when() {
+    let mut refused_in_all = 0;
     for seed in 1..=20 {
         let mut chance = Chance(seed * 0x9e37_79b9);
         let rates: Vec<Rate> = (0..3)
-            .map(|_| Rate { milli_per_s: 1 + chance.below(30_000) as u32, burst: chance.below(30) as u32 })
+            .map(|_| Rate { milli_per_s: 1 + chance.below(3_000) as u32, burst: chance.below(30) as u32 })
             .collect();
         let limits = Limits::new(&edge(rates.iter().map(|rate| route("a.example", Some(*rate))).collect()));
         let (mut model, mut now_ms, mut refused) = (Model::default(), 1, 0);
@@ -104,9 +105,10 @@ fn requests_are_counted_as_by_the_model_whoever_asks_and_when() {
         }
         let mut report = Report::default();
         limits.report(&mut report, now_ms, 1_000_000);
-        assert!(refused > 100 && refused < 19_900, "{refused}");
+        refused_in_all += refused;
         assert_eq!(report.limited.values().sum::<u64>(), refused);
     }
+    assert!(refused_in_all > 4_000, "{refused_in_all}");
 }
 
 #[test]

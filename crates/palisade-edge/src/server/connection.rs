@@ -4,6 +4,7 @@ use super::strict::Strict;
 use super::wire::{Phase, Pulse, Stream, Wire};
 use super::worker::Worker;
 use crate::proxy::Body;
+use crate::proxy_protocol;
 use crate::tls::ACME_ALPN;
 use hyper::body::Incoming;
 use hyper::header::ALT_SVC;
@@ -74,7 +75,7 @@ const RESET_STREAMS_MAX: usize = 20;
 const LOCAL_RESETS_MAX: usize = 256;
 
 /// Serves a connection until it ends.
-pub(super) async fn serve(worker: Rc<Worker>, scheme: Scheme, stream: TcpStream, peer: SocketAddr) {
+pub(super) async fn serve(worker: Rc<Worker>, scheme: Scheme, mut stream: TcpStream, mut peer: SocketAddr) {
     // Whoever has too many already isn't worth an answer. A trusted proxy's are many clients'.
     let shared = Arc::clone(&worker.shared);
     let is_proxy = shared.settings.edge.trusted_proxies.iter().any(|network| network.contains(peer.ip()));
@@ -82,6 +83,12 @@ pub(super) async fn serve(worker: Rc<Worker>, scheme: Scheme, stream: TcpStream,
     let Some(_slot) = slot else { return };
     let pulse = Arc::new(Pulse::new(&stream));
     let place = Place::take(&worker, &pulse);
+    if is_proxy && shared.settings.edge.proxy_protocol {
+        match place.until_cut(pin!(proxy_protocol::read(&mut stream))).await {
+            Some(Ok(client)) => peer = client.unwrap_or(peer),
+            Some(Err(_)) | None => return,
+        }
+    }
     let client = Rc::new(Client { peer, scheme, pulse, worker: Rc::clone(&worker) });
     match scheme {
         Scheme::Http => serve_http1(&place, client, stream).await,

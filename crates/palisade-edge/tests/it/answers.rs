@@ -161,7 +161,7 @@ fn each_request_has_a_line_in_the_log_even_if_its_client_has_gone() {
                 let [first, second] =
                     [0, 1].map(|n| serde_json::from_str::<serde_json::Value>(lines[n]).expect("JSON"));
                 assert_eq!(first["path"], "/x");
-                assert_eq!(first["protocol"], "HTTP/2.0");
+                assert_eq!(first["version"], "HTTP/2.0");
                 assert_eq!((&first["status"], &first["host"]), (&200.into(), &DOMAIN.into()));
                 assert_eq!(first["user_agent"], "a\"b");
                 assert!(first["bytes"].as_u64().is_some_and(|bytes| bytes > 20), "{first}");

@@ -1,7 +1,7 @@
 //! What single clients are allowed, who they are, and what is kept of what they did.
 
 use crate::support::{DOMAIN, Edge, PATIENCE, free_address, settings, wait_until};
-use crate::upstream::Echo;
+use crate::upstream::{Echo, saying};
 use palisade_core::edge::{AccessLog, Ban, LogFormat, Rate};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -187,4 +187,50 @@ fn requests_are_logged_and_errors_have_pages() {
     assert!(aside(1).exists() && aside(2).exists() && !aside(3).exists());
     let all = [text(), std::fs::read_to_string(aside(1)).expect("it is there")].concat();
     assert!(!all.contains("secret"), "{all}");
+}
+
+#[test]
+fn answers_are_compressed_for_those_who_can_read_it() {
+    let body = "It is said again and again. ".repeat(400);
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nETag: \"a\"\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let upstream = saying(answer.leak().as_bytes());
+    let (mut settings, folder) = settings();
+    settings.edge.routes[0].value.compress = ["text/*".to_owned()].into();
+    let edge = Edge::with((settings, folder), &[upstream]);
+    for version in ["--http1.1", "--http2"] {
+        let url = format!("https://{DOMAIN}/");
+        assert_eq!(edge.curl(&[version, "--compressed", &url]), body);
+        let coding =
+            ["--output", "/dev/null", "--dump-header", "-", "--header", "Accept-Encoding: gzip", version, &url];
+        let head = edge.curl(&coding).to_ascii_lowercase();
+        assert!(head.contains("content-encoding: gzip") && head.contains("etag: w/\"a\""), "{head}");
+        assert!(!head.contains("content-length") && head.contains("vary: accept-encoding"), "{head}");
+        assert_eq!(edge.curl(&[version, &url]), body, "whoever asks for nothing gets it as it is");
+    }
+}
+
+#[test]
+fn the_proxy_protocol_says_who_is_connected() {
+    let echo = Echo::start();
+    let (mut settings, folder) = settings();
+    settings.edge.trusted_proxies = vec!["127.0.0.1".parse().expect("a network")];
+    settings.edge.proxy_protocol = true;
+    settings.edge.redirect = false;
+    let edge = Edge::with((settings, folder), &[echo.address]);
+    let request = format!("GET / HTTP/1.1\r\nHost: {DOMAIN}\r\nX-Forwarded-For: 6.6.6.6\r\nConnection: close\r\n\r\n");
+    let v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc6\x33\x64\x09\x0a\0\0\x01\x12\x34\0\x50";
+    for header in [&b"PROXY TCP4 198.51.100.9 10.0.0.1 4711 80\r\n"[..], v2] {
+        let answer = edge.raw([header, request.as_bytes()].concat());
+        assert!(answer.lines().any(|line| line == "x-forwarded-for: 198.51.100.9"), "{answer}");
+    }
+    let answer = edge.raw([&b"PROXY UNKNOWN\r\n"[..], request.as_bytes()].concat());
+    assert!(answer.lines().any(|line| line == "x-forwarded-for: 6.6.6.6, 127.0.0.1"), "{answer}");
+    assert_eq!(edge.raw(&request), "", "whoever doesn't begin with it gets no answer");
+    // The header comes before TLS, too; curl can say it.
+    let url = format!("https://{DOMAIN}/");
+    let answer = edge.curl(&["--haproxy-protocol", &url]);
+    assert!(answer.contains("x-forwarded-proto: https\n"), "{answer}");
 }
