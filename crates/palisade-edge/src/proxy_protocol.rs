@@ -10,13 +10,13 @@ const SIGNATURE_V2: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 /// A line of version 1, its end included.
 const LINE_BYTES_MAX: usize = 107;
 /// Addresses and what may follow them in version 2.
-pub const BYTES_MAX: usize = 4096;
+pub(crate) const BYTES_MAX: usize = 4096;
 
 /// Reads the header. `None`: the proxy speaks for itself (a health check), or doesn't say for whom.
 ///
 /// # Errors
 /// The connection ended, or it doesn't begin with a header: it is to be closed.
-pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<SocketAddr>> {
+pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<SocketAddr>> {
     let mut begin = [0; SIGNATURE_V2.len()];
     stream.read_exact(&mut begin).await?;
     if begin == SIGNATURE_V2 {
