@@ -3,8 +3,11 @@
 //! What it serves is data of [`palisade_core::edge`]. It reads the certificates that others obtain ([`palisade_core::edge::Settings`]
 //! says where) and takes orders over one socket; it decides nothing about the stack, and nothing in here needs root.
 
+pub mod access_log;
 pub mod acme;
 pub mod client;
+pub mod error_pages;
+pub mod forwarded;
 mod http3;
 pub mod limit;
 pub mod local_ca;

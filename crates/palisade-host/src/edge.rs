@@ -121,10 +121,19 @@ impl<'a> Teller<'a> {
     }
 }
 
-/// How an instance of the edge is; `None`: it doesn't run.
+/// How an instance of the edge is, with whom to ban: whoever asks is the one to do it. `None`: it doesn't run.
 pub fn report(layout: &Layout, number: u8) -> Result<Option<Report>, EdgeError> {
+    reported(layout, number, &Order::Report)
+}
+
+/// How an instance of the edge is, but for its limits. `None`: it doesn't run.
+pub fn look(layout: &Layout, number: u8) -> Result<Option<Report>, EdgeError> {
+    reported(layout, number, &Order::Look)
+}
+
+fn reported(layout: &Layout, number: u8, order: &Order) -> Result<Option<Report>, EdgeError> {
     let what = "report";
-    match ask(layout, number, &Order::Report, what)? {
+    match ask(layout, number, order, what)? {
         None => Ok(None),
         Some(Answer::Report(report)) => Ok(Some(*report)),
         Some(answer) => Err(unexpected(number, what, answer)),

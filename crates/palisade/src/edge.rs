@@ -4,8 +4,11 @@
 //! How it is spoken to is in `palisade_host::edge`, what it serves in `palisade_core::edge`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
 use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -14,6 +17,7 @@ use palisade_core::edge::{self as model, CertificateSource, Report, Settings, To
 use palisade_core::instance::InstanceSpec;
 use palisade_core::network::Network;
 use palisade_core::policy::Policy;
+use palisade_core::stack::Stack;
 use palisade_edge::acme;
 use palisade_guard::Guard;
 use palisade_host::agent::EventSink;
@@ -21,7 +25,7 @@ use palisade_host::edge::{self, EdgeError, Teller};
 use palisade_host::firewall::bans::Bans;
 use palisade_host::layout::Layout;
 use palisade_host::sockets::{self, SocketProto, Which};
-use palisade_host::whole_file;
+use serde::Deserialize;
 use serde_json::json;
 
 use crate::exit::chain;
@@ -33,7 +37,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How often it is asked how it is.
 const REPORT: Duration = Duration::from_secs(5);
 /// How often it is looked whether given certificates have changed.
-const COPY: Duration = Duration::from_secs(60);
+const COPY: Duration = Duration::from_secs(10);
 /// How often it is told that clients are limited.
 const TELL_LIMITED: Duration = Duration::from_secs(60);
 /// So many clients are named in an event.
@@ -74,8 +78,17 @@ pub(crate) enum TellError {
 
 /// Looks after the stack's edge as long as the agent lives. `woken`: the guard was just told who is well.
 pub(crate) fn look_after(layout: &Layout, events: &EventSink, woken: &Receiver<()>) {
-    let mut keeper =
-        Keeper { layout, events, complained: BTreeMap::new(), reported: None, copied: None, seen: BTreeMap::new() };
+    // What was there before is known from a former agent.
+    let passed_on = fs::metadata(certificate_events(layout)).map_or(0, |metadata| metadata.len());
+    let mut keeper = Keeper {
+        layout,
+        events,
+        complained: BTreeMap::new(),
+        passed_on,
+        reported: None,
+        copied: None,
+        seen: BTreeMap::new(),
+    };
     loop {
         if layout.edge().exists() {
             keeper.look();
@@ -91,10 +104,35 @@ struct Keeper<'a> {
     events: &'a EventSink,
     /// What was said last about each thing that goes wrong.
     complained: BTreeMap<&'static str, String>,
+    /// How much of what is told about certificates was passed on.
+    passed_on: u64,
     reported: Option<Instant>,
     copied: Option<Instant>,
     /// By the instance's number.
     seen: BTreeMap<u8, Seen>,
+}
+
+/// A line about certificates.
+#[derive(Deserialize)]
+struct Told {
+    kind: String,
+    details: serde_json::Value,
+}
+
+/// So much of it is passed on at once.
+const EVENTS_BYTES_MAX: u64 = 1 << 20;
+
+fn certificate_events(layout: &Layout) -> PathBuf {
+    layout.volume(model::AUTHORITIES_VOLUME).join("events.jsonl")
+}
+
+/// Domains whose certificates are ordered and that have none yet.
+pub(crate) fn waiting(layout: &Layout, stack: &Stack) -> Vec<String> {
+    let Some(edge) = &stack.edge else { return Vec::new() };
+    let reports = edge::specs(layout).into_iter().filter_map(|(spec, _)| edge::look(layout, spec.id.number).ok()?);
+    let served: BTreeSet<String> = reports.flat_map(|report| report.certificates.into_keys()).collect();
+    let ordered = edge.certificates.iter().filter(|(_, source)| **source == CertificateSource::Acme);
+    ordered.map(|(domain, _)| domain.clone()).filter(|domain| !served.contains(domain)).collect()
 }
 
 /// What an instance of the edge had reported when it was told last.
@@ -109,6 +147,7 @@ impl Keeper<'_> {
     fn look(&mut self) {
         let told = self.tell();
         self.say("edge_untold", told);
+        self.pass_on();
         let due = |last: Option<Instant>, every| last.is_none_or(|last: Instant| last.elapsed() >= every);
         if due(self.reported, REPORT) {
             self.reported = Some(Instant::now());
@@ -117,12 +156,34 @@ impl Keeper<'_> {
                 self.say("edge_silent", looked);
             }
         }
-        let relayed = self.relay();
-        self.say("certificate_events_unread", relayed);
         if due(self.copied, COPY) {
             self.copied = Some(Instant::now());
             let copied = self.copy();
             self.say("certificate_failed", copied);
+        }
+    }
+
+    /// What is told about certificates becomes events of the stack.
+    fn pass_on(&mut self) {
+        let path = certificate_events(self.layout);
+        // The folder belongs to whom the events come from: no link of his leads anywhere.
+        let opened = File::options().read(true).custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK).open(path);
+        let Ok(mut file) = opened else { return };
+        let Ok(metadata) = file.metadata() else { return };
+        // A file that is shorter was begun anew.
+        let from = if metadata.len() < self.passed_on { 0 } else { self.passed_on };
+        if !metadata.is_file() || metadata.len() == from {
+            return;
+        }
+        let mut text = Vec::new();
+        let read = file.seek(SeekFrom::Start(from)).and_then(|_| file.take(EVENTS_BYTES_MAX).read_to_end(&mut text));
+        let Some(end) = text.iter().rposition(|byte| *byte == b'\n').filter(|_| read.is_ok()) else { return };
+        self.passed_on = from + end as u64 + 1;
+        for line in text[..end].split(|byte| *byte == b'\n') {
+            let Ok(Told { kind, details }) = serde_json::from_slice::<Told>(line) else { continue };
+            if kind.starts_with("certificate_") {
+                self.events.append(&kind, None, details);
+            }
         }
     }
 
@@ -205,26 +266,6 @@ impl Keeper<'_> {
         }
         for (ToBan { client, .. }, why) in spared {
             self.events.append("not_banned", Some(&spec.id), json!({ "client": client, "because": why }));
-        }
-        Ok(())
-    }
-
-    /// What who obtains certificates has told becomes events of the stack. How far it was read is noted, so that an agent that is started again
-    /// neither repeats nor loses anything.
-    fn relay(&self) -> Result<(), String> {
-        let noted = self.layout.edge().join("certificate-events.json");
-        let mut position = fs::read(&noted).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let before = position;
-        let new = acme::events_since(&self.layout.volume(model::AUTHORITIES_VOLUME), &mut position);
-        let new = new.map_err(|error| error.to_string())?;
-        if position == before {
-            return Ok(());
-        }
-        let bytes = serde_json::to_vec(&position).map_err(|error| error.to_string())?;
-        whole_file::replace(&noted, &bytes, 0o600).map_err(|error| format!("{}: {error}", noted.display()))?;
-        // That a certificate is served is seen in the edge's own report.
-        for event in new.into_iter().filter(|event| event.kind != "certificate_served") {
-            self.events.append(&event.kind, None, event.details);
         }
         Ok(())
     }

@@ -350,8 +350,10 @@ pub enum Order {
     ReloadCertificates,
     /// No new connections: finish those that are there, tell clients to come again elsewhere, then exit.
     Drain,
-    /// How it is, for health checks and statistics.
+    /// How it is, for whoever bans: clients that are to be banned are told once.
     Report,
+    /// The same without what limits have done, for health checks.
+    Look,
 }
 
 /// What the edge answers.

@@ -28,24 +28,29 @@ struct Offender {
 
 impl Offender {
     fn recent(&self, now_ms: u64) -> u64 {
-        let age = (now_ms / PART_MS).saturating_sub(self.last_ms / PART_MS);
-        let last_part = self.last_ms / PART_MS;
+        let last_part = part(self.last_ms);
+        let age = part(now_ms).saturating_sub(last_part);
         // Parts that have passed since the last refusal hold what is older than a minute.
         let live = (PARTS as u64).saturating_sub(age);
-        (0..live).map(|back| u64::from(self.recent[place(last_part.wrapping_sub(back))])).sum()
+        (0..live).map(|back| u64::from(self.recent[place(last_part - back)])).sum()
     }
 
     fn offends(&mut self, now_ms: u64) {
-        let (last, part) = (self.last_ms / PART_MS, now_ms.max(self.last_ms) / PART_MS);
-        for passed in (last + 1..=part).take(PARTS) {
+        let (last, current) = (part(self.last_ms), part(now_ms.max(self.last_ms)));
+        for passed in (last + 1..=current).take(PARTS) {
             self.recent[place(passed)] = 0;
         }
         // After a long time all parts have been emptied, whichever came first.
-        let current = &mut self.recent[place(part)];
-        *current = current.saturating_add(1);
+        let count = &mut self.recent[place(current)];
+        *count = count.saturating_add(1);
         self.last_ms = self.last_ms.max(now_ms);
         self.times = self.times.saturating_add(1);
     }
+}
+
+/// Counted so that a minute lies before the first one.
+fn part(ms: u64) -> u64 {
+    ms / PART_MS + PARTS as u64
 }
 
 fn place(part: u64) -> usize {

@@ -2,6 +2,8 @@
 
 use super::clock::Limit;
 use super::{h2c, http1};
+use crate::access_log::Entry;
+use crate::limit::Slot;
 use crate::server::Pulse;
 use bytes::Bytes;
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
@@ -21,6 +23,9 @@ pub(crate) struct Body {
     stalled: Option<Limit>,
     /// Why it ends. It is said only when what came before has had a chance to be sent.
     fault: Option<BodyError>,
+    /// The client's place among requests at once.
+    slot: Option<Slot>,
+    log: Option<Box<Entry>>,
 }
 
 #[derive(Debug)]
@@ -87,6 +92,16 @@ impl Body {
         Self { source: Source::H2c(Box::new(body)), ..Self::default() }
     }
 
+    /// This place is taken as long as the answer lasts.
+    pub(super) fn hold(&mut self, slot: Option<Slot>) {
+        self.slot = slot;
+    }
+
+    /// It is logged when it has ended.
+    pub(super) fn log(&mut self, entry: Box<Entry>) {
+        self.log = Some(entry);
+    }
+
     /// The request ends with this. A client that doesn't take what there is for longer than the limit is cut.
     pub(super) fn of(&mut self, request: Answering, stalled: Option<Limit>) {
         self.request = Some(request);
@@ -119,6 +134,9 @@ impl hyper::body::Body for Body {
             this.fault = Some(fault);
             context.waker().wake_by_ref();
             return Poll::Pending;
+        }
+        if let (Some(entry), Some(Ok(frame))) = (&mut this.log, &frame) {
+            entry.sent(frame.data_ref().map_or(0, Bytes::len));
         }
         Poll::Ready(frame)
     }

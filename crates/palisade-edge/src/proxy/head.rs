@@ -1,6 +1,7 @@
 //! Heads of requests and answers: what is passed on, what is dropped, and what is added.
 
 use super::http1::Framing;
+use crate::forwarded;
 use hyper::Uri;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
@@ -11,6 +12,8 @@ use std::net::IpAddr;
 #[derive(Debug)]
 pub(super) struct Origin<'a> {
     pub(super) address: IpAddr,
+    /// Trusted proxies between it and the edge, in the request's direction.
+    pub(super) proxies: &'a [IpAddr],
     pub(super) scheme: &'static str,
     /// The domain that the client named.
     pub(super) domain: &'a str,
@@ -112,10 +115,16 @@ pub(super) fn write_request(
         out.extend_from_slice(b"connection: upgrade\r\n");
         field(out, "upgrade", protocol.as_bytes());
     }
-    let _ = write!(out, "x-real-ip: {0}\r\nx-forwarded-for: {0}\r\n", origin.address);
+    let _ = write!(out, "x-real-ip: {0}\r\nx-forwarded-for: {0}", origin.address);
+    for proxy in origin.proxies {
+        let _ = write!(out, ", {proxy}");
+    }
+    out.extend_from_slice(b"\r\n");
     field(out, "x-forwarded-proto", origin.scheme.as_bytes());
     field(out, "x-forwarded-host", origin.domain.as_bytes());
-    field(out, "forwarded", forwarded(origin).as_bytes());
+    out.extend_from_slice(b"forwarded: ");
+    forwarded::write(out, origin.address, origin.proxies, origin.scheme, origin.domain);
+    out.extend_from_slice(b"\r\n");
     out.extend_from_slice(b"\r\n");
 }
 
@@ -142,9 +151,10 @@ pub(super) fn for_http2(parts: &Parts, origin: &Origin<'_>) -> HeaderMap {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
     let address = origin.address.to_string();
+    let chain = forwarded::for_chain(origin.address, origin.proxies);
     let added = [
         ("x-real-ip", address.as_str()),
-        ("x-forwarded-for", address.as_str()),
+        ("x-forwarded-for", chain.as_str()),
         ("x-forwarded-proto", origin.scheme),
         ("x-forwarded-host", origin.domain),
     ];
@@ -153,7 +163,9 @@ pub(super) fn for_http2(parts: &Parts, origin: &Origin<'_>) -> HeaderMap {
             headers.insert(HeaderName::from_static(name), value);
         }
     }
-    if let Ok(value) = HeaderValue::try_from(forwarded(origin)) {
+    let mut value = Vec::new();
+    forwarded::write(&mut value, origin.address, origin.proxies, origin.scheme, origin.domain);
+    if let Ok(value) = HeaderValue::try_from(value) {
         headers.insert(header::FORWARDED, value);
     }
     headers
@@ -180,14 +192,6 @@ fn host<'a>(parts: &'a Parts, origin: &'a Origin<'_>) -> &'a [u8] {
     match parts.headers.get(header::HOST) {
         Some(host) => host.as_bytes(),
         None => parts.uri.authority().map_or(origin.domain, |it| it.as_str()).as_bytes(),
-    }
-}
-
-fn forwarded(origin: &Origin<'_>) -> String {
-    let Origin { address, scheme, domain } = origin;
-    match address {
-        IpAddr::V4(address) => format!("for={address};proto={scheme};host={domain}"),
-        IpAddr::V6(address) => format!("for=\"[{address}]\";proto={scheme};host={domain}"),
     }
 }
 

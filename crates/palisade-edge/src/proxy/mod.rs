@@ -15,24 +15,30 @@ mod upgrade;
 pub(crate) use body::Body;
 pub(crate) use clock::{Clock, TICK_MS};
 
-use crate::server::{Client, Scheme};
+use crate::access_log::Seen;
+use crate::error_pages::ErrorPages;
+use crate::forwarded::{self, Way};
+use crate::limit::Refusal;
+use crate::server::{Client, Scheme, Shared};
 use body::Answering;
 use clock::Limit;
 use forward::Forwarded;
 use head::Origin;
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, STRICT_TRANSPORT_SECURITY};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER, STRICT_TRANSPORT_SECURITY};
 use hyper::{Request, Response, StatusCode, Version};
-use palisade_core::edge::{ConnectionLimits, Settings, Upstreams};
+use palisade_core::edge::{ConnectionLimits, Upstreams};
 use pool::Group;
 use routes::{Found, Routes};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// One worker's proxy.
 pub(crate) struct Proxy {
+    shared: Arc<Shared>,
     pub(crate) clock: Rc<Clock>,
     routes: Routes,
     /// By upstream as written, `service:port`.
@@ -56,28 +62,44 @@ pub(crate) struct Refused {
     status: StatusCode,
     /// What else the client sends on this connection can't be trusted, or isn't wanted.
     close: bool,
+    /// When the client may come again: `Retry-After`.
+    retry_after_s: Option<u64>,
 }
 
 impl Refused {
     fn closing(status: StatusCode) -> Self {
-        Self { status, close: true }
+        Self { status, close: true, retry_after_s: None }
     }
 }
 
 impl From<StatusCode> for Refused {
     fn from(status: StatusCode) -> Self {
-        Self { status, close: false }
+        Self { status, close: false, retry_after_s: None }
+    }
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Denied => StatusCode::FORBIDDEN.into(),
+            Refusal::TooMany { retry_after_s } => {
+                let status = StatusCode::TOO_MANY_REQUESTS;
+                Self { status, close: false, retry_after_s: Some(retry_after_s) }
+            }
+        }
     }
 }
 
 impl Proxy {
-    pub(crate) fn new(settings: &Settings) -> Self {
+    pub(crate) fn new(shared: &Arc<Shared>) -> Self {
+        let settings = &shared.settings;
         let clock = Rc::new(Clock::new());
         let mut groups: BTreeMap<String, Rc<Group>> = BTreeMap::new();
         let routes = Routes::new(&settings.edge, |upstream| {
             Rc::clone(groups.entry(upstream.to_string()).or_insert_with(|| Rc::new(Group::new(Rc::clone(&clock)))))
         });
         Self {
+            shared: Arc::clone(shared),
             clock,
             routes,
             groups,
@@ -116,10 +138,20 @@ impl Proxy {
     pub(crate) async fn answer(&self, client: &Client, request: Request<Incoming>) -> Response<Body> {
         let answering = Answering::begin(&client.pulse);
         let version = request.version();
-        let mut response = match self.respond(client, request).await {
+        let way = forwarded::way(&self.shared.settings.edge.trusted_proxies, client.peer.ip(), request.headers());
+        let scheme = way.scheme.unwrap_or(client.scheme.as_str());
+        let entry = self.shared.log.as_ref().map(|log| {
+            let (method, uri, headers) = (request.method(), request.uri(), request.headers());
+            Box::new(log.begin(&Seen { client: way.client, scheme, method, uri, version, headers }))
+        });
+        let mut response = match self.respond(client, &way, scheme, request).await {
             Ok(response) => response,
-            Err(refused) => plain(refused, version),
+            Err(refused) => plain(refused, version, &self.shared.pages),
         };
+        if let Some(mut entry) = entry {
+            entry.answered(response.status().as_u16());
+            response.body_mut().log(entry);
+        }
         if let Some(count) = self.answered.get(usize::from(response.status().as_u16() / 100).wrapping_sub(1)) {
             count.set(count.get() + 1);
         }
@@ -128,7 +160,13 @@ impl Proxy {
         response
     }
 
-    async fn respond(&self, client: &Client, mut request: Request<Incoming>) -> Result<Response<Body>, Refused> {
+    async fn respond(
+        &self,
+        client: &Client,
+        way: &Way,
+        scheme: &'static str,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<Body>, Refused> {
         // It belongs to the request, so it is taken while there is one.
         let upgrade = request.headers().contains_key(hyper::header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
         let (parts, body) = request.into_parts();
@@ -144,16 +182,18 @@ impl Proxy {
         let (domain, found) = self.routes.find(&domain, &path);
         let lane = match found {
             Found::NoDomain => return Err(StatusCode::MISDIRECTED_REQUEST.into()),
-            _ if self.redirect && client.scheme == Scheme::Http => {
+            _ if self.redirect && scheme == "http" => {
                 return plain_http::redirect(domain, self.https_port, &parts.uri);
             }
             Found::NoPath => return Err(StatusCode::NOT_FOUND.into()),
             Found::Route(lane) => lane,
         };
-        let origin = Origin { address: client.peer.ip().to_canonical(), scheme: client.scheme.as_str(), domain };
+        let slot = self.shared.limits.request(lane.number, way.client, self.shared.now_ms())?;
+        let origin = Origin { address: way.client, proxies: &way.proxies, scheme, domain };
         let upgrade = upgrade.filter(|_| body.is_end_stream() && head::wanted_protocol(&parts).is_some());
         let mut response = self.forward(Forwarded { client, lane, origin, parts: &parts }, body, upgrade).await?;
-        if client.scheme == Scheme::Https
+        response.body_mut().hold(slot);
+        if scheme == "https"
             && let Some(hsts) = &lane.hsts
         {
             response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, hsts.clone());
@@ -163,17 +203,26 @@ impl Proxy {
 }
 
 /// An answer of the edge's own.
-fn plain(refused: Refused, version: Version) -> Response<Body> {
-    let Refused { status, close } = refused;
-    let text = format!("{} {}\n", status.as_u16(), status.canonical_reason().unwrap_or("Error"));
+fn plain(refused: Refused, version: Version, pages: &ErrorPages) -> Response<Body> {
+    let Refused { status, close, retry_after_s } = refused;
+    let (content_type, text) = match pages.get(status.as_u16()) {
+        Some(page) => ("text/html; charset=utf-8", page),
+        None => {
+            let text = format!("{} {}\n", status.as_u16(), status.canonical_reason().unwrap_or("Error"));
+            ("text/plain; charset=utf-8", text.into())
+        }
+    };
     let mut response = Response::new(Body::default());
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(CONTENT_LENGTH, HeaderValue::from(text.len()));
+    if let Some(seconds) = retry_after_s {
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
     if close && version < Version::HTTP_2 {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    *response.body_mut() = Body::full(text.into());
+    *response.body_mut() = Body::full(text);
     response
 }

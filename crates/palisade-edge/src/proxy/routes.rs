@@ -8,6 +8,8 @@ use std::rc::Rc;
 
 /// A route with where its requests go.
 pub(super) struct Lane {
+    /// Its place among the edge's routes.
+    pub(super) number: u16,
     pub(super) route: Route,
     pub(super) group: Rc<Group>,
     /// `Strict-Transport-Security`.
@@ -32,10 +34,10 @@ pub(super) enum Found<'a> {
 impl Routes {
     pub(super) fn new(edge: &Edge, mut group: impl FnMut(&Upstream) -> Rc<Group>) -> Self {
         let (mut exact, mut wildcards) = (HashMap::<Box<str>, Vec<_>>::new(), HashMap::<Box<str>, Vec<_>>::new());
-        for placed in &edge.routes {
+        for (number, placed) in (0..).zip(&edge.routes) {
             let route = placed.value.clone();
             let hsts = route.hsts.as_ref().and_then(hsts);
-            let lane = Rc::new(Lane { group: group(&route.to), route, hsts });
+            let lane = Rc::new(Lane { number, group: group(&route.to), route, hsts });
             for domain in &lane.route.domains {
                 let lanes = match domain.strip_prefix("*.") {
                     Some(rest) => wildcards.entry(rest.into()).or_default(),

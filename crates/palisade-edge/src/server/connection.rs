@@ -75,6 +75,11 @@ const LOCAL_RESETS_MAX: usize = 256;
 
 /// Serves a connection until it ends.
 pub(super) async fn serve(worker: Rc<Worker>, scheme: Scheme, stream: TcpStream, peer: SocketAddr) {
+    // Whoever has too many already isn't worth an answer. A trusted proxy's are many clients'.
+    let shared = Arc::clone(&worker.shared);
+    let is_proxy = shared.settings.edge.trusted_proxies.iter().any(|network| network.contains(peer.ip()));
+    let slot = if is_proxy { Some(None) } else { shared.limits.connection(peer.ip()) };
+    let Some(_slot) = slot else { return };
     let pulse = Arc::new(Pulse::new(&stream));
     let place = Place::take(&worker, &pulse);
     let client = Rc::new(Client { peer, scheme, pulse, worker: Rc::clone(&worker) });

@@ -145,7 +145,8 @@ impl Orders {
                 self.drain.notify_one();
                 Answer::Done
             }
-            Order::Report => self.report().await,
+            Order::Report => self.report(true).await,
+            Order::Look => self.report(false).await,
         }
     }
 
@@ -166,7 +167,7 @@ impl Orders {
         Answer::Done
     }
 
-    async fn report(&self) -> Answer {
+    async fn report(&self, limits: bool) -> Answer {
         let mut report = Report::default();
         if let Some(certificates) = &self.shared.certificates {
             report.certificates = certificates.expiry();
@@ -181,6 +182,11 @@ impl Orders {
                     *report.answered.entry(class).or_default() += count;
                 }
             }
+        }
+        if limits {
+            let wall_s =
+                std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+            self.shared.limits.report(&mut report, self.shared.now_ms(), wall_s);
         }
         report.certificates = self.shared.certificates.iter().flat_map(|held| held.expiry()).collect();
         report.missing = self.missing(&report);

@@ -13,11 +13,15 @@ pub(crate) use connection::{Client, LocalExecutor, Scheme};
 pub(crate) use wire::Pulse;
 pub(crate) use worker::Worker;
 
+use crate::access_log::Log;
+use crate::error_pages::ErrorPages;
 use crate::http3;
+use crate::limit::Limits;
 use crate::tls::{Certificates, TlsError};
 use palisade_core::edge::{Answer, Order, Settings, Upstreams};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Why the edge can't start.
 #[derive(Debug, thiserror::Error)]
@@ -49,13 +53,24 @@ pub(crate) struct Shared {
     pub(crate) first_upstreams: Option<Upstreams>,
     /// How many there are, at least one.
     pub(crate) workers: usize,
+    pub(crate) limits: Limits,
+    pub(crate) log: Option<Arc<Log>>,
+    pub(crate) pages: ErrorPages,
+    start: Instant,
+}
+
+impl Shared {
+    /// Milliseconds since the edge began.
+    pub(crate) fn now_ms(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
 }
 
 /// What the edge at this control socket is still missing.
 pub(crate) fn missing(control: &Path) -> std::io::Result<Vec<String>> {
     use std::io::{BufRead, BufReader, Write};
     let mut stream = std::os::unix::net::UnixStream::connect(control)?;
-    stream.write_all(&[serde_json::to_vec(&Order::Report)?, b"\n".to_vec()].concat())?;
+    stream.write_all(&[serde_json::to_vec(&Order::Look)?, b"\n".to_vec()].concat())?;
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;
     match serde_json::from_str(&line)? {
@@ -96,10 +111,23 @@ pub(crate) fn run(path: &Path) -> Result<(), StartError> {
         }
         None => None,
     };
+    let limits = Limits::new(edge);
+    let (pages, problems) = ErrorPages::load(edge.error_pages.as_deref());
+    for problem in problems {
+        eprintln!("palisade-edge: {problem}");
+    }
+    let log = match (edge.access_log, &settings.access_log) {
+        (Some(how), Some(path)) => {
+            let say = |text| eprintln!("palisade-edge: {text}");
+            Some(Arc::new(Log::start(path, how, say).map_err(StartError::Thread)?))
+        }
+        _ => None,
+    };
     let orders = control::Socket::bind(&settings.control)?;
     // After the socket is there: who is told something else from now on is told to us as well.
     let first_upstreams = settings.upstreams.as_deref().and_then(first_upstreams);
-    let shared = Arc::new(Shared { settings, certificates, first_upstreams, workers });
+    let start = Instant::now();
+    let shared = Arc::new(Shared { settings, certificates, first_upstreams, workers, limits, log, pages, start });
 
     let mut told = Vec::new();
     let mut threads = Vec::new();

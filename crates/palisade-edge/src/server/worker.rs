@@ -75,7 +75,7 @@ async fn work(shared: Arc<Shared>, listeners: Listeners, quic: Option<Listening>
     let worker = Rc::new(Worker {
         alternative: edge.http3.then(|| http3::alternative(edge.https_port)),
         connections_max,
-        proxy: Proxy::new(&shared.settings),
+        proxy: Proxy::new(&shared),
         shared,
         tls,
         connections: RefCell::new(Slab::new()),

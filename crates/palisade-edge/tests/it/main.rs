@@ -2,6 +2,7 @@
 
 mod certificates;
 mod child;
+mod clients;
 mod forwarding;
 mod heads;
 mod hostile;

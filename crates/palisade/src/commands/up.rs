@@ -4,9 +4,11 @@ use palisade_core::action::Action;
 #[cfg(debug_assertions)]
 use palisade_core::apply::Progress;
 use palisade_core::apply::apply;
+use palisade_core::edge::WORKER_NAME;
 use palisade_core::finding::Severity;
 use palisade_core::generation::{self, Origin};
 use palisade_core::image::{FetchWishes, PullPolicy};
+use palisade_core::instance::InstanceSpec;
 use palisade_core::lint::lint;
 use palisade_core::lockout::Confirm;
 use palisade_core::names::ServiceName;
@@ -16,7 +18,7 @@ use palisade_core::policy::Mode;
 use palisade_core::stack::{Stack, Volume};
 use palisade_core::verify::verify;
 use palisade_host::layout::Layout;
-use palisade_host::volumes;
+use palisade_host::{program, volumes};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
@@ -24,8 +26,8 @@ use crate::cli::{Pull, StackArgs, UpArgs};
 use crate::exit::{Answer, Failure};
 use crate::host::Adapters;
 use crate::progress::Lines;
-use crate::state::{Lock, LockError, State};
-use crate::{confirmation, generations, load, observe, signals};
+use crate::state::{Lock, LockError, State, read_json};
+use crate::{confirmation, edge, generations, load, observe, signals};
 
 /// What is to be brought up, and how.
 pub(crate) struct Goal<'a> {
@@ -207,6 +209,7 @@ fn change(layout: &Layout, goal: &Goal<'_>, adapters: &mut Adapters) -> Result<(
             return Err(End { failure: super::failed(&stack.project, "up", failure), anything_left });
         }
     }
+    tidy_programs(layout);
     let noted = adapters.remember(|state| state.stack = Some(stack.clone()));
     noted.map_err(|error| End {
         failure: Failure::new("everything runs, but it can't be noted", error),
@@ -220,6 +223,14 @@ fn change(layout: &Layout, goal: &Goal<'_>, adapters: &mut Adapters) -> Result<(
         failure: Failure::new("everything runs, but it can't be kept as a generation", error),
         anything_left: true,
     })
+}
+
+/// Removes versions of this program that nothing of the stack runs any more.
+fn tidy_programs(layout: &Layout) {
+    let folders = std::fs::read_dir(layout.run().join("instances")).into_iter().flatten().flatten();
+    let specs = folders.filter_map(|entry| read_json::<InstanceSpec>(&entry.path().join("spec.json")).ok()?);
+    let used: Vec<String> = specs.filter_map(|spec| Some(spec.own_program?.digest)).collect();
+    program::tidy(layout, &used);
 }
 
 /// For tests of what a killed `up` leaves: ends this process before the step with the number in PALISADE_TEST_CUT, or
@@ -270,6 +281,16 @@ fn report(layout: &Layout, goal: &Goal<'_>) -> Result<Answer, Failure> {
     }
     for finding in &findings {
         eprintln!("{finding}");
+    }
+    let waiting = edge::waiting(layout, &stack);
+    if !waiting.is_empty() {
+        // It takes as long as an authority takes, and the edge has to serve meanwhile.
+        eprintln!(
+            "the edge serves, and waits for {} of {}: `palisade events` and `palisade logs {}` tell how that goes",
+            if waiting.len() == 1 { "the certificate" } else { "certificates" },
+            waiting.join(", "),
+            WORKER_NAME
+        );
     }
     let bad = findings.iter().any(|finding| finding.severity == Severity::Error);
     Ok(if bad { Answer::No } else { Answer::Yes })

@@ -1,6 +1,9 @@
 //! A stack with an edge: brought up, asked from the internet, updated while somebody asks, hurt, and taken down.
 
+mod bad_days;
+mod commands;
 mod load;
+mod rehearsal;
 mod shop;
 mod up;
 mod update;

@@ -36,8 +36,10 @@ fn nobody_notices_an_update_of_the_edge() {
     let shop = Shop::new(APP);
     let load = Load::start(&shop);
     let mut file = APP.to_owned();
-    for (number, domain) in [(2, "more.example"), (1, "still-more.example")] {
-        file = file.replace("services:\n", &format!("      - domain: {domain}\n        to: app:8081\nservices:\n"));
+    for (number, path) in [(2, "/more"), (1, "/still-more")] {
+        let route =
+            format!("      - domain: shop.example\n        path: {path}\n        to: app:8081\n        hsts: true\n");
+        file = file.replacen("services:\n", &format!("{route}services:\n"), 1);
         shop.0.write(&file);
         let plan = shop.0.palisade(&["plan"]).expect(1).out;
         for step in ["start palisade-edge.", "send new connections for palisade-edge to", "stop palisade-edge."] {
@@ -47,9 +49,9 @@ fn nobody_notices_an_update_of_the_edge() {
         shop.up(&file).expect(0);
         assert_eq!(shop.edges(), [format!("palisade-edge.{number}")]);
         load.wait_for("version 1", 50);
-        let (code, text) =
-            shop.curl(&["--resolve", &format!("{domain}:443:203.0.113.1"), &format!("https://{domain}/")]);
+        let (code, text) = shop.curl(&["-i", &format!("https://shop.example{path}/x")]);
         assert_eq!(code, Some(0), "{text}");
+        assert!(text.to_ascii_lowercase().contains("strict-transport-security: max-age="), "{text}");
     }
     load.end();
     // Where a route is written in the file is nothing that it serves.

@@ -1,0 +1,232 @@
+//! A line of the log. What clients send is escaped, so that it can neither end a line nor move a terminal's cursor.
+
+use super::Log;
+use hyper::header::{HOST, HeaderMap, REFERER, USER_AGENT};
+use hyper::{Method, Uri, Version};
+use palisade_core::edge::LogFormat;
+use std::cell::RefCell;
+use std::io::Write;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// Bytes of one field at most; the rest is cut off.
+const FIELD_BYTES_MAX: usize = 1_024;
+
+/// What is known of a request before it is answered.
+#[derive(Debug)]
+pub struct Seen<'a> {
+    /// Who asks.
+    pub client: IpAddr,
+    /// `http` or `https`.
+    pub scheme: &'a str,
+    /// The request's.
+    pub method: &'a Method,
+    /// The request's.
+    pub uri: &'a Uri,
+    /// The request's.
+    pub version: Version,
+    /// The request's.
+    pub headers: &'a HeaderMap,
+}
+
+/// A request that is being answered. Its line is written when this is dropped.
+#[derive(Debug)]
+pub struct Entry {
+    log: Arc<Log>,
+    format: LogFormat,
+    /// What stands before status and size, and from `split` on what stands behind.
+    text: Vec<u8>,
+    split: usize,
+    began: Instant,
+    status: u16,
+    bytes: u64,
+}
+
+impl Entry {
+    pub(super) fn new(log: Arc<Log>, format: LogFormat, query: bool, seen: &Seen<'_>) -> Self {
+        let mut text = Vec::with_capacity(320);
+        let split = match format {
+            LogFormat::Json => json(&mut text, query, seen),
+            LogFormat::Combined => combined(&mut text, query, seen),
+        };
+        // 499: nothing was answered because the client had gone, as in nginx.
+        Self { log, format, text, split, began: Instant::now(), status: 499, bytes: 0 }
+    }
+
+    /// It is answered with this.
+    pub fn answered(&mut self, status: u16) {
+        self.status = status;
+    }
+
+    /// So much of the answer's body was taken.
+    pub fn sent(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let mut middle = [0; 96];
+        let mut rest: &mut [u8] = &mut middle;
+        let (status, bytes) = (self.status, self.bytes);
+        // Three numbers fit.
+        let _ = match self.format {
+            LogFormat::Json => {
+                let ms = self.began.elapsed().as_micros() as f64 / 1_000.0;
+                write!(rest, ",\"status\":{status},\"bytes\":{bytes},\"duration_ms\":{ms:.3}}}\n")
+            }
+            LogFormat::Combined => write!(rest, " {status} {bytes}"),
+        };
+        let unused = rest.len();
+        let (before, behind) = self.text.split_at(self.split);
+        let middle = middle.get(..middle.len() - unused).unwrap_or_default();
+        self.log.append(&[before, middle, behind]);
+    }
+}
+
+fn json(text: &mut Vec<u8>, query: bool, seen: &Seen<'_>) -> usize {
+    text.extend_from_slice(b"{\"time\":\"");
+    push_time(text, LogFormat::Json);
+    // Writing to a vector can't fail.
+    let _ = write!(text, "\",\"client\":\"{}\",\"scheme\":\"{}\"", seen.client, seen.scheme);
+    let mut field = |name: &str, value: &[u8]| {
+        let _ = write!(text, ",\"{name}\":\"");
+        push_escaped(text, value, LogFormat::Json);
+        text.push(b'"');
+    };
+    field("host", host(seen));
+    field("method", seen.method.as_str().as_bytes());
+    field("path", target(seen.uri, query).as_bytes());
+    field("version", version(seen.version).as_bytes());
+    for (name, header) in [("referer", REFERER), ("user_agent", USER_AGENT)] {
+        if let Some(value) = seen.headers.get(header) {
+            field(name, if name == "referer" { referer(value.as_bytes(), query) } else { value.as_bytes() });
+        }
+    }
+    text.len()
+}
+
+fn combined(text: &mut Vec<u8>, query: bool, seen: &Seen<'_>) -> usize {
+    let _ = write!(text, "{} - - [", seen.client);
+    push_time(text, LogFormat::Combined);
+    text.extend_from_slice(b"] \"");
+    push_escaped(text, seen.method.as_str().as_bytes(), LogFormat::Combined);
+    text.push(b' ');
+    push_escaped(text, target(seen.uri, query).as_bytes(), LogFormat::Combined);
+    let _ = write!(text, " {}\"", version(seen.version));
+    let split = text.len();
+    for header in [REFERER, USER_AGENT] {
+        let value = seen.headers.get(&header).map_or(&b"-"[..], |value| value.as_bytes());
+        text.extend_from_slice(b" \"");
+        push_escaped(text, if header == REFERER { referer(value, query) } else { value }, LogFormat::Combined);
+        text.push(b'"');
+    }
+    text.push(b'\n');
+    split
+}
+
+fn host<'a>(seen: &'a Seen<'_>) -> &'a [u8] {
+    match seen.headers.get(HOST) {
+        Some(host) => host.as_bytes(),
+        None => seen.uri.authority().map_or("", |it| it.as_str()).as_bytes(),
+    }
+}
+
+fn target(uri: &Uri, query: bool) -> &str {
+    match query {
+        true => uri.path_and_query().map_or("/", |it| it.as_str()),
+        false => uri.path(),
+    }
+}
+
+/// Where the client comes from may hold the same secrets as where it goes.
+fn referer(value: &[u8], query: bool) -> &[u8] {
+    let end = if query { None } else { value.iter().position(|byte| matches!(byte, b'?' | b'#')) };
+    value.get(..end.unwrap_or(value.len())).unwrap_or_default()
+}
+
+fn version(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2.0",
+        Version::HTTP_3 => "HTTP/3.0",
+        _ => "HTTP/1.1",
+    }
+}
+
+/// JSON's escapes in JSON; nginx's `\xXX` in the combined format.
+fn push_escaped(text: &mut Vec<u8>, value: &[u8], format: LogFormat) {
+    let value = value.get(..FIELD_BYTES_MAX).unwrap_or(value);
+    if value.iter().all(|byte| matches!(byte, b' '..=b'~') && *byte != b'"' && *byte != b'\\') {
+        return text.extend_from_slice(value);
+    }
+    for &byte in value {
+        let _ = match (byte, format) {
+            (b'"' | b'\\', LogFormat::Json) => text.write_all(&[b'\\', byte]),
+            (b' '..=b'~', _) if byte != b'"' && byte != b'\\' => text.write_all(&[byte]),
+            // Bytes beyond ASCII aren't known to be UTF-8: each is shown as the character of that number.
+            (_, LogFormat::Json) => write!(text, "\\u00{byte:02x}"),
+            (_, LogFormat::Combined) => write!(text, "\\x{byte:02X}"),
+        };
+    }
+}
+
+thread_local! {
+    /// The second whose text is kept, by format.
+    static TIMES: RefCell<[(u64, String); 2]> = RefCell::default();
+}
+
+fn push_time(text: &mut Vec<u8>, format: LogFormat) {
+    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    TIMES.with_borrow_mut(|times| {
+        let kept = &mut times[usize::from(format == LogFormat::Combined)];
+        if kept.0 != now_s || kept.1.is_empty() {
+            *kept = (now_s, time(now_s, format));
+        }
+        text.extend_from_slice(kept.1.as_bytes());
+    });
+}
+
+/// UTC, in the format's own way to write it.
+fn time(now_s: u64, format: LogFormat) -> String {
+    let (days, second) = (now_s / 86_400, now_s % 86_400);
+    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
+    // Counted in years that begin in March, so that a leap day is the last.
+    let from_march = days + 719_468;
+    let (era, of_era) = (from_march / 146_097, from_march % 146_097);
+    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    match format {
+        LogFormat::Json => format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z"),
+        LogFormat::Combined => {
+            const NAMES: [&str; 12] =
+                ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+            let name = NAMES[(month - 1) as usize];
+            format!("{day:02}/{name}/{year:04}:{hour:02}:{minute:02}:{second:02} +0000")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_those_of_the_calendar() {
+        for (seconds, json, combined) in [
+            (0, "1970-01-01T00:00:00Z", "01/Jan/1970:00:00:00 +0000"),
+            (951_782_400, "2000-02-29T00:00:00Z", "29/Feb/2000:00:00:00 +0000"),
+            (1_764_190_799, "2025-11-26T20:59:59Z", "26/Nov/2025:20:59:59 +0000"),
+            (4_107_542_399, "2100-02-28T23:59:59Z", "28/Feb/2100:23:59:59 +0000"),
+            (4_107_542_400, "2100-03-01T00:00:00Z", "01/Mar/2100:00:00:00 +0000"),
+        ] {
+            assert_eq!(time(seconds, LogFormat::Json), json);
+            assert_eq!(time(seconds, LogFormat::Combined), combined);
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! What single clients are allowed, who they are, and what is kept of what they did.
+
+use crate::support::{DOMAIN, Edge, PATIENCE, free_address, settings, wait_until};
+use crate::upstream::Echo;
+use palisade_core::edge::{AccessLog, Ban, LogFormat, Rate};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const RATE: Rate = Rate { milli_per_s: 10_000, burst: 20 };
+
+/// Requests that are sent at once on one connection, and how many of them pass.
+fn burst(address: SocketAddr, count: usize) -> usize {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a time limit");
+    let one = format!("GET / HTTP/1.1\r\nHost: {DOMAIN}\r\n\r\n");
+    let last = format!("GET / HTTP/1.1\r\nHost: {DOMAIN}\r\nConnection: close\r\n\r\n");
+    stream.write_all((one.repeat(count - 1) + &last).as_bytes()).expect("it is sent");
+    let mut all = String::new();
+    stream.read_to_string(&mut all).expect("answers");
+    let refused = all.matches("HTTP/1.1 429 ").count();
+    let passed = all.matches("HTTP/1.1 200 ").count();
+    assert_eq!(passed + refused, count, "{all}");
+    passed
+}
+
+/// What passes of forty at once, of forty a second later, and three seconds later. `None` if the machine was too busy to tell.
+fn passed(address: SocketAddr) -> Option<[usize; 3]> {
+    let begin = Instant::now();
+    let first = burst(address, 40);
+    let took_first = begin.elapsed();
+    std::thread::sleep(Duration::from_millis(1_010));
+    let second = burst(address, 40);
+    let exact = begin.elapsed() < Duration::from_millis(1_095) && took_first < Duration::from_millis(85);
+    std::thread::sleep(Duration::from_millis(3_000));
+    let begin = Instant::now();
+    let third = burst(address, 40);
+    (exact && begin.elapsed() < Duration::from_millis(95)).then_some([first, second, third])
+}
+
+fn when_exact(name: &str, address: SocketAddr) -> Option<[usize; 3]> {
+    for _ in 0..6 {
+        if let Some(passed) = passed(address) {
+            return Some(passed);
+        }
+        // Until nothing is left of what was counted.
+        std::thread::sleep(Duration::from_millis(2_200));
+    }
+    eprintln!("skipped: the machine is too busy to tell what {name} lets pass");
+    None
+}
+
+/// nginx in front of the same upstream. It is killed with the value.
+struct Nginx(Child, SocketAddr);
+
+impl Nginx {
+    fn start(folder: &std::path::Path, upstream: SocketAddr) -> Option<Self> {
+        let address = free_address();
+        let text = format!(
+            "daemon off; master_process off; pid nginx.pid; error_log stderr; events {{}}\n\
+             http {{ access_log off; client_body_temp_path b; proxy_temp_path p; fastcgi_temp_path f; uwsgi_temp_path u; scgi_temp_path s;\n\
+             limit_req_zone $binary_remote_addr zone=z:1m rate=10r/s;\n\
+             server {{ listen {address}; location / {{ limit_req zone=z burst=20 nodelay; limit_req_status 429; proxy_pass http://{upstream}; }} }} }}"
+        );
+        std::fs::write(folder.join("nginx.conf"), text).expect("its folder is there");
+        let program = if std::path::Path::new("/usr/sbin/nginx").exists() { "/usr/sbin/nginx" } else { "nginx" };
+        let child = Command::new(program)
+            .arg("-p")
+            .arg(folder)
+            .args(["-c", "nginx.conf"])
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .ok()?;
+        wait_until("nginx listens", || TcpStream::connect(address).is_ok());
+        Some(Self(child, address))
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn as_many_requests_pass_as_nginx_lets_pass() {
+    let echo = Echo::start();
+    let (mut settings, folder) = settings();
+    settings.edge.redirect = false;
+    settings.edge.routes[0].value.rate = Some(RATE);
+    let nginx = Nginx::start(folder.path(), echo.address);
+    let edge = Edge::with((settings, folder), &[echo.address]);
+    let by_edge = when_exact("the edge", edge.http());
+    assert!(by_edge.is_none_or(|passed| passed == [21, 10, 21]), "{by_edge:?}");
+    let Some(nginx) = nginx else {
+        return eprintln!("skipped: no nginx to compare with");
+    };
+    if let (Some(by_edge), Some(by_nginx)) = (by_edge, when_exact("nginx", nginx.1)) {
+        assert_eq!(by_edge, by_nginx);
+    }
+}
+
+#[test]
+fn who_is_refused_is_told_when_to_come_again_and_reported() {
+    let echo = Echo::start();
+    let (mut settings, folder) = settings();
+    settings.edge.redirect = false;
+    let route = &mut settings.edge.routes[0].value;
+    route.rate = Some(Rate { milli_per_s: 10, burst: 1 });
+    route.ban = Some(Ban { after: 5, for_s: 600 });
+    let edge = Edge::with((settings, folder), &[echo.address]);
+    assert!(edge.get("/").0.starts_with("HTTP/1.1 200 "));
+    assert!(edge.get("/").0.starts_with("HTTP/1.1 200 "));
+    for _ in 0..8 {
+        let (head, _) = edge.get("/");
+        assert!(head.starts_with("HTTP/1.1 429 "), "{head}");
+        let after = head.lines().find_map(|line| line.strip_prefix("retry-after: ")).expect("it says when");
+        assert!((1..=100).contains(&after.parse::<u32>().expect("seconds")), "{after}");
+    }
+    let report = edge.report();
+    assert_eq!(report.limited.values().collect::<Vec<_>>(), [&8]);
+    assert_eq!((report.limited_clients.len(), report.limited_clients[0].times), (1, 8));
+    assert_eq!(report.limited_clients[0].client.to_string(), "127.0.0.1");
+    assert_eq!((report.to_ban.len(), report.to_ban[0].for_s), (1, 600));
+    assert_eq!(edge.report().to_ban, [], "it is told once");
+    assert_eq!(echo.requests(), 2);
+}
+
+#[test]
+fn trusted_proxies_are_believed_and_their_clients_counted_apart() {
+    let echo = Echo::start();
+    let (mut settings, folder) = settings();
+    settings.edge.trusted_proxies = vec!["127.0.0.0/8".parse().expect("a network")];
+    settings.edge.routes[0].value.deny = vec!["198.51.100.7".parse().expect("a network")];
+    settings.edge.routes[0].value.rate = Some(Rate { milli_per_s: 1, burst: 0 });
+    let edge = Edge::with((settings, folder), &[echo.address]);
+    let ask = |client: &str| {
+        edge.raw(format!(
+            "GET / HTTP/1.1\r\nHost: {DOMAIN}\r\nConnection: close\r\nX-Forwarded-For: 6.6.6.6, {client}\r\nX-Forwarded-Proto: https\r\n\r\n"
+        ))
+    };
+    assert!(ask("198.51.100.7").starts_with("HTTP/1.1 403 "));
+    let answer = ask("198.51.100.8");
+    for line in [
+        "x-real-ip: 198.51.100.8",
+        "x-forwarded-for: 198.51.100.8, 127.0.0.1",
+        "x-forwarded-proto: https",
+        &format!("forwarded: for=198.51.100.8;proto=https;host={DOMAIN}, for=127.0.0.1"),
+    ] {
+        assert!(answer.lines().any(|it| it == line), "{line} in {answer}");
+    }
+    assert!(ask("198.51.100.8").starts_with("HTTP/1.1 429 "));
+    assert!(ask("2001:db8::1").starts_with("HTTP/1.1 200 "));
+    assert!(ask("2001:db8::2").starts_with("HTTP/1.1 429 "), "the same /64");
+}
+
+#[test]
+fn requests_are_logged_and_errors_have_pages() {
+    let (mut settings, folder) = settings();
+    settings.edge.redirect = false;
+    let (log, pages) = (folder.path().join("access.log"), folder.path().join("pages"));
+    std::fs::create_dir_all(&pages).expect("its folder is there");
+    std::fs::write(pages.join("503.html"), "<h1>soon</h1>").expect("its folder is there");
+    settings.edge.error_pages = Some(pages);
+    settings.edge.access_log =
+        Some(AccessLog { format: LogFormat::Json, query: false, file_bytes_max: 4_000, files: 3 });
+    settings.access_log = Some(log.clone());
+    // Nobody answers for it.
+    let edge = Edge::start((settings, folder));
+    let (head, body) = edge.get("/a?token=secret");
+    assert!(head.starts_with("HTTP/1.1 503 ") && head.contains("text/html"), "{head}");
+    assert_eq!(body, "<h1>soon</h1>");
+    for number in 0..60 {
+        edge.get(&format!("/{number}"));
+    }
+    let text = || std::fs::read_to_string(&log).unwrap_or_default();
+    wait_until("the last request is logged", || text().contains("\"path\":\"/59\""));
+    for line in text().lines() {
+        let line: serde_json::Value = serde_json::from_str(line).expect("each line is JSON");
+        assert_eq!((line["status"].as_u64(), line["bytes"].as_u64()), (Some(503), Some(13)), "{line}");
+        assert_eq!((line["client"].as_str(), line["host"].as_str()), (Some("127.0.0.1"), Some(DOMAIN)), "{line}");
+    }
+    let aside = |number: u32| std::path::PathBuf::from(format!("{}.{number}", log.display()));
+    assert!(aside(1).exists() && aside(2).exists() && !aside(3).exists());
+    let all = [text(), std::fs::read_to_string(aside(1)).expect("it is there")].concat();
+    assert!(!all.contains("secret"), "{all}");
+}

@@ -1,0 +1,64 @@
+//! What the commands say of an edge, and who is banned from it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use palisade_core::network::Network;
+use palisade_host::firewall::Firewall;
+use palisade_host::firewall::bans::Bans;
+
+use super::shop::{APP, Shop};
+use crate::need_root;
+use crate::scratch::patiently;
+
+#[test]
+fn the_commands_know_the_edge() {
+    need_root!("edge::commands::the_commands_know_the_edge");
+    let shop = Shop::new(APP);
+    let said = |arguments: &[&str]| {
+        let ran = shop.0.palisade(arguments);
+        format!("{}{}", ran.out, ran.err)
+    };
+    let ps = said(&["ps"]);
+    assert!(ps.contains("palisade-edge.1") && ps.contains("palisade-certificates.1"), "{ps}");
+    let explained = said(&["explain", "443"]);
+    assert!(explained.contains("the edge for shop.example"), "{explained}");
+    let ports = said(&["ports"]);
+    assert!(ports.contains("443/tcp") && ports.contains("shop.example"), "{ports}");
+    shop.0.palisade(&["check"]);
+    let health =
+        shop.0.ps()["instances"].as_array().unwrap().iter().find(|seen| seen["instance"] == "palisade-edge.1").cloned();
+    assert_eq!(health.unwrap()["health"], "healthy");
+    patiently("the event of the certificate", || said(&["events"]).contains("certificate_served").then_some(()));
+    assert!(shop.0.palisade(&["logs", "palisade-edge"]).expect(0).err.is_empty());
+    // Nobody but the edge and root may give it orders or read its keys.
+    let keys = shop.0.layout.volume(palisade_core::edge::CERTIFICATES_VOLUME);
+    let mode = |path: &std::path::Path| {
+        std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(path).unwrap().permissions())
+    };
+    assert_eq!(mode(&keys) & 0o777, 0o700);
+    assert_eq!(mode(&keys.join("shop.example.pem")) & 0o777, 0o600);
+    shop.0.down();
+}
+
+#[test]
+fn whoever_is_banned_gets_no_answer_from_the_edge_until_the_time_is_over() {
+    need_root!("edge::commands::whoever_is_banned_gets_no_answer_from_the_edge_until_the_time_is_over");
+    let shop = Shop::new(APP);
+    let bans = Bans::new(&shop.0.layout);
+    let ports = BTreeSet::from([80, 443]);
+    let clients = |text: &[&str]| text.iter().map(|text| (text.parse::<Network>().unwrap(), 6)).collect::<Vec<_>>();
+    bans.add(&ports, &clients(&["203.0.113.2", "2001:db8:7::/64"])).unwrap();
+    bans.add(&ports, &clients(&["203.0.113.2", "198.51.100.1"])).unwrap();
+    assert_eq!(shop.0.all_open_to_strangers(&[80, 443]), Vec::<u16>::new());
+    // Another stack, or the same one, changes the firewall meanwhile.
+    let firewall = Firewall::new(&shop.0.layout.realm);
+    let before = firewall.snapshot().unwrap();
+    firewall.restore(&before).unwrap();
+    assert_eq!(shop.0.all_open_to_strangers(&[80, 443]), Vec::<u16>::new());
+    std::thread::sleep(Duration::from_secs(5));
+    patiently("the end of the ban", || (shop.0.all_open_to_strangers(&[80, 443]) == [80, 443]).then_some(()));
+    bans.add(&ports, &clients(&["203.0.113.2"])).unwrap();
+    shop.0.palisade(&["prove"]).expect(0);
+    shop.0.down();
+}
