@@ -1,7 +1,8 @@
 //! A certificate authority of the stack's own, for rehearsals: nobody trusts it who wasn't told to.
 //!
-//! Its root may sign only names of the stack (name constraints), so whoever trusts it for a rehearsal trusts it for nothing else. Key and root are
-//! in the worker's folder; the root alone, for `curl --cacert`, is `local-ca.pem` there.
+//! Its root may sign only names of the stack (name constraints), so whoever trusts it for a rehearsal trusts it for nothing else. Domains that come later
+//! get another root: whoever trusts the first one goes on. Keys and roots are in the worker's folder; the roots alone, for `curl --cacert`, are
+//! `local-ca.pem` there.
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa,
@@ -20,6 +21,9 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use crate::acme::{StoreError, replace};
 use crate::tls;
 
+/// Where a key and its certificate end in the file of the authority.
+const CERTIFICATE_END: &str = "-----END CERTIFICATE-----\n";
+
 const DAY: Duration = Duration::from_secs(86_400);
 /// A root that ends sooner than this is replaced.
 const ROOT_LEFT: Duration = Duration::from_secs(90 * 86_400);
@@ -29,8 +33,16 @@ const LEAF_LIFETIME: Duration = Duration::from_secs(90 * 86_400);
 
 /// The authority.
 pub struct LocalCa {
-    root: CertificateDer<'static>,
-    root_pem: String,
+    /// Oldest first. Each is for other domains.
+    roots: Vec<Root>,
+}
+
+struct Root {
+    key_pem: String,
+    certificate: CertificateDer<'static>,
+    certificate_pem: String,
+    /// Domains that it may sign, with everything below them.
+    allowed: Vec<String>,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -49,70 +61,41 @@ pub enum LocalCaError {
 }
 
 impl LocalCa {
-    /// Where the root alone is, for clients that are to trust it.
+    /// Where the roots alone are, for clients that are to trust them.
     pub fn root_file(state: &Path) -> PathBuf {
         state.join("local-ca.pem")
     }
 
-    /// The authority in this folder, which is made anew if there is none, or if it is damaged, about to end, or may not sign for all these domains.
+    /// The authority in this folder. A root is made for those of the domains that no root may sign yet; one that is damaged or about to end is replaced.
     ///
     /// # Errors
     ///
     /// Its file can't be read or written.
     pub fn open(state: &Path, domains: &[&String], owner: Option<(u32, u32)>) -> Result<Self, LocalCaError> {
         let path = state.join("local-ca-key.pem");
-        let kept = match fs::read_to_string(&path) {
-            Ok(text) => Self::parse(&text, domains),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
             // What isn't text is damaged.
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => None,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => String::new(),
             Err(error) => return Err(LocalCaError::Read(path, error)),
         };
-        let authority = match kept {
-            Some(authority) => authority,
-            None => {
-                let (authority, key) = Self::make(domains).map_err(LocalCaError::Sign)?;
-                replace(&path, format!("{key}{}", authority.root_pem).as_bytes(), owner)?;
-                authority
-            }
-        };
-        let root = Self::root_file(state);
-        if fs::read_to_string(&root).ok().as_deref() != Some(&authority.root_pem) {
-            replace(&root, authority.root_pem.as_bytes(), owner)?;
+        let mut roots: Vec<Root> = text.split_inclusive(CERTIFICATE_END).filter_map(Root::parse).collect();
+        let new: Vec<&str> = domains.iter().map(|domain| base(domain)).collect();
+        let new: Vec<&str> = new.into_iter().filter(|name| !roots.iter().any(|root| root.may_sign(name))).collect();
+        if !new.is_empty() {
+            roots.push(Root::make(&new).map_err(LocalCaError::Sign)?);
+        }
+        let authority = Self { roots };
+        let whole: String =
+            authority.roots.iter().map(|root| format!("{}{}", root.key_pem, root.certificate_pem)).collect();
+        if whole != text {
+            replace(&path, whole.as_bytes(), owner)?;
+        }
+        let file = Self::root_file(state);
+        if fs::read_to_string(&file).ok() != Some(authority.root()) {
+            replace(&file, authority.root().as_bytes(), owner)?;
         }
         Ok(authority)
-    }
-
-    fn parse(text: &str, domains: &[&String]) -> Option<Self> {
-        let key = KeyPair::from_pem(text).ok()?;
-        let root = CertificateDer::from_pem_slice(text.as_bytes()).ok()?;
-        let root_pem = text.get(text.find("-----BEGIN CERTIFICATE-----")?..)?.to_owned();
-        let (_, parsed) = X509Certificate::from_der(&root).ok()?;
-        let end = parsed.validity().not_after.timestamp();
-        let needed = SystemTime::now().checked_add(ROOT_LEFT)?.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs();
-        let allowed = allowed(&parsed);
-        let fits = u64::try_from(end).ok()? > needed
-            && parsed.public_key().raw == rcgen::PublicKeyData::subject_public_key_info(&key)
-            && domains.iter().all(|domain| allowed.iter().any(|name| name == base(domain)));
-        let issuer = Issuer::from_ca_cert_der(&root, key).ok().filter(|_| fits)?;
-        Some(Self { root, root_pem, issuer })
-    }
-
-    fn make(domains: &[&String]) -> Result<(Self, String), rcgen::Error> {
-        let key = KeyPair::generate()?;
-        let pem = key.serialize_pem();
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.distinguished_name = named("Palisade rehearsal authority");
-        params.not_before = (SystemTime::now() - DAY).into();
-        params.not_after = (SystemTime::now() + ROOT_LIFETIME).into();
-        let permitted = domains.iter().map(|domain| GeneralSubtree::DnsName(base(domain).to_owned())).collect();
-        params.name_constraints =
-            Some(NameConstraints { permitted_subtrees: permitted, excluded_subtrees: Vec::new() });
-        let certificate = params.self_signed(&key)?;
-        let (root, root_pem) = (certificate.der().clone(), certificate.pem());
-        Ok((Self { root, root_pem, issuer: Issuer::new(params, key) }, pem))
     }
 
     /// A new key and a certificate for a domain, as the file that is served.
@@ -121,19 +104,9 @@ impl LocalCa {
     ///
     /// The library can't make it: the name is none.
     pub fn sign(&self, domain: &str) -> Result<String, LocalCaError> {
-        let make = || {
-            let key = KeyPair::generate()?;
-            let mut params = CertificateParams::new([domain.to_owned()])?;
-            params.distinguished_name = DistinguishedName::new();
-            params.use_authority_key_identifier_extension = true;
-            params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-            params.not_before = (SystemTime::now() - DAY).into();
-            params.not_after = (SystemTime::now() + LEAF_LIFETIME).into();
-            let certificate = params.signed_by(&key, &self.issuer)?;
-            Ok(format!("{}{}", key.serialize_pem(), certificate.pem()))
-        };
-        make().map_err(LocalCaError::Sign)
+        let root = self.roots.iter().find(|root| root.may_sign(base(domain))).or(self.roots.last());
+        let Some(root) = root else { return Err(LocalCaError::Sign(rcgen::Error::CouldNotParseCertificate)) };
+        root.sign(domain).map_err(LocalCaError::Sign)
     }
 
     /// The file holds a certificate for the domain that this authority has signed and that has a third of its time left.
@@ -142,17 +115,87 @@ impl LocalCa {
         let Some((_, leaf)) = key.cert.first().and_then(|leaf| X509Certificate::from_der(leaf).ok()) else {
             return false;
         };
-        let Ok((_, root)) = X509Certificate::from_der(&self.root) else { return false };
         let left = facts.not_after_s.saturating_sub(now_s);
-        leaf.verify_signature(Some(root.public_key())).is_ok()
+        self.roots.iter().any(|root| root.may_sign(base(domain)) && root.has_signed(&leaf))
             && facts.not_before_s <= now_s
             && left > (facts.not_after_s - facts.not_before_s) / 3
     }
 
-    /// The root in PEM, for `curl --cacert`.
-    pub fn root(&self) -> &str {
-        &self.root_pem
+    /// The roots in PEM, for `curl --cacert`.
+    pub fn root(&self) -> String {
+        self.roots.iter().map(|root| root.certificate_pem.as_str()).collect()
     }
+}
+
+impl Root {
+    /// From a key and its certificate.
+    fn parse(text: &str) -> Option<Self> {
+        let at = text.find("-----BEGIN CERTIFICATE-----")?;
+        let (key_pem, certificate_pem) = text.split_at(at);
+        let key = KeyPair::from_pem(key_pem).ok()?;
+        let certificate = CertificateDer::from_pem_slice(certificate_pem.as_bytes()).ok()?;
+        let (_, parsed) = X509Certificate::from_der(&certificate).ok()?;
+        let end = parsed.validity().not_after.timestamp();
+        let needed = SystemTime::now().checked_add(ROOT_LEFT)?.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs();
+        let fits = u64::try_from(end).ok()? > needed
+            && parsed.public_key().raw == rcgen::PublicKeyData::subject_public_key_info(&key);
+        let allowed = allowed(&parsed);
+        let issuer = Issuer::from_ca_cert_der(&certificate, key).ok().filter(|_| fits)?;
+        let (key_pem, certificate_pem) = (key_pem.to_owned(), certificate_pem.to_owned());
+        Some(Self { key_pem, certificate, certificate_pem, allowed, issuer })
+    }
+
+    fn make(names: &[&str]) -> Result<Self, rcgen::Error> {
+        let key = KeyPair::generate()?;
+        let key_pem = key.serialize_pem();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        // Of two roots with one name clients would try the wrong one.
+        params.distinguished_name = named(&format!("Palisade rehearsal authority for {}", names[0]));
+        params.not_before = (SystemTime::now() - DAY).into();
+        params.not_after = (SystemTime::now() + ROOT_LIFETIME).into();
+        let permitted = names.iter().map(|name| GeneralSubtree::DnsName((*name).to_owned())).collect();
+        params.name_constraints =
+            Some(NameConstraints { permitted_subtrees: permitted, excluded_subtrees: Vec::new() });
+        let made = params.self_signed(&key)?;
+        let (certificate, certificate_pem) = (made.der().clone(), pem_lines(&made.pem()));
+        let allowed = names.iter().map(|name| (*name).to_owned()).collect();
+        Ok(Self {
+            key_pem: pem_lines(&key_pem),
+            certificate,
+            certificate_pem,
+            allowed,
+            issuer: Issuer::new(params, key),
+        })
+    }
+
+    fn may_sign(&self, name: &str) -> bool {
+        self.allowed.iter().any(|allowed| allowed == name)
+    }
+
+    fn sign(&self, domain: &str) -> Result<String, rcgen::Error> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::new([domain.to_owned()])?;
+        params.distinguished_name = DistinguishedName::new();
+        params.use_authority_key_identifier_extension = true;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.not_before = (SystemTime::now() - DAY).into();
+        params.not_after = (SystemTime::now() + LEAF_LIFETIME).into();
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        Ok(format!("{}{}", key.serialize_pem(), certificate.pem()))
+    }
+
+    fn has_signed(&self, leaf: &X509Certificate<'_>) -> bool {
+        let root = X509Certificate::from_der(&self.certificate);
+        root.is_ok_and(|(_, root)| leaf.verify_signature(Some(root.public_key())).is_ok())
+    }
+}
+
+/// With lines that end as those of other files do, so that what is read back is the same.
+fn pem_lines(pem: &str) -> String {
+    pem.replace("\r\n", "\n")
 }
 
 /// Names that a root may sign for.

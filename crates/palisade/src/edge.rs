@@ -157,8 +157,6 @@ impl Keeper<'_> {
                 self.say("edge_silent", looked);
             }
         }
-        let relayed = self.relay();
-        self.say("certificate_events_unread", relayed);
         if due(self.copied, COPY) {
             self.copied = Some(Instant::now());
             let copied = self.copy();
@@ -269,26 +267,6 @@ impl Keeper<'_> {
         }
         for (ToBan { client, .. }, why) in spared {
             self.events.append("not_banned", Some(&spec.id), json!({ "client": client, "because": why }));
-        }
-        Ok(())
-    }
-
-    /// What who obtains certificates has told becomes events of the stack. How far it was read is noted, so that an agent that is started again
-    /// neither repeats nor loses anything.
-    fn relay(&self) -> Result<(), String> {
-        let noted = self.layout.edge().join("certificate-events.json");
-        let mut position = fs::read(&noted).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let before = position;
-        let new = acme::events_since(&self.layout.volume(model::AUTHORITIES_VOLUME), &mut position);
-        let new = new.map_err(|error| error.to_string())?;
-        if position == before {
-            return Ok(());
-        }
-        let bytes = serde_json::to_vec(&position).map_err(|error| error.to_string())?;
-        whole_file::replace(&noted, &bytes, 0o600).map_err(|error| format!("{}: {error}", noted.display()))?;
-        // That a certificate is served is seen in the edge's own report.
-        for event in new.into_iter().filter(|event| event.kind != "certificate_served") {
-            self.events.append(&event.kind, None, event.details);
         }
         Ok(())
     }

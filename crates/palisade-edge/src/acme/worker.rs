@@ -65,7 +65,8 @@ async fn run(path: &Path) -> Result<(), WorkerError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(WorkerError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(WorkerError::Runtime)?;
     let mut again = signal(SignalKind::hangup()).map_err(WorkerError::Runtime)?;
-    let mut asked = false;
+    // Whoever starts it anew wants to know now, as whoever sends it a signal.
+    let mut asked = true;
     loop {
         let looked = tokio::select! {
             looked = look_once(path, std::mem::take(&mut asked)) => looked,

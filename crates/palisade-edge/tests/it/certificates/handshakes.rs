@@ -217,12 +217,25 @@ fn the_stacks_own_authority_signs_for_the_stacks_domains_only() {
         .expect("openssl is installed");
     let text = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
     assert!(!output.status.success() && text.contains("permitted subtree violation"), "{text}");
-    // For another domain the root is another: the old one may not sign for it.
-    let before = std::fs::read(&root).expect("it is there");
+    // Domains that come later get another root; whoever trusts the first one goes on.
+    let before = std::fs::read_to_string(&root).expect("it is there");
     let mut more = told_worker;
     more.certificates.insert("bank.example".to_owned(), CertificateSource::Local);
     prepare(&more).expect("certificates are signed");
-    assert_ne!(std::fs::read(&root).expect("it is there"), before);
+    let both = std::fs::read_to_string(&root).expect("it is there");
+    assert!(both.starts_with(&before) && both.matches("BEGIN CERTIFICATE").count() == 2, "{both}");
+    assert_eq!(std::fs::read(more.folder.join("shop.example.pem")).expect("it is there"), kept);
+    let verify = |file: &str| {
+        let output =
+            Command::new("openssl").args(["verify", "-CAfile"]).args([&root, &more.folder.join(file)]).output();
+        let output = output.expect("openssl is installed");
+        assert!(output.status.success(), "{file}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    verify("shop.example.pem");
+    verify("bank.example.pem");
+    // The same once more changes nothing.
+    prepare(&more).expect("certificates are kept");
+    assert_eq!(std::fs::read_to_string(&root).expect("it is there"), both);
 }
 
 #[test]
