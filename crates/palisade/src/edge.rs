@@ -25,7 +25,6 @@ use palisade_host::edge::{self, EdgeError, Teller};
 use palisade_host::firewall::bans::Bans;
 use palisade_host::layout::Layout;
 use palisade_host::sockets::{self, SocketProto, Which};
-use palisade_host::whole_file;
 use serde::Deserialize;
 use serde_json::json;
 
