@@ -162,7 +162,8 @@ async fn serve(worker: &Rc<Worker>, connection: quinn::Connection, pipe: tokio::
     let inner = tokio::task::spawn_local(async move { drop(inner.await) });
     tokio::pin!(inner);
     let mut h3 = h3::server::builder();
-    h3.max_field_section_size(limits.header_bytes_max.into());
+    // A frame that is there to be ignored, at the end of a stream, hides the end from some clients (aioquic).
+    h3.max_field_section_size(limits.header_bytes_max.into()).send_grease(false);
     let mut h3: h3::server::Connection<_, Bytes> = h3.build(h3_quinn::Connection::new(connection)).await.ok()?;
     let mut requests = JoinSet::new();
     loop {
