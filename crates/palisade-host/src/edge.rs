@@ -99,10 +99,8 @@ impl<'a> Teller<'a> {
         let folder = self.layout.edge();
         let done = folder.join(ACKNOWLEDGED);
         let _ = fs::remove_file(&done);
-        let specs = specs(self.layout);
-        let edges: Vec<EdgeAt> = specs.iter().map(edge_at).collect();
+        self.set_edges()?;
         // First for those that start: whoever has read the old file by now has its socket, and is told below.
-        write(&folder.join(TOLD).join(EDGES_FILE), &edges)?;
         write(&folder.join(TOLD).join(UPSTREAMS_FILE), upstreams)?;
         let what = "take new upstreams";
         for number in instances(self.layout) {
@@ -112,6 +110,12 @@ impl<'a> Teller<'a> {
             }
         }
         write(&done, upstreams)
+    }
+
+    /// Leaves for who obtains certificates which instances of the edge there are.
+    pub fn set_edges(&self) -> Result<(), EdgeError> {
+        let edges: Vec<EdgeAt> = specs(self.layout).iter().map(edge_at).collect();
+        write(&self.layout.edge().join(TOLD).join(EDGES_FILE), &edges)
     }
 
     /// That is what was told last, and everybody has answered.

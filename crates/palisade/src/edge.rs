@@ -65,6 +65,11 @@ fn serving(policy: Option<&Policy>) -> BTreeSet<InstanceAddress> {
     policy.into_iter().flat_map(|policy| &policy.services).flat_map(|service| &service.backends).copied().collect()
 }
 
+/// An instance of the edge was started: who obtains certificates is to know.
+pub(crate) fn started(layout: &Layout) -> Result<(), TellError> {
+    Ok(Teller::lock(layout)?.set_edges()?)
+}
+
 /// Who takes requests couldn't be told.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TellError {
@@ -212,7 +217,7 @@ impl Keeper<'_> {
         let suspended = guard.suspended().map_err(|error| chain(&error))?;
         let upstreams = model::upstreams(&wanted, &state.addresses, &serving(state.policy.as_ref()), &suspended);
         if teller.is_told(&upstreams) {
-            return Ok(());
+            return teller.set_edges().map_err(|error| chain(&error));
         }
         teller.set_upstreams(&upstreams).map_err(|error| chain(&error))
     }

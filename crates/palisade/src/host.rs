@@ -509,6 +509,9 @@ impl Adapters {
             self.tell_edge(Some(&settings))?;
         }
         self.agent()?.start(spec)?;
+        if host_edge::settings_of(spec).is_some() {
+            edge::started(&self.layout)?;
+        }
         Ok(Undo::Do(vec![Action::StopInstance { id: spec.id.clone() }]))
     }
 

@@ -380,15 +380,25 @@ pub(crate) fn stranger(stack: &Stack, host: &Observed, addresses: &[IpAddr]) -> 
     Ok(stranger)
 }
 
+/// How what a TLS server says begins when it is asked in plain text: type and major version of a record (RFC 8446, section 5.1).
+const TLS_ALERT: &[u8] = &[21, 3];
+
 /// The first line that a server says to an HTTP request, or that it says nothing.
 fn greeting(at: SocketAddr) -> String {
     let wait = Duration::from_secs(2);
     let ask = || -> std::io::Result<String> {
         let mut stream = TcpStream::connect_timeout(&at, wait)?;
         stream.set_read_timeout(Some(wait))?;
-        stream.write_all(format!("GET / HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", at.ip()).as_bytes())?;
+        let host = match at.ip() {
+            IpAddr::V4(ip) => ip.to_string(),
+            IpAddr::V6(ip) => format!("[{ip}]"),
+        };
+        stream.write_all(format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes())?;
         let mut bytes = [0; 256];
         let length = stream.read(&mut bytes)?;
+        if bytes[..length].starts_with(TLS_ALERT) {
+            return Ok("speaks TLS".to_owned());
+        }
         let text = String::from_utf8_lossy(&bytes[..length]).into_owned();
         Ok(text.lines().next().unwrap_or_default().trim().to_owned())
     };

@@ -289,6 +289,13 @@ impl Maker<'_> {
             );
         }
         Service {
+            // Whoever looks before the edge answers finds nobody, and looks again much later.
+            depends_on: vec![self.at(Dependency {
+                service: edge.clone(),
+                condition: Condition::ServiceHealthy,
+                restart: false,
+                required: true,
+            })],
             connect: Some([HTTP_PORT, HTTPS_PORT].map(|port| self.at(grant(port))).into()),
             // An authority may be anywhere.
             egress: if acme { Egress::All } else { Egress::None },

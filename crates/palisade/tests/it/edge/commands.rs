@@ -62,3 +62,25 @@ fn whoever_is_banned_gets_no_answer_from_the_edge_until_the_time_is_over() {
     shop.0.palisade(&["prove"]).expect(0);
     shop.0.down();
 }
+
+#[test]
+fn whoever_asks_too_often_again_and_again_is_told_of_and_banned() {
+    need_root!("edge::commands::whoever_asks_too_often_again_and_again_is_told_of_and_banned");
+    let limited = "to: app:8081\n        rate_limit: {per_client: 1/s, burst: 1}\n        ban: {after: 10, for: 1h}\n";
+    let shop = Shop::new(&APP.replace("to: app:8081\n", limited));
+    let mut refused = 0;
+    patiently("the ban", || {
+        let mut arguments = vec!["-o", "/dev/null", "-w", "%{http_code}\n", "--max-time", "3"];
+        arguments.extend(["https://shop.example/"; 1]);
+        let (_, text) = shop.curl(&arguments);
+        refused += u32::from(text.starts_with("429"));
+        let events = shop.0.palisade(&["events"]).expect(0).out;
+        (events.contains(" banned client=203.0.113.2 for_s=3600") && events.contains(" limited ")).then_some(())
+    });
+    assert!(refused >= 10, "{refused}");
+    assert_eq!(shop.0.all_open_to_strangers(&[80, 443]), Vec::<u16>::new());
+    // The stack comes up anew, and the ban stays.
+    shop.up(&APP.replace("to: app:8081\n", &limited.replace("burst: 1", "burst: 2"))).expect(0);
+    assert_eq!(shop.0.all_open_to_strangers(&[80, 443]), Vec::<u16>::new());
+    shop.0.down();
+}

@@ -3,6 +3,7 @@
 mod bad_days;
 mod commands;
 mod load;
+mod ordered;
 mod rehearsal;
 mod shop;
 mod up;

@@ -43,6 +43,7 @@ fn an_edge_is_proven_and_nothing_reaches_past_it() {
         let open: Vec<_> = report[stranger]["open"].as_object().unwrap().keys().cloned().collect();
         assert_eq!(open, ["203.0.113.1:443", "203.0.113.1:80", "[2001:db8::1]:443", "[2001:db8::1]:80"], "{report:#}");
     }
+    assert_eq!(report["stranger"]["open"]["203.0.113.1:443"], "speaks TLS");
     // The kit was run as root inside the edge, and nothing of it came through.
     assert!(report["attacks"]["tried"]["palisade-edge"].as_u64().is_some_and(|tried| tried > 20), "{report:#}");
 }
