@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, broadcast};
 
 use barter::config::Config;
 use barter::db::Pool;
@@ -91,6 +91,7 @@ async fn serve(config: Config) -> Result<(), String> {
         pool: Pool::new(config.database),
         ollama: Ollama::new(config.ollama, config.model),
         wake: Notify::new(),
+        posted: broadcast::Sender::new(64),
     });
     eprintln!("barter: listening on {address}");
 

@@ -4,15 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::rejection::{FormRejection, JsonRejection, PathRejection, QueryRejection};
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{DefaultBodyLimit, Form, Path, Query, Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Redirect, Response};
-use axum::routing::get;
+use axum::routing::{any, get};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, broadcast};
 
 use crate::db::{DbError, Pool};
 use crate::http::chain;
@@ -33,6 +34,8 @@ const PAGE_LISTINGS: i64 = 20;
 const LISTINGS_MAX: i64 = 100;
 const MATCHES: usize = 10;
 const MATCHES_MAX: i64 = 50;
+/// Nothing that a listener sends is looked at.
+const LISTENER_BYTES_MAX: usize = 1 << 10;
 
 /// What the handlers share.
 pub struct App {
@@ -42,6 +45,8 @@ pub struct App {
     pub ollama: Ollama,
     /// Wakes the embedder.
     pub wake: Notify,
+    /// New listings, as JSON, for those who listen.
+    pub posted: broadcast::Sender<Arc<str>>,
 }
 
 /// Every route of the service.
@@ -51,6 +56,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/style.css", get(style))
         .route("/health", get(health))
         .route("/api/listings", get(list).post(post))
+        .route("/api/live", any(live))
         .route("/api/listings/{id}", get(show))
         .route("/api/listings/{id}/matches", get(matches))
         .fallback(async || ApiError::not_found("no such page"))
@@ -256,7 +262,34 @@ async fn store_listing(app: &App, new: &NewListing) -> Result<Listing, DbError> 
     if embedding.is_none() {
         app.wake.notify_one();
     }
+    if app.posted.receiver_count() > 0
+        && let Ok(text) = serde_json::to_string(&listing)
+    {
+        // Whoever has stopped listening since then misses it.
+        let _ = app.posted.send(text.into());
+    }
     Ok(listing)
+}
+
+/// A WebSocket (RFC 6455) that gets each new listing, one JSON text a message.
+async fn live(State(app): State<Arc<App>>, upgrade: WebSocketUpgrade) -> Response {
+    let posted = app.posted.subscribe();
+    upgrade.max_message_size(LISTENER_BYTES_MAX).on_upgrade(|socket| tell(socket, posted))
+}
+
+async fn tell(mut socket: WebSocket, mut posted: broadcast::Receiver<Arc<str>>) {
+    loop {
+        tokio::select! {
+            listing = posted.recv() => match listing {
+                Ok(text) => if socket.send(Message::text(&*text)).await.is_err() { return },
+                // Too slow: what was missed can be read at `/api/listings`.
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return,
+            },
+            // Pings are answered by the library while it is read.
+            message = socket.recv() => if !matches!(message, Some(Ok(_))) { return },
+        }
+    }
 }
 
 #[derive(Deserialize, Default)]
