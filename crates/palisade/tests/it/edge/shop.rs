@@ -1,7 +1,7 @@
 //! A stack with an edge on a scratch host, and clients of it on the internet.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use palisade_core::edge::AUTHORITIES_VOLUME;
@@ -79,11 +79,7 @@ impl Shop {
 
     /// The root that local certificates end in.
     pub(super) fn root(&self) -> PathBuf {
-        let folder = self.0.layout.volume(AUTHORITIES_VOLUME);
-        let entries = fs::read_dir(&folder).unwrap().flatten().map(|entry| entry.path());
-        let roots: Vec<_> = entries.filter(|path| path.extension().is_some_and(|e| e == "pem" || e == "crt")).collect();
-        let is_root = |path: &&PathBuf| !fs::read_to_string(path).unwrap().contains("PRIVATE KEY");
-        roots.iter().find(is_root).unwrap_or_else(|| panic!("{roots:?}")).clone()
+        root_of(&self.0.layout.volume(AUTHORITIES_VOLUME))
     }
 
     /// curl, as somebody on the internet who trusts the local authority.
@@ -107,4 +103,12 @@ impl Shop {
             .filter(|id| id.starts_with("palisade-edge."))
             .collect()
     }
+}
+
+/// The roots of the authority that has this folder.
+pub(super) fn root_of(folder: &Path) -> PathBuf {
+    let entries = fs::read_dir(folder).unwrap().flatten().map(|entry| entry.path());
+    let roots: Vec<_> = entries.filter(|path| path.extension().is_some_and(|e| e == "pem" || e == "crt")).collect();
+    let is_root = |path: &&PathBuf| !fs::read_to_string(path).unwrap().contains("PRIVATE KEY");
+    roots.iter().find(is_root).unwrap_or_else(|| panic!("{roots:?}")).clone()
 }
