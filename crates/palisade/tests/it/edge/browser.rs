@@ -79,7 +79,7 @@ fn post(host: &Host, root: &Path, title: &str) {
 #[test]
 fn a_browser_believes_the_reference_stack_and_a_websocket_hears_of_it() {
     const TEST: &str = "edge::browser::a_browser_believes_the_reference_stack_and_a_websocket_hears_of_it";
-    need_root!(TEST);
+    need_root!("edge::browser::a_browser_believes_the_reference_stack_and_a_websocket_hears_of_it");
     if let Some(why) = barter_is_missing() {
         return skipped(TEST, &why);
     }
