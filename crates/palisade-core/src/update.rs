@@ -3,9 +3,11 @@
 //! Where two versions of an instance can run side by side, the new one starts first and nobody notices; otherwise the old
 //! one stops first, and for a service with one instance that is an outage.
 
+use crate::edge;
 use crate::image;
 use crate::observed::ImageSeen;
-use crate::stack::{MountSource, Proto, Service, UpdateOrder, UpdatePolicy};
+use crate::place::Placed;
+use crate::stack::{MountSource, Proto, Publish, Service, UpdateOrder, UpdatePolicy};
 
 /// So long a new instance is watched before the old one goes, unless `update_config.monitor` says otherwise. Docker
 /// Swarm's default.
@@ -30,7 +32,10 @@ impl Service {
         if let Some(name) = self.run.container_run().and_then(|container| container.name.as_ref()) {
             return stop_first(format!("two containers can't both be called `{name}`"));
         }
-        if let Some(publish) = self.publish.iter().find(|publish| publish.value.container.proto == Proto::Udp) {
+        // The edge waits for the port for HTTP/3 and serves the other versions meanwhile.
+        let needs_udp = !edge::is_own(&self.name);
+        let udp = |publish: &&Placed<Publish>| publish.value.container.proto == Proto::Udp;
+        if let Some(publish) = self.publish.iter().filter(|_| needs_udp).find(udp) {
             return stop_first(format!("only one process can have port {}/udp of the host", publish.value.host_port));
         }
         match self.update.and_then(|update| update.order) {
@@ -72,7 +77,7 @@ impl Service {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stack::{Mount, PortProto, Publish};
+    use crate::stack::{Mount, PortProto};
     use crate::testing::{at, service};
 
     fn because(service: &Service) -> Option<String> {
@@ -98,6 +103,8 @@ mod tests {
         let port = PortProto { port: 53, proto: Proto::Udp };
         db.publish = vec![at(Publish { host_ip: None, host_port: 53, container: port })];
         assert!(because(&db).unwrap().contains("53/udp"), "no wish changes what the kernel can do");
+        db.name = service(edge::SERVICE_NAME).name;
+        assert_eq!(because(&db), None, "an edge waits for the port");
         let mut web = service("web");
         let image = ImageSeen { volumes: vec!["/data".into()], ..ImageSeen::default() };
         assert!(matches!(web.update_order(Some(&image)), Order::StopFirst { because } if because.contains("/data")));

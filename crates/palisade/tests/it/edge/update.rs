@@ -1,5 +1,7 @@
 //! Services behind the edge, and the edge itself, are replaced while somebody asks all the time.
 
+use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -33,9 +35,29 @@ fn nobody_notices_an_update_of_what_is_behind_the_edge() {
 #[test]
 fn nobody_notices_an_update_of_the_edge() {
     need_root!("edge::update::nobody_notices_an_update_of_the_edge");
-    let shop = Shop::new(APP);
+    an_update_of_the_edge_is_noticed_by_nobody(APP);
+}
+
+#[test]
+fn nobody_notices_an_update_of_an_edge_with_http_3() {
+    need_root!("edge::update::nobody_notices_an_update_of_an_edge_with_http_3");
+    an_update_of_the_edge_is_noticed_by_nobody(&APP.replace("  edge:\n", "  edge:\n    http3: true\n"));
+}
+
+/// The cgroup of whoever has the host's port 443 of UDP.
+fn holder_of_udp_443() -> Option<String> {
+    let mut command = Command::new("ss");
+    command.args(["-Hlunp", "sport", "=", ":443"]);
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let pid = text.split_once("pid=")?.1.split(',').next()?;
+    fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()
+}
+
+fn an_update_of_the_edge_is_noticed_by_nobody(app: &str) {
+    let shop = Shop::new(app);
     let load = Load::start(&shop);
-    let mut file = APP.to_owned();
+    let mut file = app.to_owned();
     for (number, path) in [(2, "/more"), (1, "/still-more")] {
         let route =
             format!("      - domain: shop.example\n        path: {path}\n        to: app:8081\n        hsts: true\n");
@@ -52,6 +74,11 @@ fn nobody_notices_an_update_of_the_edge() {
         let (code, text) = shop.curl(&["-i", &format!("https://shop.example{path}/x")]);
         assert_eq!(code, Some(0), "{text}");
         assert!(text.to_ascii_lowercase().contains("strict-transport-security: max-age="), "{text}");
+        if app.contains("http3") {
+            // Only one process can have the port: the newer one gets it when the former has ended.
+            let newer = format!("palisade-edge.{number}");
+            patiently("the newer edge has the port for HTTP/3", || holder_of_udp_443()?.contains(&newer).then_some(()));
+        }
     }
     load.end();
     // Where a route is written in the file is nothing that it serves.
