@@ -59,10 +59,10 @@ pub(super) fn path<'a>(method: &Method, uri: &'a Uri) -> Result<Cow<'a, str>, St
     }
     let mut before = 0;
     let plain = path.bytes().all(|byte| {
-        let fine = !matches!(byte, b'%' | b';' | b'\\' | 0..=0x20 | 0x7f..)
-            && !(before == b'/' && matches!(byte, b'/' | b'.'));
+        let odd = matches!(byte, b'%' | b';' | b'\\' | 0..=0x20 | 0x7f..);
+        let segment = before == b'/' && matches!(byte, b'/' | b'.');
         before = byte;
-        fine
+        !odd && !segment
     });
     if plain {
         Ok(Cow::Borrowed(path))
