@@ -160,3 +160,51 @@ fn endless_heads_end_the_connection_and_cost_little() {
     assert_eq!(echo.requests(), 0);
     assert!(edge.get("/").0.starts_with("HTTP/1.1 200 "));
 }
+
+/// A client of HTTP/2 that says on standard output what happens to it. `None`, with the reason, if node isn't there.
+fn node(edge: &Edge, script: &str) -> Option<std::process::Child> {
+    let script = format!(
+        "const c = require('http2').connect('https://{}', {{rejectUnauthorized: false, servername: '{DOMAIN}'}});
+         c.on('error', () => {{}});
+         c.on('goaway', () => console.log('goaway'));
+         c.on('close', () => console.log('closed'));
+         const ask = path => c.request({{':path': path, ':authority': '{DOMAIN}'}}).on('error', () => {{}});
+         {script}",
+        edge.https()
+    );
+    let node = Command::new("node").args(["-e", &script]).stdout(std::process::Stdio::piped()).spawn();
+    node.inspect_err(|error| eprintln!("skipped: node can't be started: {error}")).ok()
+}
+
+#[test]
+fn a_signal_drains_and_clients_of_http2_are_told() {
+    use std::io::{BufRead, BufReader};
+    let echo = Echo::start();
+    let mut edge = Edge::with(settings(), &[echo.address]);
+    let Some(mut client) = node(&edge, "ask('/').on('end', () => console.log('answered')).resume();") else { return };
+    let mut lines = BufReader::new(client.stdout.take().expect("a pipe")).lines().map(|line| line.expect("text"));
+    assert_eq!(lines.next().as_deref(), Some("answered"));
+    let edge_pid = nix::unistd::Pid::from_raw(i32::try_from(edge.child.id()).expect("a process number"));
+    nix::sys::signal::kill(edge_pid, nix::sys::signal::Signal::SIGTERM).expect("it runs");
+    assert_eq!(lines.next().as_deref(), Some("goaway"));
+    assert_eq!(lines.next().as_deref(), Some("closed"));
+    crate::support::wait_until("the edge ends", || {
+        edge.child.try_wait().expect("it is our child").is_some_and(|status| status.success())
+    });
+    let _ = client.wait();
+}
+
+#[test]
+fn a_client_that_takes_nothing_of_a_stream_is_cut() {
+    let (mut settings, folder) = settings();
+    settings.edge.limits.body_timeout_ms = 1000;
+    let echo = Echo::start();
+    let edge = Edge::with((settings, folder), &[echo.address]);
+    // It keeps the connection busy otherwise.
+    let script = "ask('/big/5000000').on('response', () => console.log('begun')).pause(); setInterval(() => c.ping(() => {}), 100);";
+    let Some(mut client) = node(&edge, script) else { return };
+    crate::support::wait_until("it is there", || edge.report().connections == 1);
+    crate::support::wait_until("it is cut", || edge.report().connections == 0);
+    let _ = client.kill();
+    let _ = client.wait();
+}

@@ -188,3 +188,43 @@ fn connections_beyond_the_limit_are_closed_at_once() {
     wait_until("there is room", || edge.report().connections < 10);
     assert!(edge.get("/").0.starts_with("HTTP/1.1 200 "));
 }
+
+#[test]
+fn ten_thousand_idle_connections_cost_little_each() {
+    const COUNT: usize = 10_000;
+    // The test has the other ends.
+    let (_, hard) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).expect("a limit");
+    if hard < 2 * COUNT as u64 {
+        eprintln!("skipped: only {hard} descriptors may be open");
+        return;
+    }
+    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, hard, hard)
+        .expect("up to the hard limit");
+    let echo = Echo::start();
+    let edge = Edge::with(settings(), &[echo.address]);
+    let request = format!("GET /big/10 HTTP/1.1\r\nHost: {DOMAIN}\r\n\r\n");
+    let connect = || {
+        let mut client = edge.connect();
+        client.write_all(request.as_bytes()).expect("it is sent");
+        read_until(&mut client, "\r\n\r\nxxxxxxxxxx");
+        client
+    };
+    let resident = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", edge.child.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line");
+        line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number")
+    };
+    let first = connect();
+    let before = resident();
+    let clients: Vec<_> = (0..COUNT).map(|_| connect()).collect();
+    let after = resident();
+    eprintln!("{} bytes for each idle connection", (after - before) * 1024 / COUNT);
+    assert!((after - before) * 1024 / COUNT < 24 << 10, "{before} and then {after} kB");
+    assert_eq!(edge.report().connections, COUNT as u64 + 1);
+    // None of them was given up, and new ones are served.
+    for mut client in clients.into_iter().step_by(1000).chain([first]) {
+        client.write_all(request.as_bytes()).expect("it is sent");
+        read_until(&mut client, "\r\n\r\nxxxxxxxxxx");
+    }
+    drop(connect());
+}
