@@ -63,7 +63,7 @@ pub(super) fn path<'a>(method: &Method, uri: &'a Uri) -> Result<Cow<'a, str>, St
         let empty_or_dotted = before == b'/' && matches!(byte, b'/' | b'.');
         let fine = !decoded_or_cut && !empty_or_dotted;
         before = byte;
-        !odd && !segment
+        fine
     });
     if plain {
         Ok(Cow::Borrowed(path))
