@@ -7,10 +7,10 @@ use crate::proxy::Body;
 use crate::proxy_protocol;
 use crate::tls::ACME_ALPN;
 use hyper::body::Incoming;
-use hyper::header::ALT_SVC;
+use hyper::header::{ALT_SVC, CONNECTION, HeaderValue};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper::{Request, Response};
+use hyper::{Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
 use std::convert::Infallible;
 use std::future::Future;
@@ -127,7 +127,7 @@ async fn serve_http1<S: Stream>(place: &Place, client: Rc<Client>, stream: S) {
     let service = service_fn(|request| answer(&client, request));
     let mut connection = builder.serve_connection(TokioIo::new(wire), service).with_upgrades();
     let shutdown = |it: Pin<&mut http1::UpgradeableConnection<_, _>>| it.graceful_shutdown();
-    let ended = Draining { place, connection: &mut connection, told: false, shutdown }.await;
+    let ended = Draining { place, connection: &mut connection, told: false, patient: true, shutdown }.await;
     if let Some(Err(_)) = ended
         && let Some(parts) = connection.into_parts()
     {
@@ -152,7 +152,7 @@ async fn serve_http2<S: Stream>(place: &Place, client: Rc<Client>, stream: S) {
     let service = service_fn(|request| answer(&client, request));
     let connection = &mut builder.serve_connection(TokioIo::new(wire), service);
     let shutdown = |it: Pin<&mut http2::Connection<_, _, _>>| it.graceful_shutdown();
-    let _ = Draining { place, connection, told: false, shutdown }.await;
+    let _ = Draining { place, connection, told: false, patient: false, shutdown }.await;
 }
 
 fn answer(
@@ -162,11 +162,15 @@ fn answer(
     let client = Rc::clone(client);
     async move {
         let worker = &client.worker;
+        let http_1 = request.version() < Version::HTTP_2;
         let mut response = worker.proxy.answer(&client, request).await;
         if client.scheme == Scheme::Https
             && let Some(alternative) = &worker.alternative
         {
             response.headers_mut().insert(ALT_SVC, alternative.clone());
+        }
+        if worker.draining.get() && http_1 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         Ok(response)
     }
@@ -185,12 +189,13 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor 
 /// A connection's place among those of its worker, for as long as this lives.
 struct Place {
     worker: Rc<Worker>,
+    pulse: Arc<Pulse>,
     key: usize,
 }
 
 impl Place {
     fn take(worker: &Rc<Worker>, pulse: &Arc<Pulse>) -> Self {
-        Self { worker: Rc::clone(worker), key: worker.register(Arc::clone(pulse)) }
+        Self { worker: Rc::clone(worker), pulse: Arc::clone(pulse), key: worker.register(Arc::clone(pulse)) }
     }
 
     /// Notes which task is to be woken. True if the connection is to end at once.
@@ -219,7 +224,21 @@ struct Draining<'a, C, F> {
     place: &'a Place,
     connection: &'a mut C,
     told: bool,
+    /// One that is idle isn't told at once: HTTP/1 has no way to say so but in an answer, and whoever asks just then would
+    /// lose a request. HTTP/2 has one.
+    patient: bool,
     shutdown: F,
+}
+
+impl<C: Future + Unpin, F: Fn(Pin<&mut C>) + Unpin> Draining<'_, C, F> {
+    fn tell(&mut self) {
+        let worker = &self.place.worker;
+        let quiet = matches!(self.place.pulse.phase(), Phase::New | Phase::Head | Phase::Idle);
+        if worker.draining.get() && !self.told && !(self.patient && quiet && worker.is_farewell()) {
+            self.told = true;
+            (self.shutdown)(Pin::new(&mut *self.connection));
+        }
+    }
 }
 
 impl<C: Future + Unpin, F: Fn(Pin<&mut C>) + Unpin> Future for Draining<'_, C, F> {
@@ -230,10 +249,12 @@ impl<C: Future + Unpin, F: Fn(Pin<&mut C>) + Unpin> Future for Draining<'_, C, F
         if this.place.is_cut(context) {
             return Poll::Ready(None);
         }
-        if this.place.worker.draining.get() && !this.told {
-            this.told = true;
-            (this.shutdown)(Pin::new(&mut *this.connection));
+        this.tell();
+        let ended = Pin::new(&mut *this.connection).poll(context);
+        if ended.is_pending() {
+            // A request may just have come, whose answer is to say that it is the last one.
+            this.tell();
         }
-        Pin::new(&mut *this.connection).poll(context).map(Some)
+        ended.map(Some)
     }
 }

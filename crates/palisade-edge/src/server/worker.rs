@@ -39,6 +39,8 @@ pub(crate) struct Worker {
     /// This worker's part of all that the edge may have.
     connections_max: usize,
     pub(super) draining: Cell<bool>,
+    /// When that began, by the worker's clock.
+    draining_ms: Cell<u64>,
     drain: Notify,
     /// Connections of QUIC, which outlast what is translated of them by their last words.
     kept: Cell<usize>,
@@ -52,6 +54,8 @@ struct Served {
     task: Option<Waker>,
 }
 
+/// So long after a drain began, clients of HTTP/1 may ask once more: the answer says that the connection ends.
+const FAREWELL_MS: u64 = 3_000;
 /// How long accepting rests when the process or the host has no descriptor left.
 const REST_MS: u64 = 50;
 
@@ -80,6 +84,7 @@ async fn work(shared: Arc<Shared>, listeners: Listeners, quic: Option<Listening>
         tls,
         connections: RefCell::new(Slab::new()),
         draining: Cell::new(false),
+        draining_ms: Cell::new(0),
         drain: Notify::new(),
         kept: Cell::new(0),
         ended: Notify::new(),
@@ -112,6 +117,7 @@ async fn work(shared: Arc<Shared>, listeners: Listeners, quic: Option<Listening>
                 }
                 Some(Told::Drain) | None => {
                     if !worker.draining.replace(true) {
+                        worker.draining_ms.set(worker.proxy.clock.now_ms());
                         worker.drain.notify_waiters();
                         // What waits to be accepted is served: each listener ends when there is none left.
                         for task in accepting.drain(..) {
@@ -159,6 +165,11 @@ impl Worker {
         }
     }
 
+    /// The drain has just begun, so quiet connections may still be told in an answer.
+    pub(super) fn is_farewell(&self) -> bool {
+        self.proxy.clock.now_ms() < self.draining_ms.get() + FAREWELL_MS
+    }
+
     fn wake_all(&self) {
         for (_, served) in self.connections.borrow().iter() {
             if let Some(task) = &served.task {
@@ -170,6 +181,9 @@ impl Worker {
     /// Ends what takes too long.
     fn sweep(&self) {
         self.proxy.sweep();
+        if self.draining.get() && !self.is_farewell() {
+            self.wake_all();
+        }
         let limits = &self.shared.settings.edge.limits;
         for (_, served) in self.connections.borrow().iter() {
             if served.pulse.look(&self.proxy.clock, limits)

@@ -1,6 +1,6 @@
 //! Requests reach an instance of the right upstream, and answers come back whole.
 
-use crate::support::{DOMAIN, Edge, PATIENCE, free_address, placed, read_until, route, settings, wait_until};
+use crate::support::{DOMAIN, Edge, PATIENCE, free_address, placed, read_all, read_until, route, settings, wait_until};
 use crate::upstream::{Echo, saying};
 use palisade_core::edge::{Answer, Order};
 use std::io::{Read, Write};
@@ -108,11 +108,21 @@ fn a_drained_edge_finishes_what_it_has_and_exits() {
     let mut idle = edge.connect();
     idle.write_all(format!("GET / HTTP/1.1\r\nHost: {DOMAIN}\r\n\r\n").as_bytes()).expect("it is sent");
     read_until(&mut idle, "body: 0\n");
+    let mut asks = edge.connect();
+    asks.write_all(format!("GET / HTTP/1.1\r\nHost: {DOMAIN}\r\n\r\n").as_bytes()).expect("it is sent");
+    read_until(&mut asks, "body: 0\n");
     let mut busy = edge.connect();
     busy.write_all(format!("POST / HTTP/1.1\r\nHost: {DOMAIN}\r\nContent-Length: 4\r\n\r\nab").as_bytes())
         .expect("it is sent");
-    wait_until("both are accepted", || edge.report().connections == 2);
+    wait_until("all are accepted", || edge.report().connections == 3);
     assert_eq!(edge.order(&Order::Drain), Answer::Done);
+    // Who asks once more is answered, and told that this was the last time.
+    asks.write_all(format!("GET / HTTP/1.1\r\nHost: {DOMAIN}\r\n\r\n").as_bytes()).expect("it is sent");
+    let answer = read_all(&mut asks);
+    assert!(
+        answer.starts_with("HTTP/1.1 200 ") && answer.to_ascii_lowercase().contains("connection: close"),
+        "{answer}"
+    );
     assert_eq!(idle.read(&mut [0]).expect("an end, no reset"), 0);
     busy.write_all(b"cd").expect("it is sent");
     let head = read_until(&mut busy, "\r\n\r\n");
