@@ -24,11 +24,34 @@ const ROLLBACKS: usize = 5;
 const BAD: [(&str, &str); 3] = [("exits", "exits"), ("sick", "is sick"), ("dies", "dies")];
 const HOST: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 1));
 const STRANGER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 2));
+/// Updates of the application behind the edge, and of the edge itself.
+const BEHIND: usize = 15;
+const OF_THE_EDGE: usize = 15;
 /// Time between two changes, in which traffic goes on as usual.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// How strangers reach the application.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Front {
+    /// Its own port is published.
+    Own,
+    /// Through the TLS edge.
+    Edge,
+}
+
+impl Front {
+    /// Where the traffic from outside goes.
+    fn target(self) -> String {
+        match self {
+            Self::Own => format!("{HOST}:8081"),
+            Self::Edge => format!("https://app.example@{HOST}:443"),
+        }
+    }
+}
+
 /// The stack, and traffic from inside and from outside.
 struct Stage {
+    front: Front,
     palisade: PathBuf,
     realm: String,
     folder: PathBuf,
@@ -38,12 +61,15 @@ struct Stage {
 }
 
 impl Stage {
-    fn new(scratch: &Scratch) -> Result<Self> {
+    fn new(scratch: &Scratch, front: Front) -> Result<Self> {
         let palisade = std::env::current_exe()?.with_file_name("palisade");
         if !palisade.exists() {
             bail!("{} is not there: `cargo build --release -p palisade`", palisade.display());
         }
-        let folder = scratch.folder.join("updates");
+        let folder = scratch.folder.join(match front {
+            Front::Own => "updates",
+            Front::Edge => "updates-edge",
+        });
         fs::create_dir_all(folder.join("programs")).context("making a folder")?;
         fs::write(folder.join("programs/app.py"), include_str!("../updates/app.py"))?;
         fs::write(folder.join("programs/load.py"), include_str!("../updates/load.py"))?;
@@ -57,12 +83,19 @@ impl Stage {
                 Ok(link::add_address("eth0", own, 24)?)
             })??;
         }
-        let mut stage =
-            Self { palisade, realm: scratch.realm.clone(), folder, host, outside: None, last_outside: Arc::default() };
-        stage.write("1")?;
+        let mut stage = Self {
+            front,
+            palisade,
+            realm: scratch.realm.clone(),
+            folder,
+            host,
+            outside: None,
+            last_outside: Arc::default(),
+        };
+        stage.write("1", 0)?;
         stage.expect(&["up", "--wait"], 0)?;
         let mut load = Command::new("python3");
-        load.arg(stage.folder.join("programs/load.py")).arg(format!("{HOST}:8081")).stdout(Stdio::piped());
+        load.arg(stage.folder.join("programs/load.py")).arg(front.target()).stdout(Stdio::piped());
         let mut load = internet.run(|| load.spawn())?.context("starting the traffic from outside")?;
         let lines = BufReader::new(load.stdout.take().context("it is piped")?).lines();
         let last = Arc::clone(&stage.last_outside);
@@ -76,8 +109,19 @@ impl Stage {
         Ok(stage)
     }
 
-    fn write(&self, version: &str) -> Result<()> {
+    /// `edges`: how often the edge was given another setting.
+    fn write(&self, version: &str, edges: usize) -> Result<()> {
         let bin = postgres::programs()?;
+        let (edge, ports) = match self.front {
+            Front::Own => (String::new(), "ports: [\"8081:8081\"]"),
+            Front::Edge => (
+                format!(
+                    "  edge:\n    certificates: local\n    routes:\n      - {{domain: app.example, to: \"app:8081\", timeout: {}s}}\n",
+                    60 + edges
+                ),
+                "expose: [\"8081\"]",
+            ),
+        };
         let text = format!(
             r#"name: updates
 x-palisade:
@@ -85,7 +129,8 @@ x-palisade:
     no-memory-limit: it lives for a measurement
     stateful-without-backup: it lives for a measurement
     no-healthcheck: it lives for a measurement
-services:
+    no-rate-limit: all of the traffic is one client's
+{edge}services:
   postgres:
     expose: ["5432"]
     volumes: ["data:/data"]
@@ -96,7 +141,7 @@ services:
         user: postgres
         command: ["/bin/sh", "-c", "test -e /data/db/PG_VERSION || {{ {bin}/initdb --auth trust --no-sync -D /data/db && echo 'host all all all trust' >/data/db/pg_hba.conf; }}; exec {bin}/postgres -D /data/db -c listen_addresses=* -c unix_socket_directories= -c fsync=off"]
   app:
-    ports: ["8081:8081"]
+    {ports}
     environment: {{VERSION: "{version}"}}
     volumes: ["./programs:/programs:ro"]
     stop_grace_period: 2s
@@ -167,12 +212,20 @@ fn failures(told: &[(&str, serde_json::Value); 2]) -> u64 {
     told.iter().map(|(_, told)| told["failed"].as_u64().unwrap_or(u64::MAX)).fold(0, u64::saturating_add)
 }
 
-pub(crate) fn measure(_: &Options, scratch: &Scratch) -> Result<String> {
-    let stage = Stage::new(scratch)?;
-    let mut rows =
-        vec![["what", "how often", "time each (median)", "failed, inside and outside"].map(String::from).to_vec()];
-    let mut before = failures(&stage.told()?);
-    let mut act = |what: &str, often: usize, step: &mut dyn FnMut(usize) -> Result<()>| -> Result<()> {
+/// What was done, how long it took and what failed meanwhile.
+struct Acts<'a> {
+    stage: &'a Stage,
+    rows: Vec<Vec<String>>,
+    failed: u64,
+}
+
+impl<'a> Acts<'a> {
+    fn new(stage: &'a Stage) -> Result<Self> {
+        let heads = ["what", "how often", "time each (median)", "failed, inside and outside"];
+        Ok(Self { stage, rows: vec![heads.map(String::from).to_vec()], failed: failures(&stage.told()?) })
+    }
+
+    fn act(&mut self, what: &str, often: usize, mut step: impl FnMut(usize) -> Result<()>) -> Result<()> {
         let mut took_ns = Vec::new();
         for number in 0..often {
             let began = Instant::now();
@@ -180,33 +233,62 @@ pub(crate) fn measure(_: &Options, scratch: &Scratch) -> Result<String> {
             took_ns.push(began.elapsed().as_nanos() as f64);
             std::thread::sleep(PAUSE);
         }
-        let now = failures(&stage.told()?);
+        let now = failures(&self.stage.told()?);
         let time = median(&took_ns).map_or_else(String::new, |ns| format!("{:.1} s", ns / 1e9));
-        rows.push(vec![what.into(), often.to_string(), time, (now - before).to_string()]);
-        eprintln!("updates: {what}: {} failed", now - before);
-        before = now;
+        self.rows.push(vec![what.into(), often.to_string(), time, (now - self.failed).to_string()]);
+        eprintln!("updates: {what}: {} failed", now - self.failed);
+        self.failed = now;
         Ok(())
-    };
-    act("update", UPDATES, &mut |number| {
-        stage.write(&format!("{}", number + 2))?;
+    }
+
+    fn report(&self) -> Result<String> {
+        let mut text = table(&self.rows);
+        for (place, told) in self.stage.told()? {
+            let done = told["done"].as_object().into_iter().flatten();
+            let done: Vec<_> =
+                done.filter(|(_, n)| **n != 0).map(|(what, number)| format!("{number} {what}")).collect();
+            text += &format!("\nFrom {place}: {}; {} failed.\n", done.join(", "), told["failed"]);
+            if told["failed"] != 0 {
+                text += &format!("The first: {}\n", told["first"]);
+            }
+        }
+        Ok(text)
+    }
+}
+
+pub(crate) fn measure(_: &Options, scratch: &Scratch) -> Result<String> {
+    Ok(directly(scratch)?
+        + "\nThe same through the TLS edge, which is updated as well:\n\n"
+        + &through_the_edge(scratch)?)
+}
+
+fn directly(scratch: &Scratch) -> Result<String> {
+    let stage = Stage::new(scratch, Front::Own)?;
+    let mut acts = Acts::new(&stage)?;
+    acts.act("update", UPDATES, |number| {
+        stage.write(&format!("{}", number + 2), 0)?;
         stage.expect(&["up"], 0)
     })?;
-    act("rollback", ROLLBACKS, &mut |_| stage.expect(&["rollback", "--yes"], 0))?;
+    acts.act("rollback", ROLLBACKS, |_| stage.expect(&["rollback", "--yes"], 0))?;
     for (bad, does) in BAD {
-        act(&format!("a version that {does}"), 1, &mut |_| {
-            stage.write(bad)?;
+        acts.act(&format!("a version that {does}"), 1, |_| {
+            stage.write(bad, 0)?;
             stage.expect(&["up"], 1)
         })?;
     }
-    let told = stage.told()?;
-    let mut text = table(&rows);
-    for (place, told) in told {
-        let done = told["done"].as_object().into_iter().flatten();
-        let done: Vec<_> = done.filter(|(_, n)| **n != 0).map(|(what, number)| format!("{number} {what}")).collect();
-        text += &format!("\nFrom {place}: {}; {} failed.\n", done.join(", "), told["failed"]);
-        if told["failed"] != 0 {
-            text += &format!("The first: {}\n", told["first"]);
-        }
-    }
-    Ok(text)
+    acts.report()
+}
+
+fn through_the_edge(scratch: &Scratch) -> Result<String> {
+    let stage = Stage::new(scratch, Front::Edge)?;
+    let mut acts = Acts::new(&stage)?;
+    acts.act("update of the application", BEHIND, |number| {
+        stage.write(&format!("{}", number + 2), 0)?;
+        stage.expect(&["up"], 0)
+    })?;
+    acts.act("update of the edge", OF_THE_EDGE, |number| {
+        stage.write(&format!("{}", BEHIND + 1), number + 1)?;
+        stage.expect(&["up"], 0)
+    })?;
+    acts.report()
 }

@@ -1,6 +1,7 @@
 """Constant traffic to a web server, and to PostgreSQL when a second address is given. Nothing is tried twice.
 
     load.py HOST:PORT [HOST:PORT]
+    load.py https://NAME@HOST:PORT
 
 Prints what was done and what failed, once a second, as one line of JSON.
 """
@@ -8,6 +9,7 @@ Prints what was done and what failed, once a second, as one line of JSON.
 import http.client
 import json
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -19,13 +21,41 @@ versions = set()
 PAUSE_S = 0.002
 
 
+# Who answers is no question here.
+believes = ssl.create_default_context()
+believes.check_hostname = False
+believes.verify_mode = ssl.CERT_NONE
+
+
 def split(address):
     host, port = address.rsplit(":", 1)
     return host, int(port)
 
 
+class Web:
+    """Where the web server is, and whether TLS is spoken with it."""
+
+    def __init__(self, address):
+        self.tls = address.startswith("https://")
+        name, _, place = address.removeprefix("https://").rpartition("@")
+        self.name = name or "app"
+        self.place = split(place)
+
+    def stream(self):
+        stream = socket.create_connection(self.place, 10)
+        return believes.wrap_socket(stream, server_hostname=self.name) if self.tls else stream
+
+    def connection(self):
+        connection = http.client.HTTPConnection(*self.place, timeout=10)
+        if self.tls:
+            connection.sock = self.stream()
+            # It would connect anew, without TLS.
+            connection.auto_open = 0
+        return connection
+
+
 def ask(connection, kind):
-    connection.request("GET", "/")
+    connection.request("GET", "/", headers={"Host": web.name})
     answer = connection.getresponse()
     version = answer.read().decode()
     if answer.status != 200:
@@ -44,7 +74,7 @@ def note(kind, error):
 def new(web):
     while True:
         try:
-            connection = http.client.HTTPConnection(*web, timeout=10)
+            connection = web.connection()
             ask(connection, "new connections")
             connection.close()
         except (OSError, http.client.HTTPException) as error:
@@ -55,7 +85,11 @@ def new(web):
 def kept(web):
     """A pool renews its connections from time to time, and when the server asks for it."""
     while True:
-        connection = http.client.HTTPConnection(*web, timeout=10)
+        try:
+            connection = web.connection()
+        except OSError as error:
+            note("kept connection", error)
+            continue
         for _ in range(200):
             try:
                 if ask(connection, "requests on kept connections"):
@@ -71,9 +105,9 @@ def websocket(web):
     """Stays as long as the server does; a close frame is a proper end, anything else is not."""
     while True:
         try:
-            with socket.create_connection(web, 10) as stream:
+            with web.stream() as stream:
                 stream.sendall(
-                    b"GET / HTTP/1.1\r\nHost: app\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                    b"GET / HTTP/1.1\r\nHost: " + web.name.encode() + b"\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
                 )
                 reader = stream.makefile("rb")
@@ -139,8 +173,10 @@ def queries(address):
         note("PostgreSQL", error)
 
 
-web = split(sys.argv[1])
+web = Web(sys.argv[1])
 work = [(new, web), (new, web), (kept, web), (kept, web), (websocket, web), (websocket, web)]
+if web.tls:
+    work += [(kept, web)] * 4
 if len(sys.argv) > 2:
     work += [(queries, split(sys.argv[2]))] * 4
 for run, address in work:
