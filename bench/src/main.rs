@@ -7,6 +7,7 @@ mod audit;
 mod bpf;
 mod data_path;
 mod docker;
+mod edge;
 mod firewall;
 mod loading;
 mod memory;
@@ -29,7 +30,7 @@ use scratch::Scratch;
 
 /// What is to be measured, and how long.
 struct Options {
-    /// `audit`, `data-path`, `loading`, `memory`, `pgbench`, `policy`, `replicas`, `up`, `updates`; none: all.
+    /// `audit`, `data-path`, `edge`, `loading`, `memory`, `pgbench`, `policy`, `replicas`, `up`, `updates`; none: all.
     parts: Vec<String>,
     /// How often each measurement is repeated, all worlds in turn.
     rounds: usize,
@@ -47,7 +48,7 @@ struct Options {
     write: Option<PathBuf>,
 }
 
-const USAGE: &str = "usage: palisade-bench [audit|data-path|loading|memory|pgbench|policy|replicas|up|updates]… [--rounds N] [--scale X] [--cpus SERVER,CLIENT] \
+const USAGE: &str = "usage: palisade-bench [audit|data-path|edge|loading|memory|pgbench|policy|replicas|up|updates]… [--rounds N] [--scale X] [--cpus SERVER,CLIENT] \
                      [--no-docker] [--only WORK] [--without PROGRAM]… [--write FILE]";
 /// Set for the copy of this program that runs in namespaces of its own.
 const INSIDE: &str = "PALISADE_BENCH_REALM";
@@ -67,9 +68,8 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options> {
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} needs a value\n{USAGE}"));
         match argument.as_str() {
-            "audit" | "data-path" | "loading" | "memory" | "pgbench" | "policy" | "replicas" | "up" | "updates" => {
-                options.parts.push(argument)
-            }
+            "audit" | "data-path" | "edge" | "loading" | "memory" | "pgbench" | "policy" | "replicas" | "up"
+            | "updates" => options.parts.push(argument),
             "--rounds" => options.rounds = value()?.parse()?,
             "--scale" => options.scale = value()?.parse()?,
             "--only" => options.only = Some(value()?),
@@ -85,9 +85,10 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options> {
         }
     }
     if options.parts.is_empty() {
-        options.parts = ["loading", "audit", "up", "memory", "updates", "policy", "replicas", "data-path", "pgbench"]
-            .map(String::from)
-            .to_vec();
+        options.parts =
+            ["loading", "audit", "up", "memory", "updates", "policy", "replicas", "edge", "data-path", "pgbench"]
+                .map(String::from)
+                .to_vec();
     }
     Ok(options)
 }
@@ -104,6 +105,7 @@ fn run(options: &Options, realm: &str) -> Result<()> {
             "policy" => policy::measure(options, &scratch)?,
             "replicas" => replicas::measure(options, &scratch)?,
             "data-path" => data_path::measure(options, &scratch)?,
+            "edge" => edge::measure(options, &scratch)?,
             _ => postgres::measure(options, &scratch)?,
         };
         let rounds = match part.as_str() {
