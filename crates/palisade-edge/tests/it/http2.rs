@@ -153,7 +153,6 @@ fn endless_heads_end_the_connection_and_cost_little() {
         }
         flood(&edge, &frames);
     }
-    // Settings and pings that all want an answer, which nobody reads.
     let after = burden(&edge);
     assert!(after.0 < before.0 + 40_000, "{before:?} {after:?} kB");
     assert!(after.1 < before.1 + 1000, "{before:?} {after:?} ticks");
