@@ -8,6 +8,8 @@ pub mod action;
 pub mod address;
 pub mod apply;
 pub mod audit;
+pub mod calendar;
+pub mod causes;
 pub mod compile;
 pub mod compose;
 pub mod diagnostic;

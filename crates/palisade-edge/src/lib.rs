@@ -17,6 +17,7 @@ mod proxy_protocol;
 mod server;
 pub mod tls;
 
+use palisade_core::causes::chain;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -44,16 +45,4 @@ pub fn ready_main(control: &Path) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// An error with what caused it, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -23,6 +23,7 @@ use palisade_core::stack::FileSource;
 
 use crate::layout::Layout;
 use crate::runtime;
+use crate::whole_file;
 
 /// So long an instance of the edge may take to answer. It answers at once unless the machine is overloaded.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -267,14 +268,8 @@ fn write(path: &Path, value: &impl serde::Serialize) -> Result<(), EdgeError> {
     if fs::read(path).is_ok_and(|there| there == bytes) {
         return Ok(());
     }
-    // Whatever the umask is: the edge is another user.
-    let beside = path.with_extension("new");
-    let written = File::create(&beside).and_then(|mut file| {
-        file.set_permissions(Permissions::from_mode(0o644))?;
-        file.write_all(&bytes)?;
-        fs::rename(&beside, path)
-    });
-    written.map_err(file_error("writing", path))
+    // The edge is another user.
+    whole_file::replace_for_others(path, &bytes, 0o644).map_err(file_error("writing", path))
 }
 
 fn make_folder(path: &Path, mode: u32) -> Result<(), EdgeError> {

@@ -6,6 +6,8 @@ use std::error::Error;
 use std::fmt;
 use std::process::ExitCode;
 
+pub(crate) use palisade_core::causes::chain;
+
 /// A run that did what it was asked to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
@@ -101,17 +103,6 @@ impl fmt::Display for Failure {
             }
         }
     }
-}
-
-/// An error and its causes in one line.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// Tells a failure on standard error and maps the end of a run to its code.

@@ -8,6 +8,7 @@ use super::keys;
 use super::read::{Reader, Text};
 use super::yaml::{Data, Node};
 use crate::diagnostic::{Diagnostic, Spanned, quoted};
+use crate::network::Network;
 use crate::stack::{EgressRule, PortProto, Proto, Publish};
 
 /// A range may hold so many ports.
@@ -310,7 +311,7 @@ fn egress_rule(text: &str) -> Result<EgressRule, Bad> {
         Some(Ok(length)) if length <= bits => length,
         _ => return Err(wrong(format!("the prefix length of {} is not 0 to {bits}", quoted(network)))),
     };
-    let network = masked(ip, prefix_len);
+    let network = Network::around(ip, prefix_len).address();
     if network != ip {
         return Err(Bad {
             id: "invalid-value",
@@ -341,19 +342,6 @@ fn metadata_v4() -> IpAddr {
 }
 fn metadata_v6() -> IpAddr {
     IpAddr::from([0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254])
-}
-
-fn masked(ip: IpAddr, prefix_len: u8) -> IpAddr {
-    match ip {
-        IpAddr::V4(v4) => {
-            let mask = u32::MAX.checked_shl(32 - u32::from(prefix_len)).unwrap_or(0);
-            IpAddr::V4((u32::from(v4) & mask).into())
-        }
-        IpAddr::V6(v6) => {
-            let mask = u128::MAX.checked_shl(128 - u32::from(prefix_len)).unwrap_or(0);
-            IpAddr::V6((u128::from(v6) & mask).into())
-        }
-    }
 }
 
 #[cfg(test)]

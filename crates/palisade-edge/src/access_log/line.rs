@@ -3,6 +3,7 @@
 use super::Log;
 use hyper::header::{HOST, HeaderMap, REFERER, USER_AGENT};
 use hyper::{Method, Uri, Version};
+use palisade_core::calendar::Moment;
 use palisade_core::edge::LogFormat;
 use std::cell::RefCell;
 use std::io::Write;
@@ -190,22 +191,13 @@ fn push_time(text: &mut Vec<u8>, format: LogFormat) {
 
 /// UTC, in the format's own way to write it.
 fn time(now_s: u64, format: LogFormat) -> String {
-    let (days, second) = (now_s / 86_400, now_s % 86_400);
-    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
-    // Counted in years that begin in March, so that a leap day is the last.
-    let from_march = days + 719_468;
-    let (era, of_era) = (from_march / 146_097, from_march % 146_097);
-    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let moment = Moment::at(now_s);
     match format {
-        LogFormat::Json => format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z"),
+        LogFormat::Json => moment.date_and_time() + "Z",
         LogFormat::Combined => {
             const NAMES: [&str; 12] =
                 ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+            let Moment { year, month, day, hour, minute, second } = moment;
             let name = NAMES[(month - 1) as usize];
             format!("{day:02}/{name}/{year:04}:{hour:02}:{minute:02}:{second:02} +0000")
         }

@@ -2,6 +2,7 @@
 //!
 //! `time` (RFC 3339, UTC), `kind` (all begin with `certificate_`) and `details`, in which `domain` says whose certificate it is about.
 
+pub(super) use palisade_core::calendar::rfc3339;
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::io::Write;
@@ -33,47 +34,5 @@ impl Events {
         }
         let file = File::options().append(true).create(true).mode(0o600).open(&self.path);
         let _ = file.and_then(|mut file| file.write_all(line.as_bytes()));
-    }
-}
-
-/// Seconds since the Unix epoch as RFC 3339 has them, UTC.
-pub(super) fn rfc3339(time_s: u64) -> String {
-    let (mut days, second) = (time_s / 86_400, time_s % 86_400);
-    // Four hundred years have always the same number of days.
-    let mut year = 1970 + days / 146_097 * 400;
-    days %= 146_097;
-    let leap = |year: u64| u64::from(year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400)));
-    while days >= 365 + leap(year) {
-        days -= 365 + leap(year);
-        year += 1;
-    }
-    let mut month = 1;
-    for length in [31, 28 + leap(year), 31, 30, 31, 30, 31, 31, 30, 31, 30] {
-        if days < length {
-            break;
-        }
-        days -= length;
-        month += 1;
-    }
-    format!("{year:04}-{month:02}-{:02}T{:02}:{:02}:{:02}Z", days + 1, second / 3600, second / 60 % 60, second % 60)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_rfc_3339() {
-        // date -u -d @… +%FT%TZ
-        let known = [
-            (0, "1970-01-01"),
-            (951_782_400, "2000-02-29"),
-            (1_709_164_800, "2024-02-29"),
-            (4_107_542_400, "2100-03-01"),
-        ];
-        for (time_s, date) in known {
-            assert_eq!(rfc3339(time_s), format!("{date}T00:00:00Z"));
-        }
-        assert_eq!(rfc3339(1_795_406_706), "2026-11-23T04:05:06Z");
     }
 }

@@ -180,8 +180,9 @@ impl Worker {
 
     /// Ends what takes too long.
     fn sweep(&self) {
+        let farewell = self.is_farewell();
         self.proxy.sweep();
-        if self.draining.get() && !self.is_farewell() {
+        if self.draining.get() && farewell && !self.is_farewell() {
             self.wake_all();
         }
         let limits = &self.shared.settings.edge.limits;

@@ -19,7 +19,6 @@ use crate::layout::Layout;
 
 pub use events::{Event, EventSink};
 pub use protocol::{AgentError, Client};
-pub(crate) use server::chain;
 pub use server::{Task, agent_main};
 
 /// Connects to the stack's agent; starts one with the program `exe` if none answers.

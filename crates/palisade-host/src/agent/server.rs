@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::unistd::{ForkResult, fork, pipe2};
 
+use palisade_core::causes::chain;
 use palisade_core::instance::InstanceSpec;
 use palisade_core::names::{InstanceId, ProjectName};
 
@@ -30,17 +31,6 @@ const LOG_BYTES_MAX: u64 = 1 << 20;
 
 /// Something that runs beside the supervision, on a thread of its own, for as long as the agent lives.
 pub type Task = Box<dyn FnOnce(EventSink) + Send>;
-
-/// An error with all its causes, for a place where only text can go.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text += &format!(": {error}");
-        cause = error.source();
-    }
-    text
-}
 
 /// Entry point of the hidden verb `__agent <realm> <project>`: the process becomes a daemon, and its parent's call
 /// returns when the daemon listens or has said why not. `tasks` makes what else the daemon runs.

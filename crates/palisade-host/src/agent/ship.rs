@@ -6,9 +6,9 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use palisade_core::causes::chain;
 use palisade_core::instance::{ContainerProgram, InstanceSpec};
 
-use super::server::chain;
 use crate::engine;
 use crate::layout::Layout;
 use crate::runtime::Running;

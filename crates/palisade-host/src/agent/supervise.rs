@@ -15,13 +15,13 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use palisade_core::causes::chain;
 use palisade_core::instance::{Health, Hosts, InstanceSpec, InstanceStatus, Program, RunState};
 use palisade_core::names::InstanceId;
 use palisade_core::stack::{HealthTest, Hook};
 
 use super::events::EventSink;
 use super::rules::{HealthState, Restarts};
-use super::server::chain;
 use super::ship::ship;
 use crate::cgroup::{self, Cgroup};
 use crate::hosts_file;

@@ -34,7 +34,7 @@ pub fn look(layout: &Layout, stack: &Stack, docker_host: Option<&str>) -> Engine
         Ok(Ok(seen)) => EngineState::There(Box::new(seen)),
         Ok(Err(Unfit { why, remedy })) => away(why, remedy),
         Err(error) => {
-            let why = crate::agent::chain(&error);
+            let why = palisade_core::causes::chain(&error);
             away(why, "start it (`systemctl start docker`), and mind that only root and the group docker may use it")
         }
     }

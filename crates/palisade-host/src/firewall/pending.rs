@@ -20,11 +20,11 @@ use palisade_core::firewall::FirewallRules;
 use palisade_core::lockout::{self, Risk, WaysIn};
 
 use super::{Firewall, FirewallError, Snapshot};
-use crate::agent::chain;
 use crate::cgroup::Cgroup;
 use crate::runtime::{self, THIS_PROGRAM};
 use crate::session::{self, Session, Stat};
 use crate::whole_file;
+use palisade_core::causes::chain;
 
 /// The kernel stops closing so long after the deadline: the keeper has to have its turn first.
 const KERNEL_GRACE_MS: u64 = 5_000;

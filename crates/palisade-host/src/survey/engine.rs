@@ -23,7 +23,7 @@ pub(super) fn read(
         Ok(answer) => answer,
         Err(EngineError::Away { .. }) if !socket.exists() => return (None, HashMap::new()),
         Err(error) => {
-            let why = format!("the container engine: {}", crate::agent::chain(&error));
+            let why = format!("the container engine: {}", palisade_core::causes::chain(&error));
             unknown.push(Unknown { about: About::Engine, why });
             (String::new(), Vec::new())
         }

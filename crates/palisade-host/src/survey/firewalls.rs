@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use palisade_core::audit::facts::{About, EngineFacts, FirewallService, Unknown};
+use palisade_core::causes::chain;
 use palisade_core::firewall::OpenPort;
 use palisade_core::stack::PortProto;
 
@@ -92,8 +93,4 @@ fn enabled(unit: &str) -> Option<bool> {
         Err(nft::ToolError::Refused { .. }) => Some(false),
         Err(_) => None,
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    crate::agent::chain(error)
 }

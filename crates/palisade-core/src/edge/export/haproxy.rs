@@ -39,7 +39,7 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn routes(&self) -> impl Iterator<Item = (usize, &Route)> {
-        self.export.edge.routes.iter().map(|route| &route.value).enumerate()
+        self.export.routes()
     }
 
     fn differs(&self) -> Vec<String> {

@@ -111,6 +111,11 @@ struct Site<'a> {
 }
 
 impl<'a> Export<'a> {
+    /// In the order of the file, from 0.
+    fn routes(&self) -> impl Iterator<Item = (usize, &'a Route)> + use<'a> {
+        self.edge.routes.iter().map(|route| &route.value).enumerate()
+    }
+
     /// Domains with the same routes and a certificate from the same place share a site.
     fn sites(&self) -> Vec<Site<'a>> {
         let mut sites: Vec<Site<'a>> = Vec::new();
@@ -119,8 +124,7 @@ impl<'a> Export<'a> {
             if !seen.insert(domain.as_str()) {
                 continue;
             }
-            let numbered = self.edge.routes.iter().map(|route| &route.value).enumerate();
-            let mut routes: Vec<_> = numbered.filter(|(_, route)| route.domains.contains(domain)).collect();
+            let mut routes: Vec<_> = self.routes().filter(|(_, route)| route.domains.contains(domain)).collect();
             routes.sort_by_key(|(number, route)| (std::cmp::Reverse(path(route).len()), *number));
             let certificate = self.edge.certificates.get(domain).unwrap_or(&CertificateSource::Acme);
             let is_default = self.edge.default_domain.as_ref() == Some(domain);

@@ -47,7 +47,7 @@ impl Writer<'_> {
     }
 
     fn routes(&self) -> impl Iterator<Item = (usize, &Route)> {
-        self.export.edge.routes.iter().map(|route| &route.value).enumerate()
+        self.export.routes()
     }
 
     fn has_quic(&self) -> bool {
