@@ -25,8 +25,8 @@ const HANDSHAKES: u64 = 2_000;
 const PACED: u64 = 16_000;
 /// Idle connections whose memory is measured.
 const IDLE: u64 = 10_000;
-/// In so many rounds: it takes longest.
-const IDLE_ROUNDS_MAX: usize = 1;
+/// In so many rounds: it takes long, and hardly differs.
+const IDLE_ROUNDS_MAX: usize = 3;
 
 /// One line of the table: a figure of each proxy.
 struct Row {
@@ -118,7 +118,7 @@ fn memory(options: &Options, scratch: &Scratch, upstream: &Upstream, kind: Kind)
     let before = proxy.pss()?;
     let idle = load::Idle::open(&proxy, options.cpus.1, IDLE)?;
     // What was needed for the handshakes only is given back meanwhile.
-    std::thread::sleep(Duration::from_secs(2));
+    std::thread::sleep(Duration::from_secs(5));
     let open = proxy.connections()?;
     let after = proxy.pss()?;
     drop(idle);
@@ -137,14 +137,14 @@ pub(crate) fn measure(options: &Options, scratch: &Scratch) -> Result<String> {
             false => eprintln!("{} isn't installed and is left out", kind.name()),
         }
     }
+    let wanted = |work: &str| options.only.as_ref().is_none_or(|only| work.contains(only.as_str()));
+    let works: Vec<_> = WORKS.into_iter().filter(|(work, _)| wanted(work)).collect();
     for round in 0..options.rounds {
         eprintln!("round {round}");
-        let started = kinds.iter().map(|&(at, kind)| Ok((at, Proxy::start(options, scratch, &upstream, kind)?)));
+        let served = if works.is_empty() { &[][..] } else { &kinds[..] };
+        let started = served.iter().map(|&(at, kind)| Ok((at, Proxy::start(options, scratch, &upstream, kind)?)));
         let started = started.collect::<Result<Vec<_>>>()?;
-        for (work, first) in WORKS {
-            if options.only.as_ref().is_some_and(|only| !work.contains(only.as_str())) {
-                continue;
-            }
+        for &(work, first) in &works {
             for step in 0..started.len() {
                 let (at, proxy) = &started[(round + step) % started.len()];
                 once(options, proxy, work, first, *at, &mut rows)
@@ -154,10 +154,9 @@ pub(crate) fn measure(options: &Options, scratch: &Scratch) -> Result<String> {
         for (_, proxy) in started {
             proxy.end()?;
         }
-        let memory_too = options.only.as_ref().is_none_or(|only| "memory".contains(only.as_str()));
         for step in 0..kinds.len() {
             let (at, kind) = kinds[(round + step) % kinds.len()];
-            if memory_too && round < IDLE_ROUNDS_MAX {
+            if wanted("memory") && round < IDLE_ROUNDS_MAX {
                 let each = memory(options, scratch, &upstream, kind).with_context(|| kind.name())?;
                 eprintln!("  memory {}: {}", kind.name(), bytes(each));
                 rows[MEMORY_ROW].values[at].push(each);

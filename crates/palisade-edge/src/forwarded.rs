@@ -1,8 +1,8 @@
 //! Who asks, when trusted proxies stand before the edge: what they say of a request's way is believed as far as they can know it.
 
+use crate::address::Address;
 use hyper::header::{FORWARDED, HeaderMap};
 use palisade_core::network::Network;
-use std::io::Write;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// Proxies in a row at most; whoever stands behind more isn't known.
@@ -74,23 +74,24 @@ pub fn for_chain(client: IpAddr, proxies: &[IpAddr]) -> String {
 }
 
 /// `Forwarded` as upstreams get it (RFC 7239): addresses of IPv6 stand in brackets and quotes.
-pub fn write(text: &mut Vec<u8>, client: IpAddr, proxies: &[IpAddr], scheme: &str, domain: &str) {
+pub fn write(text: &mut Vec<u8>, client: &Address, proxies: &[IpAddr], scheme: &str, domain: &str) {
     node(text, client);
     let is_token = domain.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'));
     let quote = if is_token { "" } else { "\"" };
-    let _ = write!(text, ";proto={scheme};host={quote}{domain}{quote}");
+    for part in [";proto=", scheme, ";host=", quote, domain, quote] {
+        text.extend_from_slice(part.as_bytes());
+    }
     for proxy in proxies {
         text.extend_from_slice(b", ");
-        node(text, *proxy);
+        node(text, &Address::from(*proxy));
     }
 }
 
-fn node(text: &mut Vec<u8>, address: IpAddr) {
-    // Writing to a vector can't fail.
-    let _ = match address {
-        IpAddr::V4(address) => write!(text, "for={address}"),
-        IpAddr::V6(address) => write!(text, "for=\"[{address}]\""),
-    };
+fn node(text: &mut Vec<u8>, address: &Address) {
+    let (before, behind) = if address.ip().is_ipv4() { ("for=", "") } else { ("for=\"[", "]\"") };
+    for part in [before, address.as_str(), behind] {
+        text.extend_from_slice(part.as_bytes());
+    }
 }
 
 #[cfg(test)]
@@ -147,9 +148,9 @@ mod tests {
 
     #[test]
     fn upstreams_get_what_the_standard_says() {
-        let forwarded = |client, proxies: &[IpAddr], scheme, domain| {
+        let forwarded = |client: IpAddr, proxies: &[IpAddr], scheme, domain| {
             let mut text = Vec::new();
-            write(&mut text, client, proxies, scheme, domain);
+            write(&mut text, &Address::from(client), proxies, scheme, domain);
             String::from_utf8(text).unwrap()
         };
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();

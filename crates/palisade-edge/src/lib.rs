@@ -5,6 +5,7 @@
 
 pub mod access_log;
 pub mod acme;
+pub mod address;
 pub mod client;
 mod compress;
 pub mod error_pages;

@@ -1,13 +1,13 @@
 //! A line of the log. What clients send is escaped, so that it can neither end a line nor move a terminal's cursor.
 
 use super::Log;
+use crate::address::Address;
 use hyper::header::{HOST, HeaderMap, REFERER, USER_AGENT};
 use hyper::{Method, Uri, Version};
 use palisade_core::calendar::Moment;
 use palisade_core::edge::LogFormat;
 use std::cell::RefCell;
 use std::io::Write;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -18,7 +18,7 @@ const FIELD_BYTES_MAX: usize = 1_024;
 #[derive(Debug)]
 pub struct Seen<'a> {
     /// Who asks.
-    pub client: IpAddr,
+    pub client: &'a Address,
     /// `http` or `https`.
     pub scheme: &'a str,
     /// The request's.
@@ -35,11 +35,11 @@ pub struct Seen<'a> {
 #[derive(Debug)]
 pub struct Entry {
     log: Arc<Log>,
-    format: LogFormat,
     /// What stands before status and size, and from `split` on what stands behind.
     text: Vec<u8>,
     split: usize,
-    began: Instant,
+    /// For the formats that say how long it took.
+    began: Option<Instant>,
     status: u16,
     bytes: u64,
 }
@@ -52,7 +52,8 @@ impl Entry {
             LogFormat::Combined => combined(&mut text, query, seen),
         };
         // 499: nothing was answered because the client had gone, as in nginx.
-        Self { log, format, text, split, began: Instant::now(), status: 499, bytes: 0 }
+        let began = (format == LogFormat::Json).then(Instant::now);
+        Self { log, text, split, began, status: 499, bytes: 0 }
     }
 
     /// It is answered with this.
@@ -68,17 +69,19 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
+        let (mut status, mut bytes) = (itoa::Buffer::new(), itoa::Buffer::new());
+        let (status, bytes) = (status.format(self.status), bytes.format(self.bytes));
+        let duration = self.began.map(|began| format!("{:.3}", began.elapsed().as_micros() as f64 / 1_000.0));
+        let parts = match &duration {
+            Some(ms) => [",\"status\":", status, ",\"bytes\":", bytes, ",\"duration_ms\":", ms, "}\n"],
+            None => [" ", status, " ", bytes, "", "", ""],
+        };
         let mut middle = [0; 96];
         let mut rest: &mut [u8] = &mut middle;
-        let (status, bytes) = (self.status, self.bytes);
-        // Three numbers fit.
-        let _ = match self.format {
-            LogFormat::Json => {
-                let ms = self.began.elapsed().as_micros() as f64 / 1_000.0;
-                writeln!(rest, ",\"status\":{status},\"bytes\":{bytes},\"duration_ms\":{ms:.3}}}")
-            }
-            LogFormat::Combined => write!(rest, " {status} {bytes}"),
-        };
+        for part in parts {
+            // Three numbers fit.
+            let _ = rest.write_all(part.as_bytes());
+        }
         let unused = rest.len();
         let (before, behind) = self.text.split_at(self.split);
         let middle = middle.get(..middle.len() - unused).unwrap_or_default();
@@ -90,9 +93,13 @@ fn json(text: &mut Vec<u8>, query: bool, seen: &Seen<'_>) -> usize {
     text.extend_from_slice(b"{\"time\":\"");
     push_time(text, LogFormat::Json);
     // Writing to a vector can't fail.
-    let _ = write!(text, "\",\"client\":\"{}\",\"scheme\":\"{}\"", seen.client, seen.scheme);
+    for part in ["\",\"client\":\"", seen.client.as_str(), "\",\"scheme\":\"", seen.scheme, "\""] {
+        text.extend_from_slice(part.as_bytes());
+    }
     let mut field = |name: &str, value: &[u8]| {
-        let _ = write!(text, ",\"{name}\":\"");
+        for part in [",\"", name, "\":\""] {
+            text.extend_from_slice(part.as_bytes());
+        }
         push_escaped(text, value, LogFormat::Json);
         text.push(b'"');
     };
@@ -109,13 +116,16 @@ fn json(text: &mut Vec<u8>, query: bool, seen: &Seen<'_>) -> usize {
 }
 
 fn combined(text: &mut Vec<u8>, query: bool, seen: &Seen<'_>) -> usize {
-    let _ = write!(text, "{} - - [", seen.client);
+    text.extend_from_slice(seen.client.as_str().as_bytes());
+    text.extend_from_slice(b" - - [");
     push_time(text, LogFormat::Combined);
     text.extend_from_slice(b"] \"");
     push_escaped(text, seen.method.as_str().as_bytes(), LogFormat::Combined);
     text.push(b' ');
     push_escaped(text, target(seen.uri, query).as_bytes(), LogFormat::Combined);
-    let _ = write!(text, " {}\"", version(seen.version));
+    text.push(b' ');
+    text.extend_from_slice(version(seen.version).as_bytes());
+    text.push(b'"');
     let split = text.len();
     for header in [REFERER, USER_AGENT] {
         let value = seen.headers.get(&header).map_or(&b"-"[..], |value| value.as_bytes());

@@ -1,7 +1,9 @@
 use super::*;
+use crate::address::Address;
 use hyper::header::{HeaderMap, HeaderValue};
 use hyper::{Method, Uri, Version};
 use std::fs;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::Instant;
@@ -32,8 +34,9 @@ fn log_one(log: &Arc<Log>, uri: &str, agent: &[u8]) {
     headers.insert("user-agent", HeaderValue::from_bytes(agent).unwrap());
     headers.insert("referer", HeaderValue::from_static("https://a.example/x?token=secret"));
     let uri: Uri = uri.parse().unwrap();
+    let client = Address::from("2001:db8::1".parse::<IpAddr>().unwrap());
     let seen = Seen {
-        client: "2001:db8::1".parse().unwrap(),
+        client: &client,
         scheme: "https",
         method: &Method::GET,
         uri: &uri,

@@ -1,6 +1,7 @@
 //! Heads of requests and answers: what is passed on, what is dropped, and what is added.
 
 use super::http1::Framing;
+use crate::address::Address;
 use crate::forwarded;
 use hyper::Uri;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -8,10 +9,13 @@ use hyper::http::request::Parts;
 use std::io::Write;
 use std::net::IpAddr;
 
+static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
 /// What upstreams are told of a request's way so far.
 #[derive(Debug)]
 pub(super) struct Origin<'a> {
-    pub(super) address: IpAddr,
+    pub(super) address: &'a Address,
     /// Trusted proxies between it and the edge, in the request's direction.
     pub(super) proxies: &'a [IpAddr],
     pub(super) scheme: &'static str,
@@ -115,7 +119,10 @@ pub(super) fn write_request(
         out.extend_from_slice(b"connection: upgrade\r\n");
         field(out, "upgrade", protocol.as_bytes());
     }
-    let _ = write!(out, "x-real-ip: {0}\r\nx-forwarded-for: {0}", origin.address);
+    let address = origin.address.as_str().as_bytes();
+    field(out, "x-real-ip", address);
+    out.extend_from_slice(b"x-forwarded-for: ");
+    out.extend_from_slice(address);
     for proxy in origin.proxies {
         let _ = write!(out, ", {proxy}");
     }
@@ -150,10 +157,10 @@ pub(super) fn for_http2(parts: &Parts, origin: &Origin<'_>) -> HeaderMap {
     if parts.headers.get_all(header::TE).iter().any(|value| value.as_bytes().eq_ignore_ascii_case(b"trailers")) {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
-    let address = origin.address.to_string();
-    let chain = forwarded::for_chain(origin.address, origin.proxies);
+    let address = origin.address.as_str();
+    let chain = forwarded::for_chain(origin.address.ip(), origin.proxies);
     let added = [
-        ("x-real-ip", address.as_str()),
+        ("x-real-ip", address),
         ("x-forwarded-for", chain.as_str()),
         ("x-forwarded-proto", origin.scheme),
         ("x-forwarded-host", origin.domain),
@@ -171,19 +178,24 @@ pub(super) fn for_http2(parts: &Parts, origin: &Origin<'_>) -> HeaderMap {
     headers
 }
 
-/// What an answer says of the connection that it came on; `Upgrade` may be what was asked for.
-pub(super) fn drop_connection_fields(headers: &mut HeaderMap) {
-    if headers.contains_key(header::CONNECTION) {
-        let named = |name: &&HeaderName| {
-            **name != header::CONTENT_LENGTH && **name != header::UPGRADE && named_by_connection(headers, name)
-        };
-        let named: Vec<HeaderName> = headers.keys().filter(named).cloned().collect();
-        for name in named {
-            headers.remove(name);
-        }
-        headers.remove(header::CONNECTION);
+/// The field concerns the connection that an answer came on. `Upgrade` may be what was asked for.
+pub(super) fn is_of_connection(name: &HeaderName) -> bool {
+    [&header::CONNECTION, &header::TRANSFER_ENCODING, &KEEP_ALIVE, &PROXY_CONNECTION].contains(&name)
+}
+
+/// The field that an answer's `Connection` makes one of this connection only, if it doesn't say something else.
+pub(super) fn field_of_connection(token: &[u8]) -> Option<HeaderName> {
+    const OPTIONS: [&[u8]; 4] = [b"", b"close", b"keep-alive", b"upgrade"];
+    if OPTIONS.iter().any(|option| token.eq_ignore_ascii_case(option)) {
+        return None;
     }
-    for name in ["keep-alive", "proxy-connection", "transfer-encoding"] {
+    HeaderName::from_bytes(token).ok().filter(|name| *name != header::CONTENT_LENGTH)
+}
+
+/// Takes out what an answer says of the connection that it came on.
+pub(super) fn drop_connection_fields(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = connection_tokens(headers).filter_map(field_of_connection).collect();
+    for name in named.iter().chain([&header::CONNECTION, &header::TRANSFER_ENCODING, &KEEP_ALIVE, &PROXY_CONNECTION]) {
         headers.remove(name);
     }
 }

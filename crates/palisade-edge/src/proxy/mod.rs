@@ -16,6 +16,7 @@ pub(crate) use body::Body;
 pub(crate) use clock::{Clock, TICK_MS};
 
 use crate::access_log::Seen;
+use crate::address::Address;
 use crate::compress::{self, Encoders};
 use crate::error_pages::ErrorPages;
 use crate::forwarded::{self, Way};
@@ -143,12 +144,13 @@ impl Proxy {
         let answering = Answering::begin(&client.pulse);
         let version = request.version();
         let way = forwarded::way(&self.shared.settings.edge.trusted_proxies, client.peer.ip(), request.headers());
+        let address = if way.client == client.peer.ip() { client.peer } else { Address::from(way.client) };
         let scheme = way.scheme.unwrap_or(client.scheme.as_str());
         let entry = self.shared.log.as_ref().map(|log| {
             let (method, uri, headers) = (request.method(), request.uri(), request.headers());
-            Box::new(log.begin(&Seen { client: way.client, scheme, method, uri, version, headers }))
+            Box::new(log.begin(&Seen { client: &address, scheme, method, uri, version, headers }))
         });
-        let mut response = match self.respond(client, &way, scheme, request).await {
+        let mut response = match self.respond(client, (&address, &way), scheme, request).await {
             Ok(response) => response,
             Err(refused) => plain(refused, version, &self.shared.pages),
         };
@@ -167,7 +169,7 @@ impl Proxy {
     async fn respond(
         &self,
         client: &Client,
-        way: &Way,
+        (address, way): (&Address, &Way),
         scheme: &'static str,
         mut request: Request<Incoming>,
     ) -> Result<Response<Body>, Refused> {
@@ -193,7 +195,7 @@ impl Proxy {
             Found::Route(lane) => lane,
         };
         let slot = self.shared.limits.request(lane.number, way.client, self.shared.now_ms())?;
-        let origin = Origin { address: way.client, proxies: &way.proxies, scheme, domain };
+        let origin = Origin { address, proxies: &way.proxies, scheme, domain };
         let upgrade = upgrade.filter(|_| body.is_end_stream() && head::wanted_protocol(&parts).is_some());
         let mut response = self.forward(Forwarded { client, lane, origin, parts: &parts }, body, upgrade).await?;
         response.body_mut().hold(slot);

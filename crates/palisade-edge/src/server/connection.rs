@@ -3,6 +3,7 @@
 use super::strict::Strict;
 use super::wire::{Phase, Pulse, Stream, Wire};
 use super::worker::Worker;
+use crate::address::Address;
 use crate::proxy::Body;
 use crate::proxy_protocol;
 use crate::tls::ACME_ALPN;
@@ -40,7 +41,7 @@ impl Scheme {
 
 /// A client's connection, as those who answer its requests see it.
 pub(crate) struct Client {
-    pub(crate) peer: SocketAddr,
+    pub(crate) peer: Address,
     pub(crate) scheme: Scheme,
     pub(crate) pulse: Arc<Pulse>,
     worker: Rc<Worker>,
@@ -89,18 +90,21 @@ pub(super) async fn serve(worker: Rc<Worker>, scheme: Scheme, mut stream: TcpStr
             Some(Err(_)) | None => return,
         }
     }
+    let peer = Address::from(peer.ip().to_canonical());
     let client = Rc::new(Client { peer, scheme, pulse, worker: Rc::clone(&worker) });
     match scheme {
         Scheme::Http => serve_http1(&place, client, stream).await,
         Scheme::Https => {
             let Some(acceptor) = &worker.tls else { return };
             // Who speaks no TLS, or names no domain of ours, has been told so by the library.
-            let Some(Ok(stream)) = place.until_cut(acceptor.accept(stream)).await else { return };
+            // In the heap: what a handshake or another protocol needs isn't kept by a connection that rests.
+            let Some(Ok(stream)) = place.until_cut(Box::pin(acceptor.accept(stream))).await else { return };
+            let stream = Box::new(stream);
             client.pulse.set(Phase::New);
             match stream.get_ref().1.alpn_protocol() {
                 // The certificate was the answer to the challenge.
                 Some(ACME_ALPN) => {}
-                Some(b"h2") => serve_http2(&place, client, stream).await,
+                Some(b"h2") => Box::pin(serve_http2(&place, client, stream)).await,
                 _ => serve_http1(&place, client, stream).await,
             }
         }
@@ -111,29 +115,54 @@ pub(super) async fn serve(worker: Rc<Worker>, scheme: Scheme, mut stream: TcpStr
 pub(super) async fn serve_translated(worker: Rc<Worker>, peer: SocketAddr, stream: DuplexStream) {
     let pulse = Arc::new(Pulse::translated());
     let place = Place::take(&worker, &pulse);
+    let peer = Address::from(peer.ip().to_canonical());
     let client = Rc::new(Client { peer, scheme: Scheme::Https, pulse, worker: Rc::clone(&worker) });
     serve_http2(&place, client, stream).await;
 }
 
 async fn serve_http1<S: Stream>(place: &Place, client: Rc<Client>, stream: S) {
-    let limits = &place.worker.shared.settings.edge.limits;
+    let head_bytes_max = place.worker.limits().header_bytes_max as usize;
+    let mut wire = Wire::new(stream, Arc::clone(&client.pulse), Some(Strict::new(head_bytes_max)));
+    loop {
+        let Some(resting) = Box::pin(speak_http1(place, &client, wire)).await else { return };
+        wire = resting;
+        if !place.until_asked(&mut wire).await {
+            let _ = place.until_cut(pin!(wire.shutdown())).await;
+            return;
+        }
+    }
+}
+
+/// Answers requests until the connection ends, or rests: what the library has for it, 16 KiB of buffers and more, is given up then.
+async fn speak_http1<S: Stream>(place: &Place, client: &Rc<Client>, wire: Wire<S>) -> Option<Wire<S>> {
+    let limits = place.worker.limits();
     let head_bytes_max = limits.header_bytes_max as usize;
-    let wire = Wire::new(stream, Arc::clone(&client.pulse), Some(Strict::new(head_bytes_max)));
     let mut builder = http1::Builder::new();
     builder.max_buf_size(head_bytes_max.max(BUFFER_BYTES_MIN)).max_header_size(head_bytes_max);
     if limits.header_fields_max != USUAL_FIELDS_MAX {
         builder.max_headers(usize::from(limits.header_fields_max));
     }
-    let service = service_fn(|request| answer(&client, request));
+    let service = service_fn(|request| answer(client, request));
+    // Whoever would begin where the last one ended could rest again at once, and for ever.
+    client.pulse.may_have_rests(!wire.has_unread());
     let mut connection = builder.serve_connection(TokioIo::new(wire), service).with_upgrades();
     let shutdown = |it: Pin<&mut http1::UpgradeableConnection<_, _>>| it.graceful_shutdown();
-    let ended = Draining { place, connection: &mut connection, told: false, patient: true, shutdown }.await;
-    if let Some(Err(_)) = ended
-        && let Some(parts) = connection.into_parts()
-    {
-        // The library has answered what it couldn't read, and lets go of the connection at once.
-        let mut wire = parts.io.into_inner();
-        let _ = place.until_cut(pin!(wire.shutdown())).await;
+    let turn = Draining { place, connection: &mut connection, told: false, http_1: true, shutdown }.await;
+    match turn {
+        Turn::Cut | Turn::Ended(Ok(())) => None,
+        Turn::Ended(Err(_)) => {
+            // The library has answered what it couldn't read, and lets go of the connection at once.
+            let mut wire = connection.into_parts()?.io.into_inner();
+            let _ = place.until_cut(pin!(wire.shutdown())).await;
+            None
+        }
+        Turn::Rests => {
+            client.pulse.may_have_rests(false);
+            let http1::Parts { io, read_buf, .. } = connection.into_parts()?;
+            let mut wire = io.into_inner();
+            wire.give_back(read_buf);
+            Some(wire)
+        }
     }
 }
 
@@ -152,7 +181,7 @@ async fn serve_http2<S: Stream>(place: &Place, client: Rc<Client>, stream: S) {
     let service = service_fn(|request| answer(&client, request));
     let connection = &mut builder.serve_connection(TokioIo::new(wire), service);
     let shutdown = |it: Pin<&mut http2::Connection<_, _, _>>| it.graceful_shutdown();
-    let _ = Draining { place, connection, told: false, patient: false, shutdown }.await;
+    let _ = Draining { place, connection, told: false, http_1: false, shutdown }.await;
 }
 
 fn answer(
@@ -213,10 +242,32 @@ impl Place {
     }
 }
 
+impl Place {
+    /// Until a resting client sends something. False: it is to rest no longer.
+    async fn until_asked<S: Stream>(&self, wire: &mut Wire<S>) -> bool {
+        std::future::poll_fn(|context| {
+            if self.is_cut(context) || self.worker.draining.get() && !self.worker.is_farewell() {
+                return Poll::Ready(false);
+            }
+            wire.poll_sent(context).map(|()| true)
+        })
+        .await
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         self.worker.forget(self.key);
     }
+}
+
+/// How a connection goes on when nothing more is to be done for it now.
+enum Turn<T> {
+    Ended(T),
+    /// It took too long.
+    Cut,
+    /// Nobody has asked for a while.
+    Rests,
 }
 
 /// A connection that is told once when the worker drains.
@@ -224,9 +275,9 @@ struct Draining<'a, C, F> {
     place: &'a Place,
     connection: &'a mut C,
     told: bool,
-    /// One that is idle isn't told at once: HTTP/1 has no way to say so but in an answer, and whoever asks just then would
-    /// lose a request. HTTP/2 has one.
-    patient: bool,
+    /// It may rest. And when it is idle it isn't told at once: HTTP/1 has no way to say so but in an answer, and whoever
+    /// asks just then would lose a request. HTTP/2 has one.
+    http_1: bool,
     shutdown: F,
 }
 
@@ -234,7 +285,7 @@ impl<C: Future + Unpin, F: Fn(Pin<&mut C>) + Unpin> Draining<'_, C, F> {
     fn tell(&mut self) {
         let worker = &self.place.worker;
         let quiet = matches!(self.place.pulse.phase(), Phase::New | Phase::Head | Phase::Idle);
-        if worker.draining.get() && !self.told && !(self.patient && quiet && worker.is_farewell()) {
+        if worker.draining.get() && !self.told && !(self.http_1 && quiet && worker.is_farewell()) {
             self.told = true;
             (self.shutdown)(Pin::new(&mut *self.connection));
         }
@@ -242,19 +293,22 @@ impl<C: Future + Unpin, F: Fn(Pin<&mut C>) + Unpin> Draining<'_, C, F> {
 }
 
 impl<C: Future + Unpin, F: Fn(Pin<&mut C>) + Unpin> Future for Draining<'_, C, F> {
-    type Output = Option<C::Output>;
+    type Output = Turn<C::Output>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         if this.place.is_cut(context) {
-            return Poll::Ready(None);
+            return Poll::Ready(Turn::Cut);
         }
         this.tell();
-        let ended = Pin::new(&mut *this.connection).poll(context);
-        if ended.is_pending() {
-            // A request may just have come, whose answer is to say that it is the last one.
-            this.tell();
+        if let Poll::Ready(ended) = Pin::new(&mut *this.connection).poll(context) {
+            return Poll::Ready(Turn::Ended(ended));
         }
-        ended.map(Some)
+        // A request may just have come, whose answer is to say that it is the last one.
+        this.tell();
+        match this.http_1 && !this.told && this.place.pulse.may_rest(this.place.worker.proxy.clock.now_ms()) {
+            true => Poll::Ready(Turn::Rests),
+            false => Poll::Pending,
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::strict::Strict;
 use crate::proxy::{Clock, TICK_MS};
+use bytes::Bytes;
 use palisade_core::edge::ConnectionLimits;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -15,6 +16,8 @@ use tokio_rustls::server::TlsStream;
 
 /// Over this time a client's speed is measured.
 const SPEED_MS: u32 = 10_000;
+/// An idle connection of HTTP/1 is one that rests after so long.
+const REST_MS: u64 = 1_000;
 /// What a client still sends is taken for so long after the answer, so that the answer isn't lost by a reset.
 const LINGER_MS: u64 = 2_000;
 
@@ -52,6 +55,10 @@ pub(crate) struct Pulse {
     taken_ms: AtomicU64,
     slow_ms: AtomicU32,
     slow_from: AtomicU64,
+    /// What has come so far ends with a request's end.
+    whole: AtomicBool,
+    /// A reader of HTTP/1 is there, with buffers that could be given up.
+    rests: AtomicBool,
     /// It is to end now.
     cut: AtomicBool,
     descriptor: AtomicU64,
@@ -109,6 +116,21 @@ impl Pulse {
         }
     }
 
+    pub(super) fn may_have_rests(&self, rests: bool) {
+        self.rests.store(rests, Relaxed);
+    }
+
+    /// Nothing has come or gone for so long that its reader isn't worth its memory.
+    pub(super) fn may_rest(&self, now_ms: u64) -> bool {
+        let since = self.since_ms.load(Relaxed);
+        self.rests.load(Relaxed)
+            && self.phase() == Phase::Idle
+            && since != 0
+            && now_ms >= since + REST_MS
+            && self.whole.load(Relaxed)
+            && !self.blocked.load(Relaxed)
+    }
+
     /// Ends the connection at the next look.
     pub(crate) fn cut(&self) {
         self.cut.store(true, Relaxed);
@@ -118,7 +140,7 @@ impl Pulse {
         self.cut.load(Relaxed)
     }
 
-    /// Looks at the time. True if the connection is to end.
+    /// Looks at the time. True if the connection is to end or to rest, which its task does.
     pub(super) fn look(&self, clock: &Clock, limits: &ConnectionLimits) -> bool {
         if self.is_cut() {
             return true;
@@ -141,7 +163,7 @@ impl Pulse {
             self.cut();
             return true;
         }
-        false
+        self.may_rest(now)
     }
 
     /// The client takes what is sent to it too slowly.
@@ -202,9 +224,9 @@ impl Stream for TcpStream {
     }
 }
 
-impl Stream for TlsStream<TcpStream> {
+impl Stream for Box<TlsStream<TcpStream>> {
     fn tcp(&self) -> Option<&TcpStream> {
-        Some(self.get_ref().0)
+        Some(self.as_ref().get_ref().0)
     }
 }
 
@@ -217,15 +239,41 @@ pub(super) struct Wire<S: Stream> {
     pulse: Arc<Pulse>,
     /// For HTTP/1 only.
     strict: Option<Strict>,
+    /// What an earlier reader had read and not used.
+    unread: Bytes,
     /// What the reader still gets instead of what was refused.
     refused: Option<&'static [u8]>,
+    /// The client has ended the connection when nothing was owed to it.
+    left: bool,
     shut: bool,
     lingered: usize,
 }
 
 impl<S: Stream> Wire<S> {
     pub(super) fn new(stream: S, pulse: Arc<Pulse>, strict: Option<Strict>) -> Self {
-        Self { stream, pulse, strict, refused: None, shut: false, lingered: 0 }
+        Self { stream, pulse, strict, unread: Bytes::new(), refused: None, left: false, shut: false, lingered: 0 }
+    }
+
+    /// What the last reader had read and not used, which was judged already. Empty lines before a request mean nothing; anything
+    /// else is what the next reader begins with.
+    pub(super) fn give_back(&mut self, unread: Bytes) {
+        if unread.iter().any(|byte| !matches!(byte, b'\r' | b'\n')) {
+            self.unread = unread;
+        }
+    }
+
+    /// The next reader begins with what the last one left.
+    pub(super) fn has_unread(&self) -> bool {
+        !self.unread.is_empty()
+    }
+
+    /// Until there is something to read. The reader before must have read until it had to wait.
+    pub(super) fn poll_sent(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        match self.stream.tcp() {
+            // What is wrong with it the next reader sees.
+            Some(tcp) if !self.has_unread() => tcp.poll_read_ready(context).map(|_| ()),
+            _ => Poll::Ready(()),
+        }
     }
 
     /// Judges what was read.
@@ -239,7 +287,9 @@ impl<S: Stream> Wire<S> {
         if phase == Phase::Idle {
             strict.not_upgraded();
         }
-        if strict.feed(&buffer.filled()[before..]).is_err() {
+        let judged = strict.feed(&buffer.filled()[before..]);
+        self.pulse.whole.store(strict.between_requests(), Relaxed);
+        if judged.is_err() {
             buffer.set_filled(before);
             self.refused = Some(NO_HTTP);
             self.refuse(buffer);
@@ -277,10 +327,20 @@ impl<S: Stream> AsyncRead for Wire<S> {
             this.refuse(buffer);
             return Poll::Ready(Ok(()));
         }
+        if this.has_unread() {
+            let now = this.unread.split_to(this.unread.len().min(buffer.remaining()));
+            buffer.put_slice(&now);
+            if this.unread.is_empty() {
+                this.unread = Bytes::new();
+            }
+            return Poll::Ready(Ok(()));
+        }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
         if buffer.filled().len() > before {
             this.judge(buffer, before);
+        } else if buffer.remaining() > 0 {
+            this.left = this.pulse.phase() == Phase::Idle && this.pulse.whole.load(Relaxed);
         }
         Poll::Ready(Ok(()))
     }
@@ -332,6 +392,10 @@ impl<S: Stream> AsyncWrite for Wire<S> {
         /// More than this isn't taken of what nobody reads.
         const BYTES_MAX: usize = 8 << 20;
         let this = self.get_mut();
+        if this.left {
+            // A farewell would only be answered by a reset.
+            return Poll::Ready(Ok(()));
+        }
         if !this.shut {
             ready!(Pin::new(&mut this.stream).poll_shutdown(context))?;
             this.shut = true;

@@ -186,6 +186,7 @@ impl Certificates {
         if self.challenges && alpn.iter().any(|name| *name == b"http/1.1") {
             config.alpn_protocols.push(ACME_ALPN.to_vec());
         }
+        config.send_tls13_tickets = 1;
         config.ticketer = Arc::clone(&self.tickets);
         config.session_storage = Arc::clone(&self.sessions);
         Arc::new(config)

@@ -216,10 +216,13 @@ fn ten_thousand_idle_connections_cost_little_each() {
     };
     let first = connect();
     let before = resident();
-    let clients: Vec<_> = (0..COUNT).map(|_| connect()).collect();
+    let mut clients: Vec<_> = (0..COUNT / 2).map(|_| connect()).collect();
+    // What these had for their readers serves those that come later.
+    std::thread::sleep(Duration::from_secs(3));
+    clients.extend((0..COUNT / 2).map(|_| connect()));
     let after = resident();
     eprintln!("{} bytes for each idle connection", (after - before) * 1024 / COUNT);
-    assert!((after - before) * 1024 / COUNT < 24 << 10, "{before} and then {after} kB");
+    assert!((after - before) * 1024 / COUNT < 8 << 10, "{before} and then {after} kB");
     assert_eq!(edge.report().connections, COUNT as u64 + 1);
     // None of them was given up, and new ones are served.
     for mut client in clients.into_iter().step_by(1000).chain([first]) {

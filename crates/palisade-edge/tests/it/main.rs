@@ -11,6 +11,7 @@ mod http2;
 mod http3;
 mod limits;
 mod plain_http;
+mod resting;
 mod retries;
 mod streams;
 mod support;

@@ -4,7 +4,7 @@ use super::decode::Decoder;
 use super::sending::{SendError, Sending};
 use super::{Connection, ExchangeError, HEAD_BYTES_MAX};
 use crate::proxy::clock::Limit;
-use crate::proxy::head::drop_connection_fields;
+use crate::proxy::head::{field_of_connection, is_of_connection};
 use crate::proxy::pool::Active;
 use bytes::{Bytes, BytesMut};
 use hyper::body::{Frame, SizeHint};
@@ -71,7 +71,7 @@ fn head(
     method: &Method,
 ) -> Result<Head, &'static str> {
     let mut headers = HeaderMap::with_capacity(places.len() + 2);
-    let (mut length, mut chunked) = (None, false);
+    let (mut length, mut chunked, mut named) = (None, false, Vec::new());
     let mut keep_alive = http_11;
     for &(name, name_end, value, value_end) in places {
         let name =
@@ -103,7 +103,11 @@ fn head(
                     _ if token.eq_ignore_ascii_case(b"keep-alive") && !http_11 => true,
                     _ => keep_alive,
                 };
+                named.extend(field_of_connection(token));
             }
+            continue;
+        } else if is_of_connection(&name) {
+            continue;
         }
         headers.append(name, value);
     }
@@ -117,7 +121,9 @@ fn head(
         (false, Some(length)) => Decoder::Length(length),
         (false, None) => Decoder::Close,
     };
-    drop_connection_fields(&mut headers);
+    for name in named {
+        headers.remove(name);
+    }
     if status != StatusCode::SWITCHING_PROTOCOLS {
         headers.remove(header::UPGRADE);
     }
