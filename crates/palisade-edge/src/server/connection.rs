@@ -1,5 +1,6 @@
 //! One connection of a client: its handshake, and the protocol that is spoken on it.
 
+use super::gather::Gather;
 use super::strict::Strict;
 use super::wire::{Phase, Pulse, Stream, Wire};
 use super::worker::Worker;
@@ -98,8 +99,11 @@ pub(super) async fn serve(worker: Rc<Worker>, scheme: Scheme, mut stream: TcpStr
             let Some(acceptor) = &worker.tls else { return };
             // Who speaks no TLS, or names no domain of ours, has been told so by the library.
             // In the heap: what a handshake or another protocol needs isn't kept by a connection that rests.
-            let Some(Ok(stream)) = place.until_cut(Box::pin(acceptor.accept(stream))).await else { return };
-            let stream = Box::new(stream);
+            let Some(Ok(stream)) = place.until_cut(Box::pin(acceptor.accept(Gather::new(stream)))).await else {
+                return;
+            };
+            let mut stream = Box::new(stream);
+            stream.get_mut().0.end_handshake();
             client.pulse.set(Phase::New);
             match stream.get_ref().1.alpn_protocol() {
                 // The certificate was the answer to the challenge.

@@ -4,6 +4,7 @@
 
 mod connection;
 mod control;
+mod gather;
 mod listen;
 mod strict;
 mod wire;

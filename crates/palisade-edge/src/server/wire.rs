@@ -1,5 +1,6 @@
 //! A client's connection as bytes: what passes is counted and, for HTTP/1, judged; and how long a client may keep it waiting.
 
+use super::gather::Gather;
 use super::strict::Strict;
 use crate::proxy::{Clock, TICK_MS};
 use bytes::Bytes;
@@ -224,9 +225,9 @@ impl Stream for TcpStream {
     }
 }
 
-impl Stream for Box<TlsStream<TcpStream>> {
+impl Stream for Box<TlsStream<Gather>> {
     fn tcp(&self) -> Option<&TcpStream> {
-        Some(self.as_ref().get_ref().0)
+        Some(self.as_ref().get_ref().0.tcp())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::stack::serial;
 use crate::support::{DOMAIN, Edge, certificate, settings};
+use crate::upstream::Echo;
 use palisade_core::edge::{Answer, CertificateSource, Order, TlsVersion, WorkerSettings};
 use palisade_edge::acme::prepare;
 use palisade_edge::local_ca::LocalCa;
@@ -107,6 +108,28 @@ fn sessions_are_resumed_by_any_worker_in_both_versions() {
         for _ in 0..6 {
             let text = handshake(edge.https(), &["-servername", DOMAIN, version, "-sess_in", &file]);
             assert!(text.contains("Reused, TLSv"), "{version}: {text}");
+        }
+    }
+}
+
+#[test]
+fn what_is_said_after_a_handshake_goes_out_with_the_first_answer_and_holds_up_nothing() {
+    let echo = Echo::start();
+    let edge = Edge::with(settings(), &[echo.address]);
+    let folder = crate::support::Folder::new();
+    // Whoever resumes a session of TLS 1.2 gets an answer as the first thing after its handshake, whoever wants no tickets of TLS 1.3, too.
+    let script = r#"printf 'GET / HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n\r\n' |
+        timeout 20 openssl s_client -ign_eof -connect "$0" -servername shop.example "$@""#;
+    for version in ["-tls1_2", "-tls1_3"] {
+        let file = folder.path().join(version).to_string_lossy().into_owned();
+        for arguments in [&["-sess_out", &file][..], &["-sess_in", &file], &["-no_ticket"]] {
+            let mut openssl = Command::new("sh");
+            openssl.args(["-c", script, &edge.https().to_string(), version]).args(arguments);
+            let output = openssl.output().expect("openssl is installed");
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && said.contains("body: 0\n"), "{version} {arguments:?}: {said}");
+            let resumed = arguments[0] == "-sess_in";
+            assert_eq!(said.contains("Reused, TLSv"), resumed, "{version} {arguments:?}: {said}");
         }
     }
 }
