@@ -1,6 +1,7 @@
 //! One connection of a client: its handshake, and the protocol that is spoken on it.
 
 use super::strict::Strict;
+use super::unread::Left;
 use super::wire::{Phase, Pulse, Stream, Wire};
 use super::worker::Worker;
 use crate::proxy::Body;
@@ -47,6 +48,10 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    pub(super) fn worker(&self) -> &Worker {
+        &self.worker
+    }
+
     /// The connection goes on in another protocol, with a task and a place of its own.
     pub(crate) fn tunnel(&self, task: impl Future<Output = ()> + 'static) {
         self.pulse.set(Phase::Tunnel);
@@ -128,11 +133,17 @@ async fn serve_http1<S: Stream>(place: &Place, client: Rc<Client>, stream: S) {
     let mut connection = builder.serve_connection(TokioIo::new(wire), service).with_upgrades();
     let shutdown = |it: Pin<&mut http1::UpgradeableConnection<_, _>>| it.graceful_shutdown();
     let ended = Draining { place, connection: &mut connection, told: false, patient: true, shutdown }.await;
-    if let Some(Err(_)) = ended
-        && let Some(parts) = connection.into_parts()
-    {
+    let ended = match ended {
+        Some(Ok(())) => return,
+        Some(Err(error)) => Some(error),
+        None => None,
+    };
+    let Some(parts) = connection.into_parts() else { return };
+    let mut wire = parts.io.into_inner();
+    let (begun, refused) = wire.unread();
+    Left { ended: ended.as_ref(), buffer: &parts.read_buf, begun, refused }.note(&client);
+    if ended.is_some() {
         // The library has answered what it couldn't read, and lets go of the connection at once.
-        let mut wire = parts.io.into_inner();
         let _ = place.until_cut(pin!(wire.shutdown())).await;
     }
 }

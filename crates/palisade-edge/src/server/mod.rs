@@ -6,6 +6,7 @@ mod connection;
 mod control;
 mod listen;
 mod strict;
+mod unread;
 mod wire;
 mod worker;
 

@@ -1,6 +1,6 @@
 //! A client's connection as bytes: what passes is counted and, for HTTP/1, judged; and how long a client may keep it waiting.
 
-use super::strict::Strict;
+use super::strict::{NO_HEAD, Strict};
 use crate::proxy::{Clock, TICK_MS};
 use palisade_core::edge::ConnectionLimits;
 use std::io;
@@ -15,6 +15,8 @@ use tokio_rustls::server::TlsStream;
 
 /// Over this time a client's speed is measured.
 const SPEED_MS: u32 = 10_000;
+/// So much is kept of a head that was refused.
+const UNREAD_BYTES_MAX: usize = 1_024;
 /// What a client still sends is taken for so long after the answer, so that the answer isn't lost by a reset.
 const LINGER_MS: u64 = 2_000;
 
@@ -208,8 +210,14 @@ impl Stream for TlsStream<TcpStream> {
     }
 }
 
-/// What no reader of HTTP/1 takes for a part of a head or for a chunk, but for the end of what it waits for.
-const NO_HTTP: &[u8] = b"\0\r\n\r\n";
+/// What the reader gets instead of what was refused.
+#[derive(Clone, Copy, Debug)]
+enum Instead {
+    /// The rest of [`NO_HEAD`], which it answers, and then the end.
+    Head(&'static [u8]),
+    /// A body that breaks off.
+    Failure,
+}
 
 /// A client's connection.
 pub(super) struct Wire<S: Stream> {
@@ -217,44 +225,60 @@ pub(super) struct Wire<S: Stream> {
     pulse: Arc<Pulse>,
     /// For HTTP/1 only.
     strict: Option<Strict>,
-    /// What the reader still gets instead of what was refused.
-    refused: Option<&'static [u8]>,
+    refused: Option<Instead>,
+    /// How what was refused begins.
+    unread: Vec<u8>,
     shut: bool,
     lingered: usize,
 }
 
 impl<S: Stream> Wire<S> {
     pub(super) fn new(stream: S, pulse: Arc<Pulse>, strict: Option<Strict>) -> Self {
-        Self { stream, pulse, strict, refused: None, shut: false, lingered: 0 }
+        Self { stream, pulse, strict, refused: None, unread: Vec::new(), shut: false, lingered: 0 }
+    }
+
+    /// Whether a request's head has begun that isn't whole; and how the head begins that was refused.
+    pub(super) fn unread(&self) -> (bool, &[u8]) {
+        (self.strict.as_ref().is_some_and(Strict::within_head), &self.unread)
     }
 
     /// Judges what was read.
-    fn judge(&mut self, buffer: &mut ReadBuf<'_>, before: usize) {
-        let Some(strict) = &mut self.strict else { return };
+    fn judge(&mut self, buffer: &mut ReadBuf<'_>, before: usize) -> io::Result<()> {
+        let Some(strict) = &mut self.strict else { return Ok(()) };
         let phase = self.pulse.phase();
         if phase == Phase::Tunnel {
             self.strict = None;
-            return;
+            return Ok(());
         }
         if phase == Phase::Idle {
             strict.not_upgraded();
         }
-        if strict.feed(&buffer.filled()[before..]).is_err() {
-            buffer.set_filled(before);
-            self.refused = Some(NO_HTTP);
-            self.refuse(buffer);
+        if let Err(refused) = strict.feed(&buffer.filled()[before..]) {
+            let sound = before + refused.sound;
+            let unread = &buffer.filled()[sound..];
+            self.unread = unread[..unread.len().min(UNREAD_BYTES_MAX)].to_vec();
+            buffer.set_filled(sound);
+            self.refused = Some(if refused.in_head { Instead::Head(NO_HEAD) } else { Instead::Failure });
+            if sound == before {
+                return self.refuse(buffer);
+            }
         } else if strict.within_head() && phase == Phase::Idle {
             // What is new has begun with the handshake; a head that is whole becomes a request at once.
             self.pulse.set(Phase::Head);
         }
+        Ok(())
     }
 
-    /// Once something was refused the reader gets this, and then the end.
-    fn refuse(&mut self, buffer: &mut ReadBuf<'_>) {
-        if let Some(rest) = &mut self.refused {
-            let (now, later) = rest.split_at(rest.len().min(buffer.remaining()));
-            buffer.put_slice(now);
-            *rest = later;
+    fn refuse(&mut self, buffer: &mut ReadBuf<'_>) -> io::Result<()> {
+        match &mut self.refused {
+            Some(Instead::Head(rest)) => {
+                let (now, later) = rest.split_at(rest.len().min(buffer.remaining()));
+                buffer.put_slice(now);
+                *rest = later;
+                Ok(())
+            }
+            Some(Instead::Failure) => Err(io::ErrorKind::InvalidData.into()),
+            None => Ok(()),
         }
     }
 }
@@ -274,13 +298,12 @@ impl<S: Stream> AsyncRead for Wire<S> {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.refused.is_some() {
-            this.refuse(buffer);
-            return Poll::Ready(Ok(()));
+            return Poll::Ready(this.refuse(buffer));
         }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
         if buffer.filled().len() > before {
-            this.judge(buffer, before);
+            return Poll::Ready(this.judge(buffer, before));
         }
         Poll::Ready(Ok(()))
     }
@@ -336,7 +359,7 @@ impl<S: Stream> AsyncWrite for Wire<S> {
             ready!(Pin::new(&mut this.stream).poll_shutdown(context))?;
             this.shut = true;
             // The client may be in the middle of a request: a reset now could reach it before the answer does.
-            if this.strict.as_ref().is_none_or(Strict::between_requests) {
+            if this.refused.is_none() && this.strict.as_ref().is_none_or(Strict::between_requests) {
                 return Poll::Ready(Ok(()));
             }
             this.pulse.set(Phase::Lingering);

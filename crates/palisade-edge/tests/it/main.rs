@@ -14,5 +14,6 @@ mod plain_http;
 mod retries;
 mod streams;
 mod support;
+mod unread;
 mod upgrades;
 mod upstream;
