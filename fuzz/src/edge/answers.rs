@@ -24,7 +24,10 @@ struct Read {
 #[derive(Debug, PartialEq, Eq)]
 enum End {
     /// So much of what came is behind it.
-    Whole { behind: usize, keep_alive: bool },
+    Whole {
+        behind: usize,
+        keep_alive: bool,
+    },
     Broken,
     Garbage(&'static str),
 }

@@ -35,11 +35,16 @@ struct Heard {
 
 /// Checks one connection.
 pub fn check(input: &[u8]) {
-    let Some((piece, _, bytes)) = pieces(input) else { return };
-    let at_once = hear(bytes, bytes.len().max(1));
-    let in_pieces = hear(bytes, piece);
+    let Some((piece, more, bytes)) = pieces(input) else { return };
+    if more & 1 == 1 {
+        // Each piece comes when what came before it is answered: who asked for another protocol may go on without one.
+        let heard = hear(bytes, piece, true);
+        return same(&meaning(bytes, Some(piece)), &library(&heard, piece));
+    }
+    let at_once = hear(bytes, bytes.len().max(1), false);
+    let in_pieces = hear(bytes, piece, false);
     assert_eq!(at_once.refusal, in_pieces.refusal, "the verdict depends on how it arrives");
-    let meant = meaning(bytes);
+    let meant = meaning(bytes, None);
     let mut served = Vec::new();
     for heard in [&at_once, &in_pieces] {
         let asked = library(heard, piece);
@@ -52,11 +57,14 @@ pub fn check(input: &[u8]) {
     assert!(served[0] == served[1] || may_differ && served[0] < served[1], "{served:?} are served");
 }
 
-/// What passes of these bytes, as the edge's connections do it.
-fn hear(bytes: &[u8], piece: usize) -> Heard {
+/// What passes of these bytes, as the edge's connections do it; `answered`: all that came before a piece is.
+fn hear(bytes: &[u8], piece: usize, answered: bool) -> Heard {
     let mut strict = Strict::new(HEAD_BYTES_MAX);
     let mut heard = Heard { refusal: None, bytes: Vec::new(), fails: false };
     for part in bytes.chunks(piece) {
+        if answered {
+            strict.not_upgraded();
+        }
         match strict.feed(part) {
             Ok(()) => heard.bytes.extend_from_slice(part),
             Err(refused) => {
@@ -116,12 +124,16 @@ fn library(heard: &Heard, piece: usize) -> Vec<Asked> {
     asked
 }
 
-/// Requests by where `strict` sees heads and bodies end, byte by byte; what is in them is read in the plainest way.
-fn meaning(bytes: &[u8]) -> Vec<Asked> {
+/// Requests by where `strict` sees heads and bodies end, byte by byte; what is in them is read in the plainest way. If all that
+/// came before a piece is answered, that is its length.
+fn meaning(bytes: &[u8], answered: Option<usize>) -> Vec<Asked> {
     let mut strict = Strict::new(HEAD_BYTES_MAX);
     let mut all: Vec<Asked> = Vec::new();
     let (mut head_from, mut body_from) = (0, None);
     for (at, byte) in bytes.iter().enumerate() {
+        if answered.is_some_and(|piece| at % piece == 0) {
+            strict.not_upgraded();
+        }
         let was_within = strict.within_head();
         if strict.feed(std::slice::from_ref(byte)).is_err() {
             break;

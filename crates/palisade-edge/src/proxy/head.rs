@@ -19,8 +19,15 @@ pub(super) struct Origin<'a> {
     pub(super) domain: &'a str,
 }
 
-/// Fields that concern one connection only, and those that the edge writes itself.
+/// Fields that concern one connection only, and those that the edge writes itself. Services that get fields as variables
+/// (`HTTP_X_REAL_IP`) can't tell `_` from `-`, so neither makes a difference here.
 fn is_ours(name: &HeaderName) -> bool {
+    is_known(name)
+        || name.as_str().contains('_')
+            && HeaderName::try_from(name.as_str().replace('_', "-")).is_ok_and(|name| is_known(&name))
+}
+
+fn is_known(name: &HeaderName) -> bool {
     match *name {
         header::CONNECTION
         | header::HOST

@@ -110,7 +110,7 @@ impl Client {
 
     /// Sends this again and again. False when the edge takes no more of it: it has ended the connection, or lets it wait.
     pub(crate) fn flood(&mut self, part: &[u8], times: usize) -> bool {
-        self.tcp().set_write_timeout(Some(std::time::Duration::from_secs(3))).expect("a time limit");
+        self.tcp().set_write_timeout(Some(std::time::Duration::from_secs(1))).expect("a time limit");
         let passed = (0..times).all(|_| self.send(part).is_ok());
         self.tcp().set_write_timeout(Some(PATIENCE)).expect("a time limit");
         passed

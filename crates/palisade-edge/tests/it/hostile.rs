@@ -176,3 +176,23 @@ fn what_is_refused_changes_nothing_that_came_before_it() {
         assert!(!body.contains("0\r\n\r\n"), "{rest:?}: {body:?}");
     }
 }
+
+#[test]
+fn fields_that_others_take_for_the_edges_own_are_dropped() {
+    let echo = Echo::start();
+    let edge = Edge::with(settings(), &[echo.address]);
+    let url = format!("https://{DOMAIN}/");
+    for version in ["--http1.1", "--http2"] {
+        let lies = ["X_Forwarded_For", "x-forwarded_proto", "X_Real_IP", "X_Forwarded_Host", "x_forwarded_user"];
+        let mut arguments = vec![version.to_owned(), "--header".to_owned(), "X_Own: kept".to_owned()];
+        // Those that frame a request end the connection over HTTP/1.
+        let framing: &[&str] = if version == "--http2" { &["Content_Length", "Transfer_Encoding"] } else { &[] };
+        for name in lies.iter().chain(framing) {
+            arguments.extend(["--header".to_owned(), format!("{name}: 6")]);
+        }
+        arguments.push(url.clone());
+        let answer = edge.curl(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        let told: Vec<_> = answer.lines().filter(|line| line.ends_with(": 6") || line.contains('_')).collect();
+        assert_eq!(told, ["x_own: kept"], "{version}: {answer}");
+    }
+}
