@@ -40,16 +40,10 @@ fn is_known(name: &HeaderName) -> bool {
         | header::PROXY_AUTHORIZATION
         | header::FORWARDED
         | header::COOKIE => true,
-        _ => {
-            let name = name.as_str();
-            match name.len() {
-                9 => name == "x-real-ip",
-                10 => name == "keep-alive",
-                14 => name == "http2-settings",
-                16 => name == "proxy-connection" || name == "x-forwarded-host" || name == "x-forwarded-port",
-                _ => name.starts_with("x-forwarded-"),
-            }
-        }
+        _ => match name.as_str() {
+            "x-real-ip" | "keep-alive" | "http2-settings" | "proxy-connection" => true,
+            name => name.starts_with("x-forwarded-"),
+        },
     }
 }
 

@@ -183,7 +183,15 @@ fn fields_that_others_take_for_the_edges_own_are_dropped() {
     let edge = Edge::with(settings(), &[echo.address]);
     let url = format!("https://{DOMAIN}/");
     for version in ["--http1.1", "--http2"] {
-        let lies = ["X_Forwarded_For", "x-forwarded_proto", "X_Real_IP", "X_Forwarded_Host", "x_forwarded_user"];
+        let lies = [
+            "X-Forwarded-User",
+            "X-Forwarded-By",
+            "X_Forwarded_For",
+            "x-forwarded_proto",
+            "X_Real_IP",
+            "X_Forwarded_Host",
+            "x_forwarded_user",
+        ];
         let mut arguments = vec![version.to_owned(), "--header".to_owned(), "X_Own: kept".to_owned()];
         // Those that frame a request end the connection over HTTP/1.
         let framing: &[&str] = if version == "--http2" { &["Content_Length", "Transfer_Encoding"] } else { &[] };
