@@ -95,7 +95,7 @@ fn priorities_of_streams_that_never_come_are_not_kept() {
     let echo = Echo::start();
     let edge = Edge::with(settings(), &[echo.address]);
     let streams = (1..2 * AT_ONCE as u32).step_by(2);
-    let all: Vec<u8> = streams.flat_map(|stream| frame(PRIORITY, 0, stream * 101 | 1, &[0, 0, 0, 0, 7])).collect();
+    let all: Vec<u8> = streams.flat_map(|stream| frame(PRIORITY, 0, stream * 101, &[0, 0, 0, 0, 7])).collect();
     let before = resident_kb(&edge);
     Client::connect(&edge, &[]).flood(&all, FRAMES / AT_ONCE);
     assert!(resident_kb(&edge) < before + MORE_KB_MAX);

@@ -139,7 +139,11 @@ fn what_is_refused_changes_nothing_that_came_before_it() {
         let Some(head) = read_head(&mut stream) else { return };
         let mut body = Vec::new();
         let mut byte = [0];
-        while !(head.contains("content-length: 3") && body.len() == 3) && !body.ends_with(b"0\r\n\r\n") {
+        let is_whole = |body: &[u8]| match head.contains("content-length: 3") {
+            true => body.len() == 3,
+            false => body.ends_with(b"0\r\n\r\n"),
+        };
+        while !is_whole(&body) {
             match stream.read(&mut byte) {
                 Ok(1) => body.push(byte[0]),
                 _ => break,
