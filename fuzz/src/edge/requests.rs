@@ -210,5 +210,5 @@ fn same(meant: &[Asked], asked: &[Asked]) {
 }
 
 fn is_same_uri(shown: &str, written: &str) -> bool {
-    written.parse::<hyper::Uri>().is_ok_and(|uri| uri.to_string() == shown)
+    written.parse::<hyper::Uri>().is_ok_and(|uri| uri == *shown)
 }
