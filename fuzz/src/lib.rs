@@ -1,6 +1,7 @@
 //! What the fuzz targets share: an input as files, loading them, and what must hold of every outcome.
 
 pub mod allocations;
+pub mod edge;
 pub mod files;
 pub mod seeds;
 pub mod trees;

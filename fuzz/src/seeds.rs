@@ -1,4 +1,4 @@
-//! Where the fuzzer begins: the test cases as inputs, and the words of the key table as a dictionary.
+//! Where the fuzzer begins: the test cases as inputs, and the words of the key table, or of HTTP, as a dictionary.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 
 use palisade_core::compose::keys::TABLE;
 
+use crate::edge;
 use crate::files::MARK;
 
-/// When `PALISADE_FUZZ_SEEDS` names a folder, writes `keys.dict` and `load/*` there and ends the process.
+/// When `PALISADE_FUZZ_SEEDS` names a folder, writes a dictionary for the targets of each crate and inputs for each target there and
+/// ends the process.
 pub fn write_if_asked() {
     let Some(folder) = std::env::var_os("PALISADE_FUZZ_SEEDS").map(PathBuf::from) else { return };
     if let Err(error) = write(&folder) {
@@ -21,7 +23,9 @@ pub fn write_if_asked() {
 fn write(folder: &Path) -> std::io::Result<()> {
     let load = folder.join("load");
     std::fs::create_dir_all(&load)?;
-    std::fs::write(folder.join("keys.dict"), dictionary())?;
+    std::fs::write(folder.join("keys.dict"), keys())?;
+    std::fs::write(folder.join("http.dict"), dictionary(edge::seeds::WORDS.iter().map(|word| (*word).to_owned())))?;
+    edge::seeds::write(folder)?;
     let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/palisade-core/tests/cases");
     for case in std::fs::read_dir(cases)? {
         let case = case?;
@@ -61,7 +65,7 @@ fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
 }
 
 /// Every key, and what has a meaning of its own in YAML, in variables and in short forms.
-fn dictionary() -> String {
+fn keys() -> String {
     const WORDS: &[&str] = &[
         "!reset",
         "!override",
@@ -118,8 +122,13 @@ fn dictionary() -> String {
         "service: ",
     ];
     let keys: BTreeSet<&str> = TABLE.iter().flat_map(|section| section.keys).map(|key| key.name).collect();
+    dictionary(keys.iter().map(|key| format!("{key}: ")).chain(WORDS.iter().map(|word| (*word).to_owned())))
+}
+
+/// In the way that the fuzzer reads it.
+fn dictionary(words: impl Iterator<Item = String>) -> String {
     let mut text = String::new();
-    for word in keys.iter().map(|key| format!("{key}: ")).chain(WORDS.iter().map(|word| (*word).to_owned())) {
+    for word in words {
         text.push('"');
         for byte in word.bytes() {
             match byte {

@@ -6,7 +6,7 @@
 mod file;
 mod line;
 
-pub use line::{Entry, Seen};
+pub use line::{Entry, Seen, Unread};
 
 use file::LogFile;
 use palisade_core::edge::{AccessLog, LogFormat};
@@ -70,6 +70,11 @@ impl Log {
     /// A request has come: what is known of it now. It is logged when the result is dropped.
     pub fn begin(self: &Arc<Self>, seen: &Seen<'_>) -> Entry {
         Entry::new(Arc::clone(self), self.format, self.query, seen)
+    }
+
+    /// Logs a request that couldn't be read.
+    pub fn unread(&self, unread: &Unread<'_>) {
+        self.append(&[&unread.line(self.format, self.query)]);
     }
 
     /// Lines that were lost since the start.

@@ -1,6 +1,6 @@
 //! Who asks, when trusted proxies stand before the edge: what they say of a request's way is believed as far as they can know it.
 
-use crate::address::Address;
+use super::address::Address;
 use hyper::header::{FORWARDED, HeaderMap};
 use palisade_core::network::Network;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};

@@ -31,6 +31,44 @@ pub struct Seen<'a> {
     pub headers: &'a HeaderMap,
 }
 
+/// A request that couldn't be read, or that never became whole.
+#[derive(Debug)]
+pub struct Unread<'a> {
+    /// Who is connected: what trusted proxies say of others stands in what couldn't be read.
+    pub client: &'a Address,
+    /// `http` or `https`.
+    pub scheme: &'a str,
+    /// What it was answered with, if it was.
+    pub status: u16,
+    /// Its first line, or what came of that.
+    pub line: &'a [u8],
+}
+
+impl Unread<'_> {
+    /// More of the line isn't logged.
+    pub const LINE_BYTES_MAX: usize = FIELD_BYTES_MAX;
+
+    pub(super) fn line(&self, format: LogFormat, query: bool) -> Vec<u8> {
+        let mut text = Vec::with_capacity(160);
+        let request = referer(self.line, query);
+        // Writing to a vector can't fail.
+        let _ = match format {
+            LogFormat::Json => {
+                begin_json(&mut text, self.client, self.scheme);
+                text.extend_from_slice(b",\"request\":\"");
+                push_escaped(&mut text, request, format);
+                writeln!(text, "\",\"status\":{},\"bytes\":0}}", self.status)
+            }
+            LogFormat::Combined => {
+                begin_combined(&mut text, self.client);
+                push_escaped(&mut text, if request.is_empty() { b"-" } else { request }, format);
+                writeln!(text, "\" {} 0 \"-\" \"-\"", self.status)
+            }
+        };
+        text
+    }
+}
+
 /// A request that is being answered. Its line is written when this is dropped.
 #[derive(Debug)]
 pub struct Entry {
@@ -89,13 +127,16 @@ impl Drop for Entry {
     }
 }
 
-fn json(text: &mut Vec<u8>, query: bool, seen: &Seen<'_>) -> usize {
+fn begin_json(text: &mut Vec<u8>, client: &Address, scheme: &str) {
     text.extend_from_slice(b"{\"time\":\"");
     push_time(text, LogFormat::Json);
-    // Writing to a vector can't fail.
-    for part in ["\",\"client\":\"", seen.client.as_str(), "\",\"scheme\":\"", seen.scheme, "\""] {
+    for part in ["\",\"client\":\"", client.as_str(), "\",\"scheme\":\"", scheme, "\""] {
         text.extend_from_slice(part.as_bytes());
     }
+}
+
+fn json(text: &mut Vec<u8>, query: bool, seen: &Seen<'_>) -> usize {
+    begin_json(text, seen.client, seen.scheme);
     let mut field = |name: &str, value: &[u8]| {
         for part in [",\"", name, "\":\""] {
             text.extend_from_slice(part.as_bytes());
@@ -115,11 +156,15 @@ fn json(text: &mut Vec<u8>, query: bool, seen: &Seen<'_>) -> usize {
     text.len()
 }
 
-fn combined(text: &mut Vec<u8>, query: bool, seen: &Seen<'_>) -> usize {
-    text.extend_from_slice(seen.client.as_str().as_bytes());
+fn begin_combined(text: &mut Vec<u8>, client: &Address) {
+    text.extend_from_slice(client.as_str().as_bytes());
     text.extend_from_slice(b" - - [");
     push_time(text, LogFormat::Combined);
     text.extend_from_slice(b"] \"");
+}
+
+fn combined(text: &mut Vec<u8>, query: bool, seen: &Seen<'_>) -> usize {
+    begin_combined(text, seen.client);
     push_escaped(text, seen.method.as_str().as_bytes(), LogFormat::Combined);
     text.push(b' ');
     push_escaped(text, target(seen.uri, query).as_bytes(), LogFormat::Combined);

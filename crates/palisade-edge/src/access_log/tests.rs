@@ -84,6 +84,28 @@ fn combined_lines_cannot_be_forged() {
 }
 
 #[test]
+fn what_could_not_be_read_is_logged_by_its_first_line() {
+    for (line, query, json, combined) in [
+        (&b"GET /a?token=secret HTTP/1.2"[..], false, "GET /a", "GET /a"),
+        (b"GET /a?b HTTP/1.2", true, "GET /a?b HTTP/1.2", "GET /a?b HTTP/1.2"),
+        (b"\x16\x03\" 200 1", false, "\u{16}\u{3}\" 200 1", "\\x16\\x03\\x22 200 1"),
+        (b"", false, "", "-"),
+    ] {
+        let client = Address::from("198.51.100.7".parse::<IpAddr>().unwrap());
+        let unread = Unread { client: &client, scheme: "http", status: 400, line };
+        let text = String::from_utf8(unread.line(LogFormat::Json, query)).unwrap();
+        assert!(text.ends_with("}\n") && text.lines().count() == 1, "{text}");
+        let logged: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((logged["request"].as_str(), logged["status"].as_u64()), (Some(json), Some(400)));
+        assert_eq!((logged["client"].as_str(), logged["scheme"].as_str()), (Some("198.51.100.7"), Some("http")));
+        let text = String::from_utf8(unread.line(LogFormat::Combined, query)).unwrap();
+        let (before, behind) = text.split_once("] ").unwrap();
+        assert!(before.starts_with("198.51.100.7 - - ["), "{text}");
+        assert_eq!(behind, format!("\"{combined}\" 400 0 \"-\" \"-\"\n"));
+    }
+}
+
+#[test]
 fn files_are_put_aside_and_the_oldest_goes() {
     let folder = Folder::new("rotation");
     let path = folder.0.join("access.log");

@@ -23,8 +23,15 @@ pub(super) struct Origin<'a> {
     pub(super) domain: &'a str,
 }
 
-/// Fields that concern one connection only, and those that the edge writes itself.
+/// Fields that concern one connection only, and those that the edge writes itself. Services that get fields as variables
+/// (`HTTP_X_REAL_IP`) can't tell `_` from `-`, so neither makes a difference here.
 fn is_ours(name: &HeaderName) -> bool {
+    is_known(name)
+        || name.as_str().contains('_')
+            && HeaderName::try_from(name.as_str().replace('_', "-")).is_ok_and(|name| is_known(&name))
+}
+
+fn is_known(name: &HeaderName) -> bool {
     match *name {
         header::CONNECTION
         | header::HOST
@@ -37,16 +44,10 @@ fn is_ours(name: &HeaderName) -> bool {
         | header::PROXY_AUTHORIZATION
         | header::FORWARDED
         | header::COOKIE => true,
-        _ => {
-            let name = name.as_str();
-            match name.len() {
-                9 => name == "x-real-ip",
-                10 => name == "keep-alive",
-                14 => name == "http2-settings",
-                16 => name == "proxy-connection" || name == "x-forwarded-host" || name == "x-forwarded-port",
-                _ => name.starts_with("x-forwarded-"),
-            }
-        }
+        _ => match name.as_str() {
+            "x-real-ip" | "keep-alive" | "http2-settings" | "proxy-connection" => true,
+            name => name.starts_with("x-forwarded-"),
+        },
     }
 }
 
@@ -178,13 +179,8 @@ pub(super) fn for_http2(parts: &Parts, origin: &Origin<'_>) -> HeaderMap {
     headers
 }
 
-/// The field concerns the connection that an answer came on. `Upgrade` may be what was asked for.
-pub(super) fn is_of_connection(name: &HeaderName) -> bool {
-    [&header::CONNECTION, &header::TRANSFER_ENCODING, &KEEP_ALIVE, &PROXY_CONNECTION].contains(&name)
-}
-
 /// The field that an answer's `Connection` makes one of this connection only, if it doesn't say something else.
-pub(super) fn field_of_connection(token: &[u8]) -> Option<HeaderName> {
+fn field_of_connection(token: &[u8]) -> Option<HeaderName> {
     const OPTIONS: [&[u8]; 4] = [b"", b"close", b"keep-alive", b"upgrade"];
     if OPTIONS.iter().any(|option| token.eq_ignore_ascii_case(option)) {
         return None;

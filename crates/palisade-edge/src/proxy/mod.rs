@@ -131,6 +131,13 @@ impl Proxy {
         classes.map(|(class, count)| (format!("{}xx", class + 1), count.get())).collect()
     }
 
+    /// A client was answered with this status.
+    pub(crate) fn count(&self, status: u16) {
+        if let Some(count) = self.answered.get(usize::from(status / 100).wrapping_sub(1)) {
+            count.set(count.get() + 1);
+        }
+    }
+
     /// What has to be done from time to time: wakes what takes too long, and closes connections that nobody needs.
     pub(crate) fn sweep(&self) {
         self.clock.tick();
@@ -158,9 +165,7 @@ impl Proxy {
             entry.answered(response.status().as_u16());
             response.body_mut().log(entry);
         }
-        if let Some(count) = self.answered.get(usize::from(response.status().as_u16() / 100).wrapping_sub(1)) {
-            count.set(count.get() + 1);
-        }
+        self.count(response.status().as_u16());
         let stalled = (version == Version::HTTP_2).then(|| Limit::new(&self.clock, self.limits.body_timeout_ms));
         response.body_mut().of(answering, stalled);
         response

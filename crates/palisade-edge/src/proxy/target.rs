@@ -47,7 +47,8 @@ pub(super) fn domain<'a>(uri: &'a Uri, headers: &'a HeaderMap, may_lack: bool) -
 /// The path by which routes are looked for: escapes undone, slashes joined, parameters of segments (`;…`) left out.
 ///
 /// # Errors
-/// It has segments `.` or `..` in any spelling, escapes that are none, or bytes that no path has.
+/// It has segments `.` or `..` in any spelling, escapes that are none, bytes that no path has, or a parameter with a slash that isn't
+/// written as one: servers that leave parameters out before they undo escapes would see another path.
 pub(super) fn path<'a>(method: &Method, uri: &'a Uri) -> Result<Cow<'a, str>, StatusCode> {
     if *method == Method::CONNECT || *method == Method::TRACE {
         return Err(StatusCode::METHOD_NOT_ALLOWED);
@@ -75,8 +76,9 @@ pub(super) fn path<'a>(method: &Method, uri: &'a Uri) -> Result<Cow<'a, str>, St
 fn settled(path: &[u8]) -> Option<String> {
     let mut decoded = Vec::with_capacity(path.len());
     let mut rest = path.iter();
-    while let Some(&byte) = rest.next() {
-        let byte = match byte {
+    let mut in_parameter = false;
+    while let Some(&written) = rest.next() {
+        let byte = match written {
             b'%' => {
                 let mut digit = || rest.next().and_then(|&digit| char::from(digit).to_digit(16));
                 let (high, low) = (digit()?, digit()?);
@@ -85,6 +87,12 @@ fn settled(path: &[u8]) -> Option<String> {
             0..=0x20 | 0x7f.. => return None,
             byte => byte,
         };
+        match byte {
+            b'/' | b'\\' if in_parameter && written != b'/' => return None,
+            b'/' | b'\\' => in_parameter = false,
+            b';' => in_parameter = true,
+            _ => {}
+        }
         decoded.push(if byte == b'\\' { b'/' } else { byte });
     }
     let mut path = String::with_capacity(decoded.len() + 1);
@@ -160,6 +168,11 @@ mod tests {
             ("/a/..%5cadmin", None),
             ("/a/..;/admin", None),
             ("/a/..;x=y/admin", None),
+            ("/a;b;c/d;e", Some("/a/d")),
+            ("/a;b%2fc", None),
+            ("/;%2Fa/admin", None),
+            ("/a%3bb%5cc", None),
+            ("/a;b\\c", None),
             ("/a%00", None),
             ("/a%", None),
             ("/a%zz", None),

@@ -2,6 +2,7 @@
 
 use super::gather::Gather;
 use super::strict::Strict;
+use super::unread::Left;
 use super::wire::{Phase, Pulse, Stream, Wire};
 use super::worker::Worker;
 use crate::address::Address;
@@ -49,6 +50,10 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    pub(super) fn worker(&self) -> &Worker {
+        &self.worker
+    }
+
     /// The connection goes on in another protocol, with a task and a place of its own.
     pub(crate) fn tunnel(&self, task: impl Future<Output = ()> + 'static) {
         self.pulse.set(Phase::Tunnel);
@@ -148,26 +153,31 @@ async fn speak_http1<S: Stream>(place: &Place, client: &Rc<Client>, wire: Wire<S
     }
     let service = service_fn(|request| answer(client, request));
     // Whoever would begin where the last one ended could rest again at once, and for ever.
-    client.pulse.may_have_rests(!wire.has_unread());
+    client.pulse.may_have_rests(!wire.has_returned());
     let mut connection = builder.serve_connection(TokioIo::new(wire), service).with_upgrades();
     let shutdown = |it: Pin<&mut http1::UpgradeableConnection<_, _>>| it.graceful_shutdown();
     let turn = Draining { place, connection: &mut connection, told: false, http_1: true, shutdown }.await;
-    match turn {
-        Turn::Cut | Turn::Ended(Ok(())) => None,
-        Turn::Ended(Err(_)) => {
-            // The library has answered what it couldn't read, and lets go of the connection at once.
-            let mut wire = connection.into_parts()?.io.into_inner();
-            let _ = place.until_cut(pin!(wire.shutdown())).await;
-            None
-        }
+    let ended = match turn {
+        Turn::Ended(Ok(())) => return None,
         Turn::Rests => {
             client.pulse.may_have_rests(false);
             let http1::Parts { io, read_buf, .. } = connection.into_parts()?;
             let mut wire = io.into_inner();
             wire.give_back(read_buf);
-            Some(wire)
+            return Some(wire);
         }
+        Turn::Ended(Err(error)) => Some(error),
+        Turn::Cut => None,
+    };
+    let parts = connection.into_parts()?;
+    let mut wire = parts.io.into_inner();
+    let (begun, refused) = wire.unread();
+    Left { ended: ended.as_ref(), buffer: &parts.read_buf, begun, refused }.note(client);
+    if ended.is_some() {
+        // The library has answered what it couldn't read, and lets go of the connection at once.
+        let _ = place.until_cut(pin!(wire.shutdown())).await;
     }
+    None
 }
 
 async fn serve_http2<S: Stream>(place: &Place, client: Rc<Client>, stream: S) {

@@ -7,6 +7,7 @@ mod control;
 mod gather;
 mod listen;
 mod strict;
+mod unread;
 mod wire;
 mod worker;
 

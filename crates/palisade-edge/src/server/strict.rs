@@ -14,6 +14,7 @@ pub(super) enum Refusal {
     LineEnd,
     Folded,
     SpaceInName,
+    Underscore,
     TwoLengths,
     Length,
     Coding,
@@ -23,6 +24,20 @@ pub(super) enum Refusal {
     BeforeUpgrade,
     TooLong,
 }
+
+/// Where a connection's bytes stopped being sound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Refused {
+    pub(super) why: Refusal,
+    /// So many of the bytes that were just fed are whole requests, whole heads and parts of bodies: they mean what they say. A head
+    /// that was refused has none, so that nothing of it is served.
+    pub(super) sound: usize,
+    /// What is refused belongs to a head, which can be answered. Otherwise it is a body that breaks off.
+    pub(super) in_head: bool,
+}
+
+/// What no reader takes for a part of a head, but for the end of what it waits for: it stands in the place of a head that was refused.
+pub(super) const NO_HEAD: &[u8] = b"\0\r\n\r\n";
 
 /// What the next byte belongs to.
 #[derive(Debug)]
@@ -89,40 +104,55 @@ impl Strict {
     }
 
     /// These bytes came next.
-    pub(super) fn feed(&mut self, mut bytes: &[u8]) -> Result<(), Refusal> {
-        while !bytes.is_empty() {
-            match &mut self.state {
-                State::Body(left) | State::Chunk(left) => {
-                    let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
-                    bytes = &bytes[taken..];
-                    *left -= taken as u64;
-                    if *left == 0 {
-                        self.state = if matches!(self.state, State::Body(_)) { State::Head } else { State::ChunkEnd };
-                    }
-                }
-                State::Upgrade => return Err(Refusal::BeforeUpgrade),
-                State::Head | State::ChunkSize | State::ChunkEnd | State::Trailers => {
-                    let Some(end) = memchr(b'\n', bytes) else {
-                        self.line.extend_from_slice(bytes);
-                        return self.bounded(0);
-                    };
-                    let (line, rest) = (&bytes[..end], &bytes[end + 1..]);
-                    bytes = rest;
-                    if self.line.is_empty() {
-                        self.bounded(line.len() + 1)?;
-                        self.take_line(line)?;
-                    } else {
-                        let mut whole = std::mem::take(&mut self.line);
-                        whole.extend_from_slice(line);
-                        self.bounded(whole.len() + 1)?;
-                        self.take_line(&whole)?;
-                        whole.clear();
-                        self.line = whole;
-                    }
-                }
+    pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<(), Refused> {
+        let (mut rest, mut sound) = (bytes, 0);
+        // Who asked in an earlier part has been heard; nothing can be said to it any more.
+        let asked = matches!(self.state, State::Upgrade);
+        while !rest.is_empty() {
+            rest = self.take(rest).map_err(|why| {
+                let in_head = matches!(self.state, State::Head | State::Upgrade) && !asked;
+                Refused { why, sound, in_head }
+            })?;
+            if !self.within_head() && !matches!(self.state, State::Upgrade) {
+                sound = bytes.len() - rest.len();
             }
         }
         Ok(())
+    }
+
+    /// Takes what belongs together: a line, a part of a line that isn't whole, or a part of a body. Returns what follows.
+    fn take<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], Refusal> {
+        match &mut self.state {
+            State::Body(left) | State::Chunk(left) => {
+                let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+                *left -= taken as u64;
+                if *left == 0 {
+                    self.state = if matches!(self.state, State::Body(_)) { State::Head } else { State::ChunkEnd };
+                }
+                Ok(&bytes[taken..])
+            }
+            State::Upgrade => Err(Refusal::BeforeUpgrade),
+            State::Head | State::ChunkSize | State::ChunkEnd | State::Trailers => {
+                let Some(end) = memchr(b'\n', bytes) else {
+                    self.line.extend_from_slice(bytes);
+                    self.bounded(0)?;
+                    return Ok(&[]);
+                };
+                let (line, rest) = (&bytes[..end], &bytes[end + 1..]);
+                if self.line.is_empty() {
+                    self.bounded(line.len() + 1)?;
+                    self.take_line(line)?;
+                } else {
+                    let mut whole = std::mem::take(&mut self.line);
+                    whole.extend_from_slice(line);
+                    self.bounded(whole.len() + 1)?;
+                    self.take_line(&whole)?;
+                    whole.clear();
+                    self.line = whole;
+                }
+                Ok(rest)
+            }
+        }
     }
 
     fn bounded(&self, next: usize) -> Result<(), Refusal> {
@@ -193,6 +223,7 @@ impl Strict {
         }
         match name.len() {
             14 if is(name, b"content-length") => {
+                plain(name)?;
                 let value = value.trim_ascii();
                 if self.length.is_some() {
                     return Err(Refusal::TwoLengths);
@@ -203,6 +234,7 @@ impl Strict {
                 self.length = Some(value.iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0')));
             }
             17 if is(name, b"transfer-encoding") => {
+                plain(name)?;
                 if self.chunked || !is(value.trim_ascii(), b"chunked") {
                     return Err(Refusal::Coding);
                 }
@@ -233,6 +265,11 @@ fn is(text: &[u8], name: &[u8]) -> bool {
         && text.iter().zip(name).all(|(a, b)| a.eq_ignore_ascii_case(b) || *a == b'_' && *b == b'-')
 }
 
+/// With an underscore it is another field for this edge and the same for some servers behind it.
+fn plain(name: &[u8]) -> Result<(), Refusal> {
+    if memchr(b'_', name).is_some() { Err(Refusal::Underscore) } else { Ok(()) }
+}
+
 fn chunk_size(line: &[u8]) -> Result<u64, Refusal> {
     let digits = line.split(|&byte| byte == b';').next().unwrap_or_default();
     if digits.is_empty() || digits.len() > 15 {
@@ -251,7 +288,7 @@ mod tests {
     fn fed(text: &[u8], piece: usize) -> Result<bool, Refusal> {
         let mut strict = Strict::new(32 << 10);
         for piece in text.chunks(piece) {
-            strict.feed(piece)?;
+            strict.feed(piece).map_err(|refused| refused.why)?;
         }
         Ok(strict.between_requests())
     }
@@ -282,7 +319,8 @@ mod tests {
             ("GET / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", Refusal::Coding),
             ("GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n", Refusal::Coding),
             ("GET / HTTP/1.1\r\nTransfer-Encoding: \x0bchunked\r\n\r\n", Refusal::Coding),
-            ("GET / HTTP/1.1\r\nTransfer_Encoding: x\r\n\r\n", Refusal::Coding),
+            ("GET / HTTP/1.1\r\nTransfer_Encoding: chunked\r\n\r\n", Refusal::Underscore),
+            ("GET / HTTP/1.1\r\nContent_length: 5\r\n\r\n", Refusal::Underscore),
             ("GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n", Refusal::LengthAndCoding),
             ("GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n 1\r\n", Refusal::ChunkSize),
             ("GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0x1\r\n", Refusal::ChunkSize),
@@ -295,5 +333,33 @@ mod tests {
             }
         }
         assert_eq!(fed(&[b'a'; 70_000], 1000), Err(Refusal::TooLong));
+    }
+
+    #[test]
+    fn what_comes_before_a_refusal_is_sound_but_for_its_own_head() {
+        let get = "GET / HTTP/1.1\r\nHost: a\r\n";
+        for (sound, refused, in_head) in [
+            ("", "G\n", true),
+            ("GET / HTTP/1.1\r\n\r\n", "GET / HTTP/1.1\r\nA: b\nC: d", true),
+            ("POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", "G\n", true),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na", "b\r\n", false),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n", "0\n", false),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n", " x\r\n", false),
+            (get, "", true),
+            ("", "GET / HTTP/1.1\r\nUpgrade: a\r\n\r\nx", true),
+        ] {
+            let mut strict = Strict::new(1000);
+            let fed = strict.feed([sound, refused].concat().as_bytes());
+            match refused {
+                "" => assert_eq!(fed, Ok(())),
+                _ => {
+                    let fed = fed.expect_err(refused);
+                    assert_eq!((fed.sound, fed.in_head), (sound.len(), in_head), "{sound:?} {refused:?}");
+                }
+            }
+        }
+        let mut strict = Strict::new(1000);
+        assert_eq!(strict.feed(b"GET / HTTP/1.1\r\nUpgrade: a\r\n\r\n"), Ok(()));
+        assert_eq!(strict.feed(b"x"), Err(Refused { why: Refusal::BeforeUpgrade, sound: 0, in_head: false }));
     }
 }

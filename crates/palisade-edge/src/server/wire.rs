@@ -1,7 +1,7 @@
 //! A client's connection as bytes: what passes is counted and, for HTTP/1, judged; and how long a client may keep it waiting.
 
 use super::gather::Gather;
-use super::strict::Strict;
+use super::strict::{NO_HEAD, Strict};
 use crate::proxy::{Clock, TICK_MS};
 use bytes::Bytes;
 use palisade_core::edge::ConnectionLimits;
@@ -19,6 +19,8 @@ use tokio_rustls::server::TlsStream;
 const SPEED_MS: u32 = 10_000;
 /// An idle connection of HTTP/1 is one that rests after so long.
 const REST_MS: u64 = 1_000;
+/// So much is kept of a head that was refused.
+const UNREAD_BYTES_MAX: usize = 1_024;
 /// What a client still sends is taken for so long after the answer, so that the answer isn't lost by a reset.
 const LINGER_MS: u64 = 2_000;
 
@@ -231,8 +233,14 @@ impl Stream for Box<TlsStream<Gather>> {
     }
 }
 
-/// What no reader of HTTP/1 takes for a part of a head or for a chunk, but for the end of what it waits for.
-const NO_HTTP: &[u8] = b"\0\r\n\r\n";
+/// What the reader gets instead of what was refused.
+#[derive(Clone, Copy, Debug)]
+enum Instead {
+    /// The rest of [`NO_HEAD`], which it answers, and then the end.
+    Head(&'static [u8]),
+    /// A body that breaks off.
+    Failure,
+}
 
 /// A client's connection.
 pub(super) struct Wire<S: Stream> {
@@ -241,9 +249,10 @@ pub(super) struct Wire<S: Stream> {
     /// For HTTP/1 only.
     strict: Option<Strict>,
     /// What an earlier reader had read and not used.
-    unread: Bytes,
-    /// What the reader still gets instead of what was refused.
-    refused: Option<&'static [u8]>,
+    returned: Bytes,
+    refused: Option<Instead>,
+    /// How what was refused begins.
+    unread: Vec<u8>,
     /// The client has ended the connection when nothing was owed to it.
     left: bool,
     shut: bool,
@@ -252,60 +261,85 @@ pub(super) struct Wire<S: Stream> {
 
 impl<S: Stream> Wire<S> {
     pub(super) fn new(stream: S, pulse: Arc<Pulse>, strict: Option<Strict>) -> Self {
-        Self { stream, pulse, strict, unread: Bytes::new(), refused: None, left: false, shut: false, lingered: 0 }
+        Self {
+            stream,
+            pulse,
+            strict,
+            returned: Bytes::new(),
+            refused: None,
+            unread: Vec::new(),
+            left: false,
+            shut: false,
+            lingered: 0,
+        }
     }
 
     /// What the last reader had read and not used, which was judged already. Empty lines before a request mean nothing; anything
     /// else is what the next reader begins with.
-    pub(super) fn give_back(&mut self, unread: Bytes) {
-        if unread.iter().any(|byte| !matches!(byte, b'\r' | b'\n')) {
-            self.unread = unread;
+    pub(super) fn give_back(&mut self, returned: Bytes) {
+        if returned.iter().any(|byte| !matches!(byte, b'\r' | b'\n')) {
+            self.returned = returned;
         }
     }
 
     /// The next reader begins with what the last one left.
-    pub(super) fn has_unread(&self) -> bool {
-        !self.unread.is_empty()
+    pub(super) fn has_returned(&self) -> bool {
+        !self.returned.is_empty()
     }
 
     /// Until there is something to read. The reader before must have read until it had to wait.
     pub(super) fn poll_sent(&mut self, context: &mut Context<'_>) -> Poll<()> {
         match self.stream.tcp() {
             // What is wrong with it the next reader sees.
-            Some(tcp) if !self.has_unread() => tcp.poll_read_ready(context).map(|_| ()),
+            Some(tcp) if !self.has_returned() => tcp.poll_read_ready(context).map(|_| ()),
             _ => Poll::Ready(()),
         }
     }
 
+    /// Whether a request's head has begun that isn't whole; and how the head begins that was refused.
+    pub(super) fn unread(&self) -> (bool, &[u8]) {
+        (self.strict.as_ref().is_some_and(Strict::within_head), &self.unread)
+    }
+
     /// Judges what was read.
-    fn judge(&mut self, buffer: &mut ReadBuf<'_>, before: usize) {
-        let Some(strict) = &mut self.strict else { return };
+    fn judge(&mut self, buffer: &mut ReadBuf<'_>, before: usize) -> io::Result<()> {
+        let Some(strict) = &mut self.strict else { return Ok(()) };
         let phase = self.pulse.phase();
         if phase == Phase::Tunnel {
             self.strict = None;
-            return;
+            return Ok(());
         }
         if phase == Phase::Idle {
             strict.not_upgraded();
         }
         let judged = strict.feed(&buffer.filled()[before..]);
-        self.pulse.whole.store(strict.between_requests(), Relaxed);
-        if judged.is_err() {
-            buffer.set_filled(before);
-            self.refused = Some(NO_HTTP);
-            self.refuse(buffer);
+        self.pulse.whole.store(judged.is_ok() && strict.between_requests(), Relaxed);
+        if let Err(refused) = judged {
+            let sound = before + refused.sound;
+            let unread = &buffer.filled()[sound..];
+            self.unread = unread[..unread.len().min(UNREAD_BYTES_MAX)].to_vec();
+            buffer.set_filled(sound);
+            self.refused = Some(if refused.in_head { Instead::Head(NO_HEAD) } else { Instead::Failure });
+            if sound == before {
+                return self.refuse(buffer);
+            }
         } else if strict.within_head() && phase == Phase::Idle {
             // What is new has begun with the handshake; a head that is whole becomes a request at once.
             self.pulse.set(Phase::Head);
         }
+        Ok(())
     }
 
-    /// Once something was refused the reader gets this, and then the end.
-    fn refuse(&mut self, buffer: &mut ReadBuf<'_>) {
-        if let Some(rest) = &mut self.refused {
-            let (now, later) = rest.split_at(rest.len().min(buffer.remaining()));
-            buffer.put_slice(now);
-            *rest = later;
+    fn refuse(&mut self, buffer: &mut ReadBuf<'_>) -> io::Result<()> {
+        match &mut self.refused {
+            Some(Instead::Head(rest)) => {
+                let (now, later) = rest.split_at(rest.len().min(buffer.remaining()));
+                buffer.put_slice(now);
+                *rest = later;
+                Ok(())
+            }
+            Some(Instead::Failure) => Err(io::ErrorKind::InvalidData.into()),
+            None => Ok(()),
         }
     }
 }
@@ -325,22 +359,22 @@ impl<S: Stream> AsyncRead for Wire<S> {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.refused.is_some() {
-            this.refuse(buffer);
-            return Poll::Ready(Ok(()));
+            return Poll::Ready(this.refuse(buffer));
         }
-        if this.has_unread() {
-            let now = this.unread.split_to(this.unread.len().min(buffer.remaining()));
+        if this.has_returned() {
+            let now = this.returned.split_to(this.returned.len().min(buffer.remaining()));
             buffer.put_slice(&now);
-            if this.unread.is_empty() {
-                this.unread = Bytes::new();
+            if this.returned.is_empty() {
+                this.returned = Bytes::new();
             }
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
         if buffer.filled().len() > before {
-            this.judge(buffer, before);
-        } else if buffer.remaining() > 0 {
+            return Poll::Ready(this.judge(buffer, before));
+        }
+        if buffer.remaining() > 0 {
             this.left = this.pulse.phase() == Phase::Idle && this.pulse.whole.load(Relaxed);
         }
         Poll::Ready(Ok(()))
@@ -401,7 +435,7 @@ impl<S: Stream> AsyncWrite for Wire<S> {
             ready!(Pin::new(&mut this.stream).poll_shutdown(context))?;
             this.shut = true;
             // The client may be in the middle of a request: a reset now could reach it before the answer does.
-            if this.strict.as_ref().is_none_or(Strict::between_requests) {
+            if this.refused.is_none() && this.strict.as_ref().is_none_or(Strict::between_requests) {
                 return Poll::Ready(Ok(()));
             }
             this.pulse.set(Phase::Lingering);

@@ -152,19 +152,20 @@ fn each_request_has_a_line_in_the_log_even_if_its_client_has_gone() {
         arrived.recv_timeout(crate::support::PATIENCE).expect("the upstream is asked");
         drop(gone);
         let text = || std::fs::read_to_string(&path).unwrap_or_default();
-        wait_until("both lines are there", || text().lines().count() == 2);
+        wait_until("all lines are there", || text().lines().count() == 3);
         let text = text();
         assert!(!text.contains("secret"), "{text}");
         let lines: Vec<_> = text.lines().collect();
         match format {
             LogFormat::Json => {
-                let [first, second] =
-                    [0, 1].map(|n| serde_json::from_str::<serde_json::Value>(lines[n]).expect("JSON"));
+                let [first, unread, second] =
+                    [0, 1, 2].map(|n| serde_json::from_str::<serde_json::Value>(lines[n]).expect("JSON"));
                 assert_eq!(first["path"], "/x");
                 assert_eq!(first["version"], "HTTP/2.0");
                 assert_eq!((&first["status"], &first["host"]), (&200.into(), &DOMAIN.into()));
                 assert_eq!(first["user_agent"], "a\"b");
                 assert!(first["bytes"].as_u64().is_some_and(|bytes| bytes > 20), "{first}");
+                assert_eq!((&unread["request"], &unread["status"]), (&"nonsense".into(), &400.into()));
                 assert_eq!((&second["path"], &second["status"]), (&"/gone".into(), &499.into()));
             }
             LogFormat::Combined => {
@@ -172,7 +173,8 @@ fn each_request_has_a_line_in_the_log_even_if_its_client_has_gone() {
                     lines[0].contains("\"GET /x HTTP/2.0\" 200 ") && lines[0].ends_with("\"-\" \"a\\x22b\""),
                     "{text}"
                 );
-                assert!(lines[1].contains("\"GET /gone HTTP/1.1\" 499 0 "), "{text}");
+                assert!(lines[1].contains("\"nonsense\" 400 0 "), "{text}");
+                assert!(lines[2].contains("\"GET /gone HTTP/1.1\" 499 0 "), "{text}");
             }
         }
     }

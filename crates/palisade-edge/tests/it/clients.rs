@@ -130,6 +130,45 @@ fn who_is_refused_is_told_when_to_come_again_and_reported() {
 }
 
 #[test]
+fn what_the_edge_answers_by_itself_costs_no_client_its_requests() {
+    const MANY: usize = 50;
+    let echo = Echo::start();
+    let (mut settings, folder) = settings();
+    settings.edge.redirect = true;
+    settings.edge.default_domain = None;
+    settings.edge.trusted_proxies = vec!["127.0.0.0/8".parse().expect("a network")];
+    std::fs::write(settings.certificates.join("http-01/token"), "token.print").expect("its folder is there");
+    let route = &mut settings.edge.routes[0].value;
+    route.path = "/app".to_owned();
+    route.rate = Some(Rate { milli_per_s: 1, burst: 0 });
+    route.ban = Some(Ban { after: 1, for_s: 600 });
+    let edge = Edge::with((settings, folder), &[echo.address]);
+    let ask = |count: usize, path: &str, domain: &str, scheme: &str| {
+        let one = format!("GET {path} HTTP/1.1\r\nHost: {domain}\r\nX-Forwarded-Proto: {scheme}\r\n");
+        edge.raw(format!("{one}\r\n").repeat(count - 1) + &one + "Connection: close\r\n\r\n")
+    };
+    let challenge = "/.well-known/acme-challenge/token";
+    for (path, domain, scheme, expected) in [
+        ("/app", DOMAIN, "http", "HTTP/1.1 308 "),
+        (challenge, DOMAIN, "http", "HTTP/1.1 200 "),
+        ("/elsewhere", DOMAIN, "https", "HTTP/1.1 404 "),
+        ("/app", "other.example", "https", "HTTP/1.1 421 "),
+    ] {
+        let answers = ask(MANY, path, domain, scheme);
+        assert_eq!(answers.matches(expected).count(), MANY, "{path} {domain}: {answers}");
+    }
+    let report = edge.report();
+    assert!(report.limited.is_empty() && report.limited_clients.is_empty() && report.to_ban.is_empty(), "{report:?}");
+    // The one request that the client has is still there; only the next is too many.
+    let answers = ask(2, "/app", DOMAIN, "https");
+    let passed = |status: &str| answers.matches(status).count();
+    assert_eq!((passed("HTTP/1.1 200 "), passed("HTTP/1.1 429 ")), (1, 1), "{answers}");
+    // An authority is answered also while the client that it seems to be is refused.
+    let answers = ask(MANY, challenge, DOMAIN, "http");
+    assert_eq!(answers.matches("HTTP/1.1 200 ").count(), MANY, "{answers}");
+}
+
+#[test]
 fn trusted_proxies_are_believed_and_their_clients_counted_apart() {
     let echo = Echo::start();
     let (mut settings, folder) = settings();

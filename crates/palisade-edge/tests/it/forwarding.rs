@@ -116,6 +116,8 @@ fn a_drained_edge_finishes_what_it_has_and_exits() {
         .expect("it is sent");
     wait_until("all are accepted", || edge.report().connections == 3);
     assert_eq!(edge.order(&Order::Drain), Answer::Done);
+    // The order is taken at once; workers follow it a moment later.
+    wait_until("nobody is accepted any more", || std::net::TcpStream::connect(edge.http()).is_err());
     // Who asks once more is answered, and told that this was the last time.
     asks.write_all(format!("GET / HTTP/1.1\r\nHost: {DOMAIN}\r\n\r\n").as_bytes()).expect("it is sent");
     let answer = read_all(&mut asks);

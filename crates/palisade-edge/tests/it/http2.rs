@@ -1,5 +1,6 @@
 //! HTTP/2 with upstreams (gRPC needs it), and what clients may not do with it.
 
+use crate::frames::frame;
 use crate::support::{DOMAIN, Edge, settings};
 use crate::upstream::{Echo, Grpc};
 use palisade_core::edge::UpstreamProtocol;
@@ -73,7 +74,7 @@ fn an_upstream_of_http2_that_is_away_is_a_bad_gateway() {
 }
 
 /// Resident memory of the edge, and its processor time in ticks.
-fn burden(edge: &Edge) -> (u64, u64) {
+pub(crate) fn burden(edge: &Edge) -> (u64, u64) {
     let read = |what: &str| std::fs::read_to_string(format!("/proc/{}/{what}", edge.child.id())).expect("it runs");
     let status = read("status");
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line");
@@ -103,14 +104,6 @@ fn flood(edge: &Edge, frames: &[u8]) {
         assert!(std::time::Instant::now() < deadline, "the edge lets it go on");
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
-}
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut frame = (u32::try_from(payload.len()).expect("short")).to_be_bytes()[1..].to_vec();
-    frame.extend_from_slice(&[kind, flags]);
-    frame.extend_from_slice(&stream.to_be_bytes());
-    frame.extend_from_slice(payload);
-    frame
 }
 
 /// `GET https://shop.example/` as HPACK without dictionary entries of its own.

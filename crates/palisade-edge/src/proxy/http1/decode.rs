@@ -115,6 +115,8 @@ impl Chunk {
 /// Takes a line, without its end, which is CR LF and nothing else.
 fn line(buffer: &mut BytesMut) -> Result<Option<BytesMut>, &'static str> {
     match memchr::memchr(b'\n', buffer) {
+        // Whether it has come at once or not.
+        Some(end) if end > LINE_BYTES_MAX => Err("a line of its chunks is too long"),
         Some(end) if end > 0 && buffer[end - 1] == b'\r' => {
             let mut line = buffer.split_to(end + 1);
             line.truncate(end - 1);
@@ -158,6 +160,11 @@ mod tests {
         let text = b"5\r\nhello\r\n6;ext=1\r\n world\r\n0\r\nx: y\r\n\r\n";
         for piece in 1..=text.len() {
             assert_eq!(decoded(text, piece), Ok((b"hello world".to_vec(), true)), "{piece}");
+        }
+        let long = |bytes| [b"1;", &vec![b'x'; bytes][..], b"\r\na\r\n0\r\n\r\n"].concat();
+        for piece in [1, 100, 20_000] {
+            assert_eq!(decoded(&long(8_000), piece), Ok((b"a".to_vec(), true)));
+            assert!(decoded(&long(10_000), piece).is_err(), "{piece}");
         }
         assert_eq!(decoded(b"1\r\na\r\n0\r\n\r\n", 100), Ok((b"a".to_vec(), true)));
     }

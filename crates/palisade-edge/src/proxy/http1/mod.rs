@@ -2,16 +2,18 @@
 
 mod answer;
 mod decode;
+mod head;
 mod sending;
 
 pub(super) use answer::AnswerBody;
 pub(super) use sending::{Bounds, Framing, Sending};
 
 use super::clock::{Clock, Limit};
+use super::head::drop_connection_fields;
 use super::pool::Active;
 use super::{Body, Refused};
-use answer::Head;
 use bytes::BytesMut;
+use head::Head;
 use hyper::{Method, Response, StatusCode};
 use std::io;
 use std::pin::{Pin, pin};
@@ -20,8 +22,6 @@ use std::task::{Context, Poll, Waker, ready};
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use tokio::net::TcpStream;
 
-/// An answer's head may have so many bytes.
-const HEAD_BYTES_MAX: usize = 64 << 10;
 /// Room for what is read at once, at first; it grows with bodies that fill it.
 const READ_BYTES: usize = 8 << 10;
 const READ_BYTES_MAX: usize = 64 << 10;
@@ -177,7 +177,7 @@ pub(super) async fn exchange(
         }
         waited_for_client = waits_for_client;
         loop {
-            match answer::parse(&mut connection.buffer, method) {
+            match head::parse(&mut connection.buffer, method) {
                 Ok(Some(head)) => return Poll::Ready(Ok(head)),
                 Ok(None) => {}
                 Err(why) => return Poll::Ready(Err(ExchangeError::Garbage(why))),
@@ -199,7 +199,8 @@ pub(super) async fn exchange(
         }
     });
     match head.await {
-        Ok(Head { response, decoder, keep_alive }) => {
+        Ok(Head { mut response, decoder, keep_alive }) => {
+            drop_connection_fields(response.headers_mut());
             limit.progress();
             let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
             let body = AnswerBody::new(connection, sending, decoder, keep_alive, active, limit, upgraded);
