@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::memory::Unwritten;
 use super::order::now_s;
 use super::schedule::LOOK_S_MAX;
 use super::{Outcome, look};
@@ -17,6 +18,10 @@ use crate::chain;
 const FAILED_S: u64 = 60;
 /// Between two looks at least.
 const PAUSE_S_MIN: u64 = 1;
+/// How often it is looked whether the clock was set.
+const STEP: Duration = Duration::from_secs(10);
+/// By so much at least; a clock that is made to go faster or slower for an hour stays below.
+const JUMP_S_MIN: u64 = 10;
 
 /// Why there is no worker.
 #[derive(Debug, thiserror::Error)]
@@ -67,14 +72,16 @@ async fn run(path: &Path) -> Result<(), WorkerError> {
     let mut again = signal(SignalKind::hangup()).map_err(WorkerError::Runtime)?;
     // Whoever starts it anew wants to know now, as whoever sends it a signal.
     let mut asked = true;
+    let mut unwritten = Unwritten::new();
     loop {
         let looked = tokio::select! {
-            looked = look_once(path, std::mem::take(&mut asked)) => looked,
+            looked = look_once(path, std::mem::take(&mut asked), &mut unwritten) => looked,
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
         };
         tokio::select! {
-            () = tokio::time::sleep(Duration::from_secs(looked)) => {}
+            // A clock that was set is news, as a signal is: what failed by the other clock may go well by this one.
+            was_set = wait(Duration::from_secs(looked)) => asked = was_set,
             _ = again.recv() => asked = true,
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
@@ -82,10 +89,25 @@ async fn run(path: &Path) -> Result<(), WorkerError> {
     }
 }
 
+/// Waits so long, or until the clock was set; tells whether it was. A host that slept has such a clock, too.
+async fn wait(pause: Duration) -> bool {
+    let (since, since_s) = (Instant::now(), now_s());
+    loop {
+        if now_s().abs_diff(since_s + since.elapsed().as_secs()) > JUMP_S_MIN {
+            return true;
+        }
+        let left = pause.saturating_sub(since.elapsed());
+        if left.is_zero() {
+            return false;
+        }
+        tokio::time::sleep(left.min(STEP)).await;
+    }
+}
+
 /// Returns after how many seconds the next look is due.
-async fn look_once(path: &Path, asked: bool) -> u64 {
+async fn look_once(path: &Path, asked: bool, unwritten: &mut Unwritten) -> u64 {
     let looked = match read(path) {
-        Ok(settings) => look(&settings, asked).await.map_err(|error| chain(&error)),
+        Ok(settings) => look(&settings, asked, unwritten).await.map_err(|error| chain(&error)),
         Err(error) => Err(chain(&error)),
     };
     match looked {
@@ -97,7 +119,7 @@ async fn look_once(path: &Path, asked: bool) -> u64 {
     }
 }
 
-/// Never longer than an hour: the clock may jump, and the edge may have been replaced by one that serves something else.
+/// Never longer than an hour: the edge may have been replaced by one that serves something else.
 fn pause_s(outcomes: &BTreeMap<Domain, Outcome>, now_s: u64) -> u64 {
     let due = outcomes.values().filter_map(|outcome| match outcome {
         Outcome::Kept { renew_s } | Outcome::Obtained { renew_s } => Some(*renew_s),
