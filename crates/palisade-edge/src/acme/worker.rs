@@ -74,6 +74,8 @@ async fn run(path: &Path) -> Result<(), WorkerError> {
     let mut asked = true;
     let mut unwritten = Unwritten::new();
     loop {
+        // From before the look: the clock may be set meanwhile, too.
+        let before = (Instant::now(), now_s());
         let looked = tokio::select! {
             looked = look_once(path, std::mem::take(&mut asked), &mut unwritten) => looked,
             _ = terminate.recv() => return Ok(()),
@@ -81,7 +83,7 @@ async fn run(path: &Path) -> Result<(), WorkerError> {
         };
         tokio::select! {
             // A clock that was set is news, as a signal is: what failed by the other clock may go well by this one.
-            was_set = wait(Duration::from_secs(looked)) => asked = was_set,
+            was_set = wait(Duration::from_secs(looked), before) => asked = was_set,
             _ = again.recv() => asked = true,
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
@@ -89,11 +91,11 @@ async fn run(path: &Path) -> Result<(), WorkerError> {
     }
 }
 
-/// Waits so long, or until the clock was set; tells whether it was. A host that slept has such a clock, too.
-async fn wait(pause: Duration) -> bool {
-    let (since, since_s) = (Instant::now(), now_s());
+/// Waits so long, or until the clock was set since `before`; tells whether it was. A host that slept has such a clock, too.
+async fn wait(pause: Duration, (before, before_s): (Instant, u64)) -> bool {
+    let since = Instant::now();
     loop {
-        if now_s().abs_diff(since_s + since.elapsed().as_secs()) > JUMP_S_MIN {
+        if now_s().abs_diff(before_s + before.elapsed().as_secs()) > JUMP_S_MIN {
             return true;
         }
         let left = pause.saturating_sub(since.elapsed());
