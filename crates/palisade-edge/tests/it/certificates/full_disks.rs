@@ -3,12 +3,13 @@
 
 use super::pebble::{self, Authority};
 use super::stack::Stack;
-use crate::support::{PATIENCE, wait_until};
+use crate::support::{DOMAIN, Edge, PATIENCE, settings, wait_until};
+use crate::upstream::Echo;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use palisade_core::edge::Challenge;
+use palisade_core::edge::{AccessLog, CertificateSource, Challenge, LogFormat};
 use palisade_edge::acme::Outcome;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -216,4 +217,62 @@ fn an_account_isnt_made_where_it_couldnt_be_kept() {
     disk.make_room();
     stack.obtain();
     assert_eq!(authority.log().matches("POST /sign-me-up").count(), 1);
+}
+
+#[test]
+fn a_certificate_of_the_stacks_own_authority_waits_for_room_and_that_is_told() {
+    if !SmallDisk::possible("a full disk for local certificates") {
+        return;
+    }
+    let mut stack = Stack::new(Challenge::Http01);
+    stack.worker.certificates.insert(DOMAIN.to_owned(), CertificateSource::Local);
+    let disk = SmallDisk::over(&stack.worker.folder);
+    for folder in ["http-01", "tls-alpn-01"] {
+        std::fs::create_dir(disk.0.join(folder)).expect("there is room");
+    }
+    disk.fill();
+    let worker = stack.start_worker();
+    wait_until("it can't be written", || stack.kinds() == ["certificate_failed"]);
+    let details = stack.events()[0]["details"].clone();
+    let text = details["text"].as_str().expect("a text");
+    assert_eq!((&details["why"], &details["failures"]), (&"host".into(), &1.into()), "{details}");
+    assert!(text.contains(&stack.certificate().display().to_string()) && text.contains("make room"), "{text}");
+    assert!(!stack.certificate().exists());
+    disk.make_room();
+    kill(Pid::from_raw(worker.0.id().try_into().expect("a pid")), Signal::SIGHUP).expect("it runs");
+    wait_until("it is served", || !stack.served().is_empty());
+}
+
+#[test]
+fn requests_are_served_while_the_access_log_doesnt_fit_and_no_line_is_half() {
+    if !SmallDisk::possible("a full disk for the access log") {
+        return;
+    }
+    let (mut settings, folder) = settings();
+    let disk = SmallDisk::over(&folder.path().join("log"));
+    let path = disk.0.join("access.log");
+    settings.edge.access_log =
+        Some(AccessLog { format: LogFormat::Json, query: false, file_bytes_max: 1 << 20, files: 2 });
+    settings.access_log = Some(path.clone());
+    let echo = Echo::start();
+    let edge = Edge::with((settings, folder), &[echo.address]);
+    let lines = || {
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        let whole = |line: &str| serde_json::from_str::<serde_json::Value>(line).expect("a whole line");
+        text.lines().map(|line| whole(line)["path"].as_str().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+    };
+    edge.get("/first");
+    wait_until("it is logged", || lines() == ["/first"]);
+    disk.fill();
+    // More than what is left of the last block.
+    for at in 0..200 {
+        let (head, _) = edge.get(&format!("/lost/{at}"));
+        assert!(head.starts_with("HTTP/1.1 200 "), "{at}: {head}");
+    }
+    assert!(lines().len() < 200, "the disk wasn't full");
+    disk.make_room();
+    wait_until("it is written again", || {
+        edge.get("/after");
+        lines().last().is_some_and(|path| path == "/after")
+    });
 }

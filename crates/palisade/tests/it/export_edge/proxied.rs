@@ -135,9 +135,37 @@ fn a_stranger_cant_say_who_he_is_by_the_proxy_protocol() {
         let shop = Shop::new(&stack(http, https, upstream("app"), "203.0.113.9/32"));
         let file = shop.export(tool, &[]);
         let _served = Served::start(&shop, tool, &file, http);
-        let mut stream = connect(http, &line("192.0.2.5"), "/closed", "");
+        let stream = connect(http, &line("192.0.2.5"), "/closed", "");
         let mut text = String::new();
-        let _ = stream.by_ref().take(15).read_to_string(&mut text);
+        let _ = stream.take(15).read_to_string(&mut text);
         assert!(!text.contains(" 200"), "{tool:?} an allowed address that he made up: {text}");
+    }
+}
+
+#[test]
+fn quic_is_shared_out_among_workers_once_for_each_address() {
+    let shop = Shop::new(
+        r#"
+name: shop
+services:
+  app: { image: app:1, ports: ["127.0.0.1:8081:8081"] }
+x-palisade:
+  edge:
+    certificates: local
+    http3: true
+    routes:
+      - { domain: shop.example, to: "app:8081" }
+      - { domain: other.example, to: "app:8081" }
+"#,
+    );
+    for more in [&[][..], &["--conf-d"]] {
+        let arguments = [&["export", "nginx", "--nginx-version", "1.26"], more].concat();
+        let (code, text, said) = shop.palisade(&arguments);
+        assert_eq!(code, 0, "{said}");
+        for address in ["443", "[::]:443"] {
+            let all: Vec<_> = text.lines().filter(|line| line.contains(&format!("listen {address} quic"))).collect();
+            assert!(all.len() >= 2, "{more:?} {text}");
+            assert_eq!(all.iter().filter(|line| line.contains("reuseport")).count(), 1, "{more:?} {all:?}");
+        }
     }
 }
