@@ -41,6 +41,7 @@ x-palisade:
   edge:
     ports: {{ http: {http}, https: {https} }}
     certificates: local
+    limits: {{ connections: 1000 }}
     routes:
       - {{ domain: shop.example, to: "app:50051", protocol: grpc, rate_limit: 100/s, body_limit: 8MB, hsts: true }}
 "#

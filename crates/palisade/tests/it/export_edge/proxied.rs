@@ -19,6 +19,7 @@ x-palisade:
   edge:
     ports: {{ http: {http}, https: {https} }}
     certificates: local
+    limits: {{ connections: 1000 }}
     redirect: false
     trusted_proxies: [{trusted}]
     proxy_protocol: true
