@@ -63,6 +63,19 @@ fn what_is_wrong_in_a_server_is_found_and_nothing_else() {
         ("location / { proxy_pass http://$arg_to; }", &["open-proxy"]),
         ("location / { proxy_pass $http_x_target; }", &["open-proxy"]),
         ("location / { proxy_pass http://$host:8080; }", &[]),
+        ("location ~ ^/to/(.*)$ { proxy_pass http://$1; }", &["open-proxy"]),
+        ("location ~ ^/to/(?<there>[^/]+)/(.*)$ { proxy_pass http://$there:8080/$2; }", &["open-proxy"]),
+        ("location ~ ^/(one|two)/(.*)$ { proxy_pass http://$1:8080/$2; }", &[]),
+        ("location ~ ^/to/(.*)$ { proxy_pass http://127.0.0.1:8080/$1; }", &[]),
+        ("location /out { return 302 $arg_to; }", &["open-redirect"]),
+        ("location /out { return 302 https://$arg_to; }", &["open-redirect"]),
+        ("location /out { return 302 https://a.example/?to=$arg_to; }", &[]),
+        (
+            "location ~ \\.php$ { fastcgi_pass a:1; } location ~ /uploads/.*\\.php$ { deny all; }",
+            &["location-never-asked"],
+        ),
+        ("location ~ /uploads/.*\\.php$ { deny all; } location ~ \\.php$ { fastcgi_pass a:1; }", &[]),
+        ("location ~ \\.php$ { fastcgi_pass a:1; } location ~* /uploads/.*\\.php$ { deny all; }", &[]),
         ("ssl_protocols TLSv1 TLSv1.2;", &["tls-old"]),
         ("ssl_protocols SSLv3 TLSv1.2;", &["tls-old"]),
         ("ssl_protocols TLSv1.2 TLSv1.3;", &[]),
@@ -193,6 +206,8 @@ fn the_output_of_nginx_t_is_read_as_the_files_that_it_holds() {
     assert_eq!(place.to_string(), "/etc/nginx/conf.d/a.conf:3:3");
     assert_eq!(dumped("events {}"), None);
 }
+
+mod usual;
 
 /// Numbers that look random and are the same each time.
 struct Numbers(u64);

@@ -6,13 +6,13 @@
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Body;
-use hyper::header::{CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER};
+use hyper::header::{CONTENT_TYPE, DATE, HOST, HeaderValue, RETRY_AFTER};
 use hyper::http::{request, response};
 use hyper::{Request, Response, Uri};
 use hyper_util::rt::TokioIo;
 use instant_acme::{BodyWrapper, BytesResponse, HttpClient};
 use rustls::crypto::aws_lc_rs;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{CertificateError, ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 use std::error::Error as StdError;
@@ -27,6 +27,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+
+use super::events::rfc3339;
+use super::order::now_s;
 
 /// For a request and its whole answer.
 const REQUEST: Duration = Duration::from_secs(60);
@@ -52,6 +55,8 @@ pub(super) enum ClientError {
     Resolve(String, #[source] io::Error),
     #[error("can't connect to {0}")]
     Connect(String, #[source] io::Error),
+    #[error("the certificate of {0} isn't good at this time: is this host's clock right? It says {now}", now = now())]
+    Clock(String, #[source] io::Error),
     #[error("no answer from {0} within {REQUEST:?}")]
     Late(String),
     #[error("can't talk with {0}")]
@@ -68,6 +73,8 @@ pub(super) struct Https {
     tls: TlsConnector,
     /// What an answer asked for last, while it refused.
     again: Arc<Mutex<Option<SystemTime>>>,
+    /// Its clock, when it answered last.
+    date: Arc<Mutex<Option<SystemTime>>>,
 }
 
 impl Https {
@@ -89,12 +96,17 @@ impl Https {
         let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
         let builder = builder.with_safe_default_protocol_versions().map_err(ClientError::Tls)?;
         let config = builder.with_root_certificates(roots).with_no_client_auth();
-        Ok(Self { tls: TlsConnector::from(Arc::new(config)), again: Arc::default() })
+        Ok(Self { tls: TlsConnector::from(Arc::new(config)), again: Arc::default(), date: Arc::default() })
     }
 
     /// When the authority wants to be asked again, if it has refused something since the last call and said so.
     pub(super) fn take_again(&self) -> Option<SystemTime> {
         self.again.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// The time at the authority when it answered last.
+    pub(super) fn date(&self) -> Option<SystemTime> {
+        *self.date.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn answer(&self, request: Request<BodyWrapper<Bytes>>) -> Result<Response<Bytes>, ClientError> {
@@ -107,11 +119,18 @@ impl Https {
         let answer = timeout(REQUEST, async {
             let stream = connect(&host, url.port_u16().unwrap_or(443), &server).await?;
             let name = ServerName::try_from(host.clone()).map_err(|_| ClientError::Url(url.to_string()))?;
-            let failed = |error| ClientError::Connect(server.clone(), error);
+            let failed = |error| match is_about_time(&error) {
+                true => ClientError::Clock(server.clone(), error),
+                false => ClientError::Connect(server.clone(), error),
+            };
             let stream = self.tls.connect(name, stream).await.map_err(failed)?;
             exchange(stream, &server, parts, body).await
         });
         let answer = answer.await.map_err(late)??;
+        let date = answer.headers().get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
+        if date.is_some() {
+            *self.date.lock().unwrap_or_else(PoisonError::into_inner) = date;
+        }
         if answer.status().is_client_error() || answer.status().is_server_error() {
             let again = answer.headers().get(RETRY_AFTER).and_then(|value| retry_after(value, SystemTime::now()));
             if let Some(again) = again {
@@ -137,6 +156,17 @@ impl HttpClient for Https {
             Ok(BytesResponse::from(answer.map(Full::new)))
         })
     }
+}
+
+fn is_about_time(error: &io::Error) -> bool {
+    use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+    let error = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+    let Some(rustls::Error::InvalidCertificate(error)) = error else { return false };
+    matches!(error, Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. })
+}
+
+fn now() -> String {
+    rfc3339(now_s())
 }
 
 /// The first address that answers.

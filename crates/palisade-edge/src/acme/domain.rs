@@ -27,6 +27,7 @@ pub(super) struct Look<'a> {
     file: PathBuf,
     events: Events,
     memory: Memory,
+    is_written: bool,
 }
 
 /// What is in the domain's file, if it is of use.
@@ -37,14 +38,20 @@ struct Present {
 }
 
 impl<'a> Look<'a> {
-    pub(super) fn new(settings: &'a WorkerSettings, domain: &'a str) -> Self {
+    pub(super) fn new(settings: &'a WorkerSettings, domain: &'a str, unwritten: Option<Memory>) -> Self {
         let file = settings.folder.join(tls::file_of(domain));
         let events = Events::in_folder(&settings.state);
-        Self { settings, domain, file, events, memory: Memory::read(&settings.state, domain) }
+        let memory = unwritten.unwrap_or_else(|| Memory::read(&settings.state, domain)).by_this_clock(now_s());
+        Self { settings, domain, file, events, memory, is_written: true }
+    }
+
+    /// What couldn't be written of it, for the next look.
+    pub(super) fn unwritten(self) -> Option<Memory> {
+        Some(self.memory).filter(|_| !self.is_written)
     }
 
     /// Of a certificate that others put in place: is it served?
-    pub(super) async fn settled(mut self, renewed: bool) -> Outcome {
+    pub(super) async fn settled(&mut self, renewed: bool) -> Outcome {
         let present = match self.present() {
             Ok(present) => present,
             Err(text) => return Outcome::Impossible(text),
@@ -57,7 +64,7 @@ impl<'a> Look<'a> {
     }
 
     /// Of a certificate that is ordered. `asked`: now, unless an authority has refused it.
-    pub(super) async fn outcome(mut self, asked: bool) -> Outcome {
+    pub(super) async fn outcome(&mut self, asked: bool) -> Outcome {
         let Some(acme) = &self.settings.acme else {
             return Outcome::Impossible("there is no authority to order from".to_owned());
         };
@@ -99,7 +106,8 @@ impl<'a> Look<'a> {
         // A certificate of the stack's own authority, or of an authority that the file doesn't name any more, is to be replaced.
         let issued = self.memory.issued.as_ref().filter(|issued| issued.serial == present.facts.serial)?;
         acme.directories.iter().find(|directory| directory.url == issued.directory)?;
-        Some(schedule::renew_s(&present.facts, self.memory.window.as_ref()))
+        let renew_s = schedule::renew_s(&present.facts, self.memory.window.as_ref());
+        Some(schedule::unhurried_s(&present.facts, renew_s, self.memory.hurried_s))
     }
 
     fn issuer<'b>(&self, acme: &'b Acme, present: &Present) -> Option<&'b AcmeDirectory> {
@@ -149,15 +157,18 @@ impl<'a> Look<'a> {
             );
         }
         self.memory.begin();
-        if let Err(error) = self.memory.write(&self.settings.state, self.domain) {
-            // What isn't noted would be done again and again.
-            return self.failed(Trouble::Check, chain(&error), None);
+        // What can't be noted would be done again and again, and what can't be kept would be lost.
+        let folders = [&self.settings.state, &self.settings.folder];
+        let noted = self.memory.write(&self.settings.state, self.domain, now_s());
+        let room = noted.and_then(|()| folders.into_iter().try_for_each(|folder| store::room(folder)));
+        if let Err(error) = room {
+            return self.failed(Trouble::Host, chain(&error), None);
         }
         match check::look(self.settings, acme.challenge, self.domain).await {
             Ok(Seen::Ours) => {}
             Ok(Seen::Unknown(text)) => self.tell("certificate_check_unsure", json!({ "text": text })),
             Ok(Seen::NotOurs(text)) => return self.failed(Trouble::Check, text, None),
-            Err(error) => return self.failed(Trouble::Check, chain(&error), None),
+            Err(error) => return self.failed(Trouble::Host, chain(&error), None),
         }
         let mut worst: Option<(OrderError, Option<u64>)> = None;
         for directory in &acme.directories {
@@ -171,7 +182,7 @@ impl<'a> Look<'a> {
             let attempt = Attempt { settings: self.settings, acme, domain: self.domain, replaces };
             let (result, again_s) = attempt.at(directory, &mut self.memory).await;
             match result {
-                Ok(obtained) => return self.obtained(directory, obtained).await,
+                Ok(obtained) => return self.obtained(directory, obtained, present).await,
                 Err(error) => {
                     let details = json!({ "directory": directory.url, "error": chain(&error) });
                     self.tell("certificate_refused", details);
@@ -198,11 +209,15 @@ impl<'a> Look<'a> {
         }
     }
 
-    async fn obtained(&mut self, directory: &AcmeDirectory, obtained: Obtained) -> Outcome {
+    async fn obtained(&mut self, directory: &AcmeDirectory, obtained: Obtained, before: Option<&Present>) -> Outcome {
         let Obtained { pem, facts } = obtained;
         if let Err(error) = store::replace(&self.file, pem.as_bytes(), super::owner(self.settings)) {
             // The order stays noted: the next attempt fetches the same certificate.
-            return self.failed(Trouble::Check, chain(&error), None);
+            return self.failed(Trouble::Host, chain(&error), None);
+        }
+        let is_early = |before: &Present| schedule::renew_s(&before.facts, None) > now_s();
+        if self.memory.window.is_some() && before.is_some_and(is_early) {
+            self.memory.hurried_s = Some(now_s());
         }
         self.memory.succeeded(Issued { directory: directory.url.clone(), serial: facts.serial.clone() });
         self.keep();
@@ -271,6 +286,8 @@ impl<'a> Look<'a> {
         let level = schedule::alarm(facts, now);
         let told = self.memory.warned.filter(|(end_s, _)| *end_s == facts.not_after_s).map_or(0, |(_, level)| level);
         if level <= told {
+            // It was told by a clock that was ahead: when it comes to that again, it is told again.
+            self.memory.warned = self.memory.warned.map(|(end_s, _)| (end_s, level));
             return;
         }
         self.memory.warned = Some((facts.not_after_s, level));
@@ -288,9 +305,11 @@ impl<'a> Look<'a> {
         self.events.tell(kind, self.domain, details, now_s());
     }
 
-    /// What can't be noted is found out again.
-    fn keep(&self) {
-        if let Err(error) = self.memory.write(&self.settings.state, self.domain) {
+    /// What can't be noted is remembered, and after this process found out again.
+    fn keep(&mut self) {
+        let written = self.memory.write(&self.settings.state, self.domain, now_s());
+        self.is_written = written.is_ok();
+        if let Err(error) = written {
             eprintln!("palisade: {}", chain(&error));
         }
     }

@@ -2,15 +2,18 @@
 //!
 //! `time` (RFC 3339, UTC), `kind` (all begin with `certificate_`) and `details`, in which `domain` says whose certificate it is about.
 
+use nix::fcntl::{FallocateFlags, fallocate};
 pub(super) use palisade_core::calendar::rfc3339;
 use serde_json::{Value, json};
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// The file is put aside (as `.1`) when it would grow beyond this.
 const BYTES_MAX: u64 = 1 << 20;
+/// Some hundred events.
+const RESERVED_BYTES: i64 = 64 << 10;
 
 /// Appends to `events.jsonl` in the worker's folder, and says the same on standard error.
 #[derive(Clone, Debug)]
@@ -32,7 +35,30 @@ impl Events {
         if full {
             let _ = fs::rename(&self.path, self.path.with_extension("jsonl.1"));
         }
-        let file = File::options().append(true).create(true).mode(0o600).open(&self.path);
-        let _ = file.and_then(|mut file| file.write_all(line.as_bytes()));
+        let _ = self.append(line.as_bytes());
+        self.reserve();
+    }
+
+    fn append(&self, line: &[u8]) -> io::Result<()> {
+        let mut file = self.open()?;
+        let length = file.metadata()?.len();
+        file.write_all(line).inspect_err(|_| {
+            // Half a line would spoil the next one.
+            let _ = file.set_len(length);
+        })
+    }
+
+    /// Keeps room for the next events, so that a full disk can be told of. Where a file system can't do that, it is done without.
+    pub(super) fn reserve(&self) {
+        let reserved = || {
+            let file = self.open()?;
+            let length = i64::try_from(file.metadata()?.len()).unwrap_or(i64::MAX / 2);
+            Ok::<_, io::Error>(fallocate(&file, FallocateFlags::FALLOC_FL_KEEP_SIZE, length, RESERVED_BYTES)?)
+        };
+        let _ = reserved();
+    }
+
+    fn open(&self) -> io::Result<File> {
+        File::options().append(true).create(true).mode(0o600).open(&self.path)
     }
 }

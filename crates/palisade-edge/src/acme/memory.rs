@@ -1,5 +1,6 @@
 //! What the worker remembers of each domain, across restarts.
 
+use palisade_core::edge::Domain;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,7 +18,9 @@ const CUT_SHORT_MAX: u32 = 3;
 pub(super) struct Memory {
     /// Attempts in a row that failed.
     pub failures: u32,
-    /// Not to be tried before; seconds since the Unix epoch.
+    /// When all this was noted, by the clock of then; seconds since the Unix epoch.
+    pub noted_s: u64,
+    /// Not to be tried before.
     pub again_s: u64,
     /// What the last failure was.
     pub trouble: Option<Trouble>,
@@ -37,7 +40,12 @@ pub(super) struct Memory {
     pub warned: Option<(u64, u8)>,
     /// What was said of the edge serving another certificate than the file's.
     pub unserved: Option<String>,
+    /// When its authority had a certificate replaced long before its time.
+    pub hurried_s: Option<u64>,
 }
+
+/// What couldn't be written is remembered as long as the process lives: a full disk must not make each failure the first.
+pub(super) type Unwritten = BTreeMap<Domain, Memory>;
 
 /// Where a certificate came from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,7 +73,22 @@ impl Memory {
         serde_json::from_slice(&bytes).unwrap_or_default()
     }
 
-    pub(super) fn write(&self, state: &Path, domain: &str) -> Result<(), StoreError> {
+    /// What was noted by a clock that was ahead: each wait is as long as it was meant, and begins now.
+    pub(super) fn by_this_clock(mut self, now_s: u64) -> Self {
+        let ahead_s = self.noted_s.saturating_sub(now_s);
+        if self.noted_s > 0 && ahead_s > 0 {
+            let window = self.window.as_mut().map(|window| &mut window.look_s);
+            for wait in self.blocked.values_mut().chain(window).chain([&mut self.again_s]) {
+                *wait = wait.saturating_sub(ahead_s);
+            }
+            self.hurried_s = self.hurried_s.map(|time| time.min(now_s));
+            self.noted_s = now_s;
+        }
+        self
+    }
+
+    pub(super) fn write(&mut self, state: &Path, domain: &str, now_s: u64) -> Result<(), StoreError> {
+        self.noted_s = now_s;
         let bytes = serde_json::to_vec(self).expect("maps have text for keys");
         store::replace(&file(state, domain), &bytes, None)
     }
@@ -91,10 +114,28 @@ impl Memory {
     /// All is well.
     pub(super) fn succeeded(&mut self, issued: Issued) {
         let blocked = std::mem::take(&mut self.blocked);
-        *self = Self { issued: Some(issued), blocked, ..Self::default() };
+        *self = Self { issued: Some(issued), blocked, hurried_s: self.hurried_s, ..Self::default() };
     }
 }
 
 fn file(state: &Path, domain: &str) -> PathBuf {
     state.join("domains").join(crate::tls::file_of(domain)).with_extension("json")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_of_a_clock_that_was_ahead_are_as_long_as_they_were_meant() {
+        let blocked = BTreeMap::from([("a".to_owned(), 9_000)]);
+        let noted = Memory { noted_s: 5_000, again_s: 5_300, blocked, ..Memory::default() };
+        let back = noted.clone().by_this_clock(1_000);
+        assert_eq!((back.noted_s, back.again_s, back.blocked["a"]), (1_000, 1_300, 5_000));
+        // A second look changes nothing more, and time that passes is no jump.
+        assert_eq!(back.clone().by_this_clock(1_001).again_s, 1_300);
+        assert_eq!(noted.by_this_clock(5_200).again_s, 5_300);
+        // Notes of a version that didn't say when it wrote them.
+        assert_eq!(Memory { again_s: 5_300, ..Memory::default() }.by_this_clock(1).again_s, 5_300);
+    }
 }

@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 
 use crate::local_ca::{LocalCa, LocalCaError};
 use crate::tls::{self, PemError};
+use memory::Unwritten;
 use order::now_s;
 pub use store::StoreError;
 pub(crate) use store::replace;
@@ -105,11 +106,15 @@ pub fn prepare(settings: &WorkerSettings) -> Result<(), EnsureError> {
 /// Nothing could be looked at. What fails for one domain is its [`Outcome`].
 pub fn ensure(settings: &WorkerSettings) -> Result<BTreeMap<Domain, Outcome>, EnsureError> {
     let runtime = worker::runtime().map_err(|error| EnsureError::Lock(settings.state.clone(), error))?;
-    runtime.block_on(look(settings, false))
+    runtime.block_on(look(settings, false, &mut Unwritten::new()))
 }
 
 /// `asked`: somebody wants it now, so what failed without an authority's refusal is tried at once.
-async fn look(settings: &WorkerSettings, asked: bool) -> Result<BTreeMap<Domain, Outcome>, EnsureError> {
+async fn look(
+    settings: &WorkerSettings,
+    asked: bool,
+    unwritten: &mut Unwritten,
+) -> Result<BTreeMap<Domain, Outcome>, EnsureError> {
     if nix::unistd::geteuid().is_root() && settings.owner.is_some_and(|(uid, _)| uid != 0) {
         return Err(EnsureError::Root);
     }
@@ -118,15 +123,16 @@ async fn look(settings: &WorkerSettings, asked: bool) -> Result<BTreeMap<Domain,
         store::sweep(&folder);
     }
     let _lock = lock(&settings.state).await?;
+    events::Events::in_folder(&settings.state).reserve();
     let renewed = local(settings)?;
     let mut outcomes = BTreeMap::new();
     for (name, source) in &settings.certificates {
+        let mut look = domain::Look::new(settings, name, unwritten.remove(name));
         let outcome = match source {
-            CertificateSource::Acme => domain::Look::new(settings, name).outcome(asked).await,
-            CertificateSource::Local | CertificateSource::Files { .. } => {
-                domain::Look::new(settings, name).settled(renewed.contains(name)).await
-            }
+            CertificateSource::Acme => look.outcome(asked).await,
+            CertificateSource::Local | CertificateSource::Files { .. } => look.settled(renewed.contains(name)).await,
         };
+        unwritten.extend(look.unwritten().map(|memory| (name.clone(), memory)));
         outcomes.insert(name.clone(), outcome);
     }
     // Nobody else orders while the lock is held: no answer is waited for any more.

@@ -15,8 +15,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::account::{self, AccountError};
 use super::challenge::{self, Answer, AnswerError};
 use super::client::{ClientError, Https};
+use super::events::rfc3339;
 use super::memory::{Memory, Pending};
-use super::schedule::Trouble;
+use super::schedule::{self, Trouble};
 use super::store::StoreError;
 use crate::tls::{Facts, PemError};
 
@@ -50,6 +51,10 @@ pub(super) enum OrderError {
     Certificate(#[from] PemError),
     #[error("the authority's certificate is of no use: {0}")]
     Untimely(String),
+    #[error(
+        "this host's clock says {ours}, the authority's {theirs}: nothing was ordered; set the clock (`timedatectl`), then it goes on by itself"
+    )]
+    Clock { ours: String, theirs: String },
 }
 
 /// A certificate as it goes into a file.
@@ -116,7 +121,8 @@ impl Attempt<'_> {
     ) -> Result<Obtained, OrderError> {
         let state = &self.settings.state;
         let account = account::open(state, directory, self.acme.email.as_deref(), client).await?;
-        let (mut order, key) = match self.resumed(&account, directory, memory).await {
+        right_clock(client)?;
+        let (mut order, key) = match self.resumed(&account, directory, memory).await? {
             Some(resumed) => resumed,
             None => self.new_order(&account, directory, memory, replaces).await?,
         };
@@ -124,31 +130,41 @@ impl Attempt<'_> {
         // An order that the authority has turned down is over; any other may go on.
         if result.as_ref().is_err_and(|error| error.is_final()) || order.state().status == OrderStatus::Invalid {
             memory.pending = None;
-            memory.write(state, self.domain)?;
+            memory.write(state, self.domain, now_s())?;
         }
         result
     }
 
-    /// The order that was on its way when its process ended, if the authority still has it.
+    /// The order that was on its way when its process ended, or whose certificate couldn't be kept, if the authority still has it.
     async fn resumed(
         &self,
         account: &Account,
         directory: &AcmeDirectory,
         memory: &mut Memory,
-    ) -> Option<(Order, KeyPair)> {
-        let pending = memory.pending.clone()?;
-        let fresh = pending.directory == directory.url && now_s().abs_diff(pending.since_s) < PENDING_S_MAX;
-        let key = KeyPair::from_pem(&pending.key).ok().filter(|_| fresh);
+    ) -> Result<Option<(Order, KeyPair)>, OrderError> {
+        let Some(pending) = memory.pending.clone() else { return Ok(None) };
+        let fresh = now_s().abs_diff(pending.since_s) < PENDING_S_MAX;
+        let key = KeyPair::from_pem(&pending.key).ok().filter(|_| pending.directory == directory.url);
         if let Some(key) = key {
-            let order = account.order(pending.url).await.ok();
-            if let Some(mut order) = order
-                && order.state().status != OrderStatus::Invalid
-            {
-                return Some((order, key));
+            match account.order(pending.url).await {
+                Ok(mut order) => match order.state().status {
+                    OrderStatus::Invalid => {}
+                    // What was issued has been counted: it is fetched, however old it is.
+                    OrderStatus::Valid => return Ok(Some((order, key))),
+                    _ if fresh => return Ok(Some((order, key))),
+                    _ => {}
+                },
+                Err(error) => {
+                    let error = OrderError::Acme("look at the order from before", error);
+                    // Who doesn't answer now may still have it.
+                    if !error.is_final() || error.is("accountDoesNotExist") {
+                        return Err(error);
+                    }
+                }
             }
         }
         memory.pending = None;
-        None
+        Ok(None)
     }
 
     async fn new_order(
@@ -172,7 +188,7 @@ impl Attempt<'_> {
             key: key.serialize_pem(),
             since_s: now_s(),
         });
-        memory.write(&self.settings.state, self.domain)?;
+        memory.write(&self.settings.state, self.domain, now_s())?;
         Ok((order, key))
     }
 
@@ -302,14 +318,32 @@ impl OrderError {
 
     /// What it means for the next attempt.
     pub(super) fn trouble(&self) -> Trouble {
-        if self.problem().is_some() || self.is_final() { Trouble::Refused } else { Trouble::Unreachable }
+        match self {
+            Self::Store(_) | Self::Answer(_) | Self::Account(AccountError::Store(_)) | Self::Clock { .. } => {
+                Trouble::Host
+            }
+            _ if self.problem().is_some() || self.is_final() => Trouble::Refused,
+            _ => Trouble::Unreachable,
+        }
     }
 
     /// Another authority would find the same: it is about the domain, or about this host.
     pub(super) fn is_everywhere(&self) -> bool {
         let domain = ["unauthorized", "dns", "connection", "tls", "incorrectResponse"];
-        matches!(self, Self::Invalid(_) | Self::Store(_) | Self::Answer(_) | Self::Request(_))
+        matches!(self, Self::Invalid(_) | Self::Request(_))
+            || self.trouble() == Trouble::Host
             || (matches!(self, Self::Acme(..)) && domain.iter().any(|kind| self.is(kind)))
+    }
+}
+
+/// With a wrong clock a new certificate would be over when it comes, or its authority would be asked again and again.
+fn right_clock(client: &Https) -> Result<(), OrderError> {
+    let theirs = client.date().and_then(|date| date.duration_since(UNIX_EPOCH).ok()).map(|since| since.as_secs());
+    match (now_s(), theirs) {
+        (ours, Some(theirs)) if schedule::is_wrong(ours, theirs) => {
+            Err(OrderError::Clock { ours: rfc3339(ours), theirs: rfc3339(theirs) })
+        }
+        _ => Ok(()),
     }
 }
 

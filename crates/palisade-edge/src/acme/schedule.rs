@@ -11,6 +11,10 @@ use crate::tls::Facts;
 pub(super) const LOOK_S_MAX: u64 = 3600;
 const MINUTE_S: u64 = 60;
 const DAY_S: u64 = 86_400;
+/// Between two replacements that an authority asks for out of turn, so that one that asks each time isn't asked each time.
+const HURRIED_S: u64 = DAY_S;
+/// A clock that differs by more from an authority's is wrong: its certificates would be over, or not yet begun.
+const CLOCK_S_MAX: u64 = DAY_S;
 
 /// What kind of failure it was decides how soon it is tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +22,8 @@ const DAY_S: u64 = 86_400;
 pub(super) enum Trouble {
     /// The domain doesn't point here. No authority was asked: nothing is used up by looking again.
     Check,
+    /// This host is in the way: its disk is full, or its clock is wrong. No authority was asked for a certificate.
+    Host,
     /// No authority could be reached.
     Unreachable,
     /// An authority said no.
@@ -29,6 +35,7 @@ pub(super) enum Trouble {
 pub(super) fn pause_s(trouble: Trouble, failures: u32, chance: u64) -> u64 {
     let (first, longest) = match trouble {
         Trouble::Check => (MINUTE_S / 4, LOOK_S_MAX),
+        Trouble::Host => (MINUTE_S, LOOK_S_MAX),
         Trouble::Unreachable => (MINUTE_S, 6 * 3600),
         Trouble::Refused => (5 * MINUTE_S, DAY_S),
     };
@@ -69,6 +76,20 @@ pub(super) fn renew_s(facts: &Facts, window: Option<&Window>) -> u64 {
         Some(window) => window.renew_s.min(facts.not_after_s - lifetime / 10),
         None => facts.not_before_s + lifetime * 2 / 3,
     }
+}
+
+/// The same, if an authority had another one replaced out of turn at `hurried_s`.
+pub(super) fn unhurried_s(facts: &Facts, renew_s: u64, hurried_s: Option<u64>) -> u64 {
+    let usual_s = self::renew_s(facts, None);
+    match hurried_s {
+        Some(hurried_s) if renew_s < usual_s => renew_s.max(hurried_s + HURRIED_S).min(usual_s),
+        _ => renew_s,
+    }
+}
+
+/// Whether this host's clock can't be right, if that is an authority's.
+pub(super) fn is_wrong(now_s: u64, theirs_s: u64) -> bool {
+    now_s.abs_diff(theirs_s) > CLOCK_S_MAX
 }
 
 /// How bad it is that a certificate isn't renewed yet: 0 is fine, each further number worth a warning of its own. The last: it has ended.
@@ -124,6 +145,22 @@ mod tests {
         assert_eq!(renew_s(&facts, Some(&window("01", 1_200))), 1_200);
         assert_eq!(renew_s(&facts, Some(&window("02", 1_200))), 1_600, "of another certificate");
         assert_eq!(renew_s(&facts, Some(&window("01", 5_000))), 1_810, "not after it has ended");
+    }
+
+    #[test]
+    fn an_authority_that_is_always_in_a_hurry_is_asked_once_a_day() {
+        let facts = facts(0, 900_000);
+        assert_eq!(unhurried_s(&facts, 500, None), 500);
+        assert_eq!(unhurried_s(&facts, 500, Some(400)), 400 + 86_400);
+        assert_eq!(unhurried_s(&facts, 500_000, Some(400)), 500_000);
+        assert_eq!(unhurried_s(&facts, 599_000, Some(598_000)), 600_000, "not later than without it");
+        assert_eq!(unhurried_s(&facts, 700_000, Some(650_000)), 700_000);
+    }
+
+    #[test]
+    fn a_clock_may_differ_by_hours_and_not_by_days() {
+        assert!(!is_wrong(100_000, 100_000 + 80_000) && !is_wrong(180_000, 100_000));
+        assert!(is_wrong(100_000, 100_000 + 90_000) && is_wrong(190_000, 100_000));
     }
 
     #[test]

@@ -11,14 +11,28 @@ use std::time::Duration;
 const UNFINISHED: &str = ".new";
 const UNFINISHED_AGE: Duration = Duration::from_secs(3600);
 
+/// More than a key with its chain and all notes about it.
+const ROOM_BYTES: usize = 32 << 10;
+
 /// A folder that can't be used, or a file in it.
 #[derive(Debug, thiserror::Error)]
-#[error("can't {what} {path}")]
+#[error("can't {what} {path}{}", remedy(source))]
 pub struct StoreError {
     what: &'static str,
     path: PathBuf,
     #[source]
     source: io::Error,
+}
+
+/// What to do, where it isn't plain.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            " (make room on its disk; then it goes on by itself)"
+        }
+        io::ErrorKind::ReadOnlyFilesystem => " (its disk has become read-only: see `dmesg`)",
+        _ => "",
+    }
 }
 
 pub(super) fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
@@ -68,6 +82,22 @@ pub(crate) fn replace(path: &Path, bytes: &[u8], owner: Owner) -> Result<(), Sto
         let _ = fs::remove_file(&beside);
         failed("write", path)(error)
     })
+}
+
+/// Makes sure that there is room for what an order brings, before an authority is asked for it.
+pub(super) fn room(folder: &Path) -> Result<(), StoreError> {
+    let beside = folder.join(format!(".room.{:016x}{UNFINISHED}", random()));
+    // Nothing that a file system could make smaller.
+    let mut bytes = [0; ROOM_BYTES];
+    aws_lc_rs::default_provider().secure_random.fill(&mut bytes).expect("the kernel has random numbers");
+    let write = || {
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&beside)?;
+        file.write_all(&bytes)?;
+        file.sync_all()
+    };
+    let written = write().map_err(failed("keep anything more in", folder));
+    let _ = fs::remove_file(&beside);
+    written
 }
 
 /// Removes what writes left behind that were killed.

@@ -1,22 +1,46 @@
 //! The worker's life: it looks, sleeps until something is due, and looks again.
 
 use palisade_core::edge::{Domain, EdgeAt, WorkerSettings};
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::events::{Events, rfc3339};
+use super::memory::Unwritten;
 use super::order::now_s;
-use super::schedule::LOOK_S_MAX;
-use super::{Outcome, look};
+use super::schedule::{self, LOOK_S_MAX, Trouble};
+use super::{Outcome, look, store};
 use crate::chain;
 
-/// After a look that failed as a whole: a full disk, mostly.
-const FAILED_S: u64 = 60;
 /// Between two looks at least.
 const PAUSE_S_MIN: u64 = 1;
+/// How often it is looked whether the clock was set.
+const STEP: Duration = Duration::from_secs(10);
+/// By so much at least; a clock that is made to go faster or slower for an hour stays below.
+const JUMP_S_MIN: u64 = 10;
+
+/// In an event that is about no domain in particular.
+const EVERY_DOMAIN: &str = "*";
+
+/// What is remembered from look to look.
+#[derive(Default)]
+struct Kept {
+    unwritten: Unwritten,
+    /// Looks in a row that failed as a whole: a full disk, mostly.
+    failures: u32,
+}
+
+impl Kept {
+    /// Such a look; tells after how many seconds the next one is due.
+    fn failed(&mut self) -> u64 {
+        self.failures = self.failures.saturating_add(1);
+        schedule::pause_s(Trouble::Host, self.failures, store::random())
+    }
+}
 
 /// Why there is no worker.
 #[derive(Debug, thiserror::Error)]
@@ -67,14 +91,18 @@ async fn run(path: &Path) -> Result<(), WorkerError> {
     let mut again = signal(SignalKind::hangup()).map_err(WorkerError::Runtime)?;
     // Whoever starts it anew wants to know now, as whoever sends it a signal.
     let mut asked = true;
+    let mut kept = Kept::default();
     loop {
+        // From before the look: the clock may be set meanwhile, too.
+        let before = (Instant::now(), now_s());
         let looked = tokio::select! {
-            looked = look_once(path, std::mem::take(&mut asked)) => looked,
+            looked = look_once(path, std::mem::take(&mut asked), &mut kept) => looked,
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
         };
         tokio::select! {
-            () = tokio::time::sleep(Duration::from_secs(looked)) => {}
+            // A clock that was set is news, as a signal is: what failed by the other clock may go well by this one.
+            was_set = wait(Duration::from_secs(looked), before) => asked = was_set,
             _ = again.recv() => asked = true,
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
@@ -82,22 +110,47 @@ async fn run(path: &Path) -> Result<(), WorkerError> {
     }
 }
 
+/// Waits so long, or until the clock was set since `before`; tells whether it was. A host that slept has such a clock, too.
+async fn wait(pause: Duration, (before, before_s): (Instant, u64)) -> bool {
+    let since = Instant::now();
+    loop {
+        if now_s().abs_diff(before_s + before.elapsed().as_secs()) > JUMP_S_MIN {
+            return true;
+        }
+        let left = pause.saturating_sub(since.elapsed());
+        if left.is_zero() {
+            return false;
+        }
+        tokio::time::sleep(left.min(STEP)).await;
+    }
+}
+
 /// Returns after how many seconds the next look is due.
-async fn look_once(path: &Path, asked: bool) -> u64 {
-    let looked = match read(path) {
-        Ok(settings) => look(&settings, asked).await.map_err(|error| chain(&error)),
-        Err(error) => Err(chain(&error)),
+async fn look_once(path: &Path, asked: bool, kept: &mut Kept) -> u64 {
+    let settings = match read(path) {
+        Ok(settings) => settings,
+        Err(error) => {
+            eprintln!("palisade: {}", chain(&error));
+            return kept.failed();
+        }
     };
-    match looked {
-        Ok(outcomes) => pause_s(&outcomes, now_s()),
-        Err(text) => {
-            eprintln!("palisade: {text}");
-            FAILED_S
+    match look(&settings, asked, &mut kept.unwritten).await {
+        Ok(outcomes) => {
+            kept.failures = 0;
+            pause_s(&outcomes, now_s())
+        }
+        Err(error) => {
+            let pause_s = kept.failed();
+            let again = rfc3339(now_s() + pause_s);
+            let details =
+                json!({ "why": Trouble::Host, "text": chain(&error), "again": again, "failures": kept.failures });
+            Events::in_folder(&settings.state).tell("certificate_failed", EVERY_DOMAIN, details, now_s());
+            pause_s
         }
     }
 }
 
-/// Never longer than an hour: the clock may jump, and the edge may have been replaced by one that serves something else.
+/// Never longer than an hour: the edge may have been replaced by one that serves something else.
 fn pause_s(outcomes: &BTreeMap<Domain, Outcome>, now_s: u64) -> u64 {
     let due = outcomes.values().filter_map(|outcome| match outcome {
         Outcome::Kept { renew_s } | Outcome::Obtained { renew_s } => Some(*renew_s),

@@ -2,6 +2,9 @@
 //!
 //! Everything listens on loopback, at ports that were free a moment ago.
 
+mod grpc;
+mod proxied;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -56,6 +56,9 @@ impl Writer<'_> {
         all.push(
             "bodies are held against the limit by their declared length; those without one (chunked) aren't".to_owned(),
         );
+        if self.routes().any(|(_, route)| route.protocol == UpstreamProtocol::H2c) {
+            all.push("a stream of gRPC that sends much both ways at once may stand still in HAProxy 2.6; one way after the other is fine".to_owned());
+        }
         if edge.http3 {
             all.push("no HTTP/3: distributions build HAProxy without it".to_owned());
         }

@@ -25,6 +25,7 @@ pub(super) fn check(case: &Case<'_>, at: At<'_, '_>, sink: &mut Sink) {
         return;
     }
     match at.directive.name() {
+        "server" | "location" => super::locations::never_asked(at.directive, sink),
         "alias" => alias(at, sink),
         "autoindex" if at.directive.arg(0) == Some("on") && !is_restricted(at.around) => {
             let found = rules::AUTOINDEX.hit("folders are listed to everybody").at(at.directive.span(), "");
@@ -167,6 +168,11 @@ fn redirect(at: At<'_, '_>, sink: &mut Sink) {
         _ => return,
     };
     let is_redirect = matches!(status, "301" | "302" | "303" | "307" | "308");
+    let to = target.text.split_once("://").map_or(target.text.as_str(), |(_, rest)| rest);
+    if is_redirect && ["$arg_", "$cookie_"].iter().any(|variable| to.starts_with(variable)) {
+        let found = rules::OPEN_REDIRECT.hit("the client says where it is sent").at(target.span, "it chooses this");
+        sink.push(found.hint("name the host here, or choose among known ones by a `map` with a default"));
+    }
     let decoded = ["$uri", "$document_uri", "${uri}", "${document_uri}"];
     let holds_path = |variable: &&&str| {
         target.text.match_indices::<&str>(variable).any(|(at, _)| {

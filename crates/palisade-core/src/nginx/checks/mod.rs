@@ -2,6 +2,7 @@
 
 mod content;
 mod context;
+mod locations;
 mod proxy;
 mod servers;
 mod tls;

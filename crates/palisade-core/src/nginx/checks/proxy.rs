@@ -10,6 +10,7 @@ use super::super::parse::{Directive, Word};
 use super::super::rules;
 use super::super::view::{At, Server, holds, is_http, is_restricted, list, server_of, walk};
 use super::Case;
+use super::locations::{captures_anything, expression};
 
 /// Parts of paths that say what they are for.
 const SOCKETS: [&str; 6] = ["ws", "wss", "websocket", "websockets", "socket.io", "cable"];
@@ -79,6 +80,17 @@ fn is_open(word: &Word, at: At<'_, '_>) -> bool {
     let names = server_of(at.around).map(|server| Server::of(server).names);
     let anybody = names.is_none_or(|names| names.is_empty() || names.iter().any(|name| name.contains(['*', '~', '_'])));
     client.iter().any(|variable| rest.starts_with(variable) && (*variable != "$host" || anybody))
+        || captured(rest).is_some_and(|name| {
+            let expression = at.around.last().and_then(|block| expression(block));
+            expression.is_some_and(|expression| captures_anything(&expression.text, name))
+        })
+}
+
+/// The variable that is all of the host, without its `$`.
+fn captured(address: &str) -> Option<&str> {
+    let host = address.split(['/', ':']).next()?.strip_prefix('$')?;
+    let bare = host.strip_prefix('{').and_then(|host| host.strip_suffix('}')).unwrap_or(host);
+    bare.chars().all(|c| c.is_ascii_alphanumeric() || c == '_').then_some(bare)
 }
 
 /// One address that requests are sent to.

@@ -1,6 +1,8 @@
 //! Certificates: how the edge shows them, and how they are obtained from real authorities on loopback.
 
+mod clocks;
 mod failures;
+mod full_disks;
 mod handshakes;
 mod orders;
 mod pebble;

@@ -119,6 +119,12 @@ impl Authority {
         wait_until("the authority listens", || TcpStream::connect(self.api).is_ok());
     }
 
+    /// The same, with certificates that are good for so many seconds.
+    pub(crate) fn up_for(&mut self, validity_s: u64) {
+        self.wish.validity_s = validity_s;
+        self.up();
+    }
+
     pub(crate) fn down(&mut self) {
         if let Some(mut pebble) = self.pebble.take() {
             let _ = pebble.kill();

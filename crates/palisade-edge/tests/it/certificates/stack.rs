@@ -20,6 +20,15 @@ pub(crate) struct Stack {
 impl Stack {
     /// Ordering from these, once they are known; the authority needs to know first where the domain is ([`Stack::wish`]).
     pub(crate) fn new(challenge: Challenge) -> Self {
+        Self::with_environment(challenge, &[])
+    }
+
+    /// The edge has this clock.
+    pub(crate) fn with_clock(challenge: Challenge, clock: &Clock) -> Self {
+        Self::with_environment(challenge, &clock.environment())
+    }
+
+    fn with_environment(challenge: Challenge, environment: &[(&str, String)]) -> Self {
         let (mut told, folder) = settings();
         told.edge.certificates = BTreeMap::from([(DOMAIN.to_owned(), CertificateSource::Acme)]);
         told.edge.acme = Some(Acme { directories: vec![], email: Some("admin@shop.example".to_owned()), challenge });
@@ -34,7 +43,9 @@ impl Stack {
             Challenge::Http01 => told.http[0].port(),
             Challenge::TlsAlpn01 => told.https[0].port(),
         });
-        let edge = Edge::start((told, folder));
+        let mut command = Command::new(std::env::current_exe().expect("this program has a path"));
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
+        let edge = Edge::start_by(command, (told, folder));
         Self { edge, worker, _folder: own }
     }
 
@@ -71,7 +82,7 @@ impl Stack {
         self.worker.folder.join(format!("{DOMAIN}.pem"))
     }
 
-    fn memory(&self) -> PathBuf {
+    pub(crate) fn memory(&self) -> PathBuf {
         self.worker.state.join("domains").join(format!("{DOMAIN}.json"))
     }
 
@@ -99,12 +110,18 @@ impl Stack {
 
     /// The worker as a process.
     pub(crate) fn start_worker(&self) -> Worker {
+        self.start_worker_with(&[])
+    }
+
+    /// The same with these variables.
+    pub(crate) fn start_worker_with(&self, environment: &[(&str, String)]) -> Worker {
         let file = self.worker.state.parent().expect("it has one").join("worker.json");
         std::fs::write(&file, serde_json::to_vec(&self.worker).expect("settings are data"))
             .expect("the folder is there");
         let child = Command::new(std::env::current_exe().expect("this program has a path"))
             .args(["--ignored", "--exact", "child::certificates", "--nocapture"])
             .env("WORKER_SETTINGS", file)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -124,6 +141,49 @@ pub(crate) fn serial(at: SocketAddr, name: &str) -> String {
     let script = r#"openssl s_client -connect "$0" -servername "$1" </dev/null 2>/dev/null | openssl x509 -noout -serial 2>/dev/null"#;
     let output = Command::new("sh").args(["-c", script, &at.to_string(), name]).output().expect("sh is there");
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// A wall clock that can be set, for processes that are started with its [`Clock::environment`]; monotonic clocks go on as they do.
+pub(crate) struct Clock {
+    library: PathBuf,
+    folder: Folder,
+}
+
+impl Clock {
+    /// `None`: libfaketime isn't installed.
+    pub(crate) fn new() -> Option<Self> {
+        let mut folders: Vec<PathBuf> = vec!["/usr/lib64/faketime".into(), "/usr/lib/faketime".into()];
+        let machines = std::fs::read_dir("/usr/lib").ok()?.flatten();
+        folders.extend(machines.map(|entry| entry.path().join("faketime")));
+        let library = folders.into_iter().map(|folder| folder.join("libfaketimeMT.so.1")).find(|path| path.exists())?;
+        let clock = Self { library, folder: Folder::new() };
+        clock.set("+0");
+        Some(clock)
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("difference")
+    }
+
+    /// How far it differs from the host's: `+2h`, `-365d`.
+    pub(crate) fn set(&self, difference: &str) {
+        let beside = self.folder.path().join("new");
+        std::fs::write(&beside, difference).expect("the folder is there");
+        std::fs::rename(beside, self.file()).expect("it was written");
+    }
+
+    pub(crate) fn environment(&self) -> Vec<(&'static str, String)> {
+        let flag = |name| (name, "1".to_owned());
+        vec![
+            ("LD_PRELOAD", self.library.display().to_string()),
+            ("FAKETIME_TIMESTAMP_FILE", self.file().display().to_string()),
+            flag("FAKETIME_NO_CACHE"),
+            flag("FAKETIME_DONT_FAKE_MONOTONIC"),
+            flag("FAKETIME_DONT_RESET"),
+            flag("FAKETIME_DISABLE_SHM"),
+            flag("NO_FAKE_STAT"),
+        ]
+    }
 }
 
 /// The worker's process. It is killed with the value.

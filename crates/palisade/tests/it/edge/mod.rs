@@ -2,6 +2,8 @@
 
 mod bad_days;
 mod browser;
+mod certificates_authority;
+mod certificates_renewals;
 mod commands;
 mod load;
 mod ordered;

@@ -14,7 +14,7 @@ impl Writer<'_> {
         lines.comment("Other names, and none.");
         lines.open("server {");
         self.listen_http(true, lines);
-        self.listen_https(true, lines);
+        self.listen_https(true, true, lines);
         lines.line("server_name _;");
         lines.line("ssl_reject_handshake on;");
         lines.line("server_tokens off;");
@@ -37,7 +37,8 @@ impl Writer<'_> {
         }
     }
 
-    fn listen_https(&self, default: bool, lines: &mut Lines) {
+    /// `first`: of those at these addresses, of which one has to share QUIC out among the workers.
+    fn listen_https(&self, default: bool, first: bool, lines: &mut Lines) {
         let directive = self.version_is_at_least(HTTP2_DIRECTIVE);
         let mut more = if directive { " ssl".to_owned() } else { " ssl http2".to_owned() };
         more += if default { " default_server" } else { "" };
@@ -45,8 +46,9 @@ impl Writer<'_> {
         for address in self.listen(self.export.edge.https_port) {
             lines.line(format!("listen {address}{more};"));
             if self.has_quic() {
-                let once = if default { " reuseport default_server" } else { "" };
-                lines.line(format!("listen {address} quic{once};"));
+                let share = if first { " reuseport" } else { "" };
+                let default = if default { " default_server" } else { "" };
+                lines.line(format!("listen {address} quic{share}{default};"));
             }
         }
         if directive {
@@ -85,7 +87,9 @@ impl Writer<'_> {
         if !edge.redirect {
             self.listen_http(default, lines);
         }
-        self.listen_https(default, lines);
+        let first =
+            default || self.export.options.conf_d && self.sites.first().is_some_and(|first| std::ptr::eq(first, site));
+        self.listen_https(default, first, lines);
         lines.line(format!("server_name {names};"));
         self.tls(site, lines);
         self.connection(lines);
