@@ -1,6 +1,7 @@
 //! A stack with an edge: brought up, asked from the internet, updated while somebody asks, hurt, and taken down.
 
 mod bad_days;
+mod bans;
 mod browser;
 mod commands;
 mod load;
