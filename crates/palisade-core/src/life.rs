@@ -257,6 +257,76 @@ mod tests {
         assert_eq!(steps(Turn::Restart, [runs, runs], &["app"]), ["stop app.1", "start app.1", runs_app]);
     }
 
+    /// The policy of a stack that is brought up.
+    fn policy_of(stack: &Stack) -> Policy {
+        let wishes = crate::plan::Wishes {
+            mode: crate::policy::Mode::Enforce,
+            wait_for_health: false,
+            fetch: None,
+            only: None,
+            recreate: false,
+            back: false,
+            confirm: None,
+            volume_path: &|name, _| std::path::PathBuf::from(name),
+        };
+        let plan = crate::plan::plan(stack, &Observed::default(), wishes).unwrap();
+        let policies = plan.steps.into_iter().filter_map(|step| match step.action {
+            Action::SetPolicy { policy, .. } => Some(policy),
+            _ => None,
+        });
+        policies.last().unwrap()
+    }
+
+    /// Restarts with two instances of `app`, of which those in `serving` take connections.
+    fn restarted(health: [Health; 2], serving: &[u8], wanted: &[&str]) -> Vec<String> {
+        let (mut stack, mut host, mut specs) = shop([RunState::Running; 2]);
+        stack.services.iter_mut().filter(|service| service.name == name("app")).for_each(|app| app.replicas = 2);
+        let mut policy = policy_of(&stack);
+        let app = policy.services.iter_mut().find(|known| known.name == name("app")).unwrap();
+        app.backends = serving.iter().map(|number| app.address.instance(*number)).collect();
+        let other = host.instances.pop().unwrap();
+        for (number, health) in (1..).zip(health) {
+            let mut seen = other.clone();
+            seen.status.id.number = number;
+            (seen.status.address, seen.status.health) = (app.address.instance(number), health);
+            specs.insert(seen.status.id.clone(), InstanceSpec { id: seen.status.id.clone(), ..spec("app") });
+            host.instances.push(seen);
+        }
+        let wanted = wanted.iter().map(|service| name(service)).collect();
+        let plan = plan_turn(Turn::Restart, &stack, &host, &wanted, &specs, Some(&policy));
+        plan.steps.iter().map(|step| step.action.to_string()).collect()
+    }
+
+    #[test]
+    fn instances_that_serve_are_restarted_one_after_the_other() {
+        let well = [Health::None, Health::Healthy];
+        let one = |number: u8, others: &str| {
+            [
+                format!("send new connections for app to {others}"),
+                format!("let connections to app.{number} end, at most 10 s"),
+                format!("stop app.{number}"),
+                format!("start app.{number}"),
+                format!("wait until app.{number} runs, at most 10 s"),
+                "send new connections for app to app.1, app.2".to_owned(),
+            ]
+        };
+        assert_eq!(restarted(well, &[1, 2], &["app"]), [one(1, "app.2"), one(2, "app.1")].concat());
+        let together = ["stop app.1 and app.2", "start app.1", "start app.2"];
+        for (health, serving) in [(well, &[1][..]), ([Health::Healthy, Health::Unhealthy], &[1, 2])] {
+            let steps = restarted(health, serving, &["app"]);
+            assert_eq!(steps[..3], together, "nobody else could take over");
+        }
+        assert!(restarted(well, &[1, 2], &[]).iter().all(|step| !step.starts_with("send ")), "all of it is restarted");
+        // Who goes away altogether goes first, and those who need it go after it.
+        let both = restarted(well, &[1, 2], &["app", "db"]);
+        assert_eq!(both[0], "stop db.1");
+        assert_eq!(
+            both.iter().position(|step| step == "stop app.1"),
+            both.iter().position(|step| step == "start db.1").map(|at| at + 4),
+            "{both:?}"
+        );
+    }
+
     #[test]
     fn an_agent_that_is_away_is_started_first() {
         let (stack, mut host, specs) = shop([RunState::Running; 2]);

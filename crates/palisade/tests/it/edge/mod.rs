@@ -8,5 +8,8 @@ mod load;
 mod ordered;
 mod rehearsal;
 mod shop;
+mod turns;
 mod up;
 mod update;
+mod upgrade;
+mod web_sockets;
