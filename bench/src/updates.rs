@@ -19,7 +19,7 @@ use crate::report::table;
 use crate::scratch::Scratch;
 use crate::stats::median;
 
-const UPDATES: usize = 20;
+const UPDATES: usize = 15;
 const ROLLBACKS: usize = 5;
 /// Versions that end at once, that answer with errors, and that die a second after they took over.
 const BAD: [(&str, &str); 3] = [("exits", "exits"), ("sick", "is sick"), ("dies", "dies")];
@@ -29,7 +29,7 @@ const STRANGER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 2));
 const THROUGH_THE_EDGE: usize = 12;
 const REQUESTS: u64 = 60_000;
 /// No update is begun after this time, whatever was reached.
-const LIMIT: Duration = Duration::from_secs(150);
+const LIMIT: Duration = Duration::from_secs(110);
 /// So many programs ask from outside: one is bounded by its interpreter.
 const ASKING: usize = 2;
 /// Time between two changes, in which traffic goes on as usual.

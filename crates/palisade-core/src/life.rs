@@ -311,7 +311,7 @@ mod tests {
             ]
         };
         assert_eq!(restarted(well, &[1, 2], &["app"]), [one(1, "app.2"), one(2, "app.1")].concat());
-        let together = ["stop app.1 and app.2", "start app.1", "start app.2"];
+        let together = ["stop app.1, app.2", "start app.1", "start app.2"];
         for (health, serving) in [(well, &[1][..]), ([Health::Healthy, Health::Unhealthy], &[1, 2])] {
             let steps = restarted(health, serving, &["app"]);
             assert_eq!(steps[..3], together, "nobody else could take over");

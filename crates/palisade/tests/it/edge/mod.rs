@@ -4,6 +4,7 @@ mod bad_days;
 mod bans;
 mod browser;
 mod commands;
+mod events;
 mod load;
 mod ordered;
 mod rehearsal;
