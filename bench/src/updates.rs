@@ -26,7 +26,7 @@ const BAD: [(&str, &str); 3] = [("exits", "exits"), ("sick", "is sick"), ("dies"
 const HOST: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 1));
 const STRANGER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 2));
 /// Updates of the application behind the edge, and of the edge itself, at least; and requests meanwhile, for each.
-const THROUGH_THE_EDGE: usize = 12;
+const THROUGH_THE_EDGE: usize = 15;
 const REQUESTS: u64 = 60_000;
 /// No update is begun after this time, whatever was reached.
 const LIMIT: Duration = Duration::from_secs(110);
