@@ -64,7 +64,7 @@ impl<'a> Banned<'a> {
     /// Bans who is to be banned from these ports, has the firewall keep who is, and lets operators in.
     pub(super) fn keep(&mut self, ports: BTreeSet<u16>) -> Result<(), String> {
         if self.until.is_none() {
-            self.until = Some(self.from_before()?);
+            self.until = Some(self.left_by_the_last_agent()?);
         }
         if !ports.is_empty() && ports != self.ports {
             // The rule names the ports; those of a former agent aren't known.
@@ -93,7 +93,7 @@ impl<'a> Banned<'a> {
         Ok(())
     }
 
-    fn from_before(&self) -> Result<BTreeMap<Network, Instant>, String> {
+    fn left_by_the_last_agent(&self) -> Result<BTreeMap<Network, Instant>, String> {
         let listed = self.bans.list().map_err(|error| chain(&error))?;
         let now = Instant::now();
         Ok(listed.into_iter().map(|(client, left_s)| (client, now + Duration::from_secs(left_s.into()))).collect())
