@@ -4,10 +4,11 @@
 use anyhow::{Context, Result, bail};
 use palisade_host::link::{self, VethEnd};
 use palisade_host::netns::Netns;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -18,15 +19,19 @@ use crate::report::table;
 use crate::scratch::Scratch;
 use crate::stats::median;
 
-const UPDATES: usize = 20;
+const UPDATES: usize = 15;
 const ROLLBACKS: usize = 5;
 /// Versions that end at once, that answer with errors, and that die a second after they took over.
 const BAD: [(&str, &str); 3] = [("exits", "exits"), ("sick", "is sick"), ("dies", "dies")];
 const HOST: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 1));
 const STRANGER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 2));
-/// Updates of the application behind the edge, and of the edge itself.
-const BEHIND: usize = 15;
-const OF_THE_EDGE: usize = 15;
+/// Updates of the application behind the edge, and of the edge itself, at least; and requests meanwhile, for each.
+const THROUGH_THE_EDGE: usize = 15;
+const REQUESTS: u64 = 60_000;
+/// No update is begun after this time, whatever was reached.
+const LIMIT: Duration = Duration::from_secs(110);
+/// So many programs ask from outside: one is bounded by its interpreter.
+const ASKING: usize = 2;
 /// Time between two changes, in which traffic goes on as usual.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -49,15 +54,73 @@ impl Front {
     }
 }
 
-/// The stack, and traffic from inside and from outside.
+/// The stack, and traffic from outside; from inside as well where nothing is before the application.
 struct Stage {
     front: Front,
     palisade: PathBuf,
     realm: String,
     folder: PathBuf,
     host: Netns,
-    outside: Option<Child>,
-    last_outside: Arc<Mutex<String>>,
+    outside: Vec<Outside>,
+}
+
+/// Traffic from outside, and what it told last.
+struct Outside {
+    load: Child,
+    last: Arc<Mutex<String>>,
+}
+
+impl Outside {
+    fn start(mut command: Command) -> Result<Self> {
+        let mut load = command.stdout(Stdio::piped()).spawn().context("starting the traffic from outside")?;
+        let lines = BufReader::new(load.stdout.take().context("it is piped")?).lines();
+        let last: Arc<Mutex<String>> = Arc::default();
+        let told = Arc::clone(&last);
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                *told.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = line;
+            }
+        });
+        Ok(Self { load, last })
+    }
+
+    fn told(&self) -> String {
+        self.last.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+}
+
+/// What was done, and what failed.
+#[derive(Default)]
+struct Told {
+    done: BTreeMap<String, u64>,
+    failed: u64,
+    first: Vec<String>,
+}
+
+impl Told {
+    fn parse(text: &str) -> Result<Self> {
+        let told: serde_json::Value = serde_json::from_str(text).with_context(|| format!("reading {text:?}"))?;
+        let done = told["done"].as_object().into_iter().flatten();
+        Ok(Self {
+            done: done.map(|(what, number)| (what.clone(), number.as_u64().unwrap_or(0))).collect(),
+            failed: told["failed"].as_u64().context("it didn't say what failed")?,
+            first: told["first"].as_array().into_iter().flatten().map(ToString::to_string).collect(),
+        })
+    }
+
+    fn and(mut self, other: Self) -> Self {
+        for (what, number) in other.done {
+            *self.done.entry(what).or_default() += number;
+        }
+        self.failed += other.failed;
+        self.first.extend(other.first);
+        self
+    }
+
+    /// Requests that were answered; a WebSocket's messages and queries aren't requests.
+    fn requests(&self) -> u64 {
+        self.done.iter().filter(|(what, _)| what.contains("connection")).map(|(_, number)| number).sum()
+    }
 }
 
 impl Stage {
@@ -83,43 +146,30 @@ impl Stage {
                 Ok(link::add_address("eth0", own, 24)?)
             })??;
         }
-        let mut stage = Self {
-            front,
-            palisade,
-            realm: scratch.realm.clone(),
-            folder,
-            host,
-            outside: None,
-            last_outside: Arc::default(),
-        };
+        let mut stage = Self { front, palisade, realm: scratch.realm.clone(), folder, host, outside: Vec::new() };
         stage.write("1", 0)?;
         stage.expect(&["up", "--wait"], 0)?;
-        let mut load = Command::new("python3");
-        load.arg(stage.folder.join("programs/load.py")).arg(front.target()).stdout(Stdio::piped());
-        let mut load = internet.run(|| load.spawn())?.context("starting the traffic from outside")?;
-        let lines = BufReader::new(load.stdout.take().context("it is piped")?).lines();
-        let last = Arc::clone(&stage.last_outside);
-        std::thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                *last.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = line;
-            }
-        });
-        stage.outside = Some(load);
+        for _ in 0..if front == Front::Edge { ASKING } else { 1 } {
+            let mut load = Command::new("python3");
+            load.arg(stage.folder.join("programs/load.py")).arg(front.target());
+            stage.outside.push(internet.run(|| Outside::start(load))??);
+        }
         std::thread::sleep(Duration::from_secs(2));
         Ok(stage)
     }
 
     /// `edges`: how often the edge was given another setting.
     fn write(&self, version: &str, edges: usize) -> Result<()> {
-        let bin = postgres::programs()?;
-        let (edge, ports) = match self.front {
-            Front::Own => (String::new(), "ports: [\"8081:8081\"]"),
+        let (edge, ports, inside) = match self.front {
+            Front::Own => (String::new(), "ports: [\"8081:8081\"]", inside(&postgres::programs()?)),
+            // All of the machine is the edge's and of those who ask it.
             Front::Edge => (
                 format!(
                     "  edge:\n    certificates: local\n    routes:\n      - {{domain: app.example, to: \"app:8081\", timeout: {}s}}\n",
                     60 + edges
                 ),
                 "expose: [\"8081\"]",
+                String::new(),
             ),
         };
         let text = format!(
@@ -131,15 +181,6 @@ x-palisade:
     no-healthcheck: it lives for a measurement
     no-rate-limit: all of the traffic is one client's
 {edge}services:
-  postgres:
-    expose: ["5432"]
-    volumes: ["data:/data"]
-    stop_signal: SIGINT
-    healthcheck: {{test: ["CMD", "{bin}/pg_isready", "-h", "127.0.0.1"], interval: 1s, start_period: 30s, start_interval: 100ms}}
-    x-palisade:
-      process:
-        user: postgres
-        command: ["/bin/sh", "-c", "test -e /data/db/PG_VERSION || {{ {bin}/initdb --auth trust --no-sync -D /data/db && echo 'host all all all trust' >/data/db/pg_hba.conf; }}; exec {bin}/postgres -D /data/db -c listen_addresses=* -c unix_socket_directories= -c fsync=off"]
   app:
     {ports}
     environment: {{VERSION: "{version}"}}
@@ -154,13 +195,7 @@ x-palisade:
       start_period: 2s
       start_interval: 100ms
     x-palisade: {{connect: [], process: {{user: nobody, command: [python3, /programs/app.py]}}}}
-  client:
-    volumes: ["./programs:/programs:ro"]
-    depends_on: {{postgres: {{condition: service_healthy}}, app: {{condition: service_healthy}}}}
-    x-palisade: {{process: {{user: nobody, command: [python3, /programs/load.py, "app:8081", "postgres:5432"]}}}}
-volumes: {{data: {{}}}}
-"#,
-            bin = bin.display(),
+{inside}"#
         );
         fs::write(self.folder.join("compose.yaml"), text).context("writing the Compose file")
     }
@@ -180,24 +215,52 @@ volumes: {{data: {{}}}}
         Ok(())
     }
 
-    /// What each of the two sources of traffic told last.
-    fn told(&self) -> Result<[(&'static str, serde_json::Value); 2]> {
-        // Both tell it once a second.
+    /// What each source of traffic told last.
+    fn told(&self) -> Result<Vec<(&'static str, Told)>> {
+        // They tell it once a second.
         std::thread::sleep(Duration::from_millis(2_500));
-        let inside = String::from_utf8(self.palisade(&["logs", "client"])?.stdout)?;
-        let last = inside.lines().rfind(|line| line.contains('{')).context("the client inside printed nothing")?;
-        let json = &last[last.find('{').unwrap_or(0)..];
-        let outside = self.last_outside.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
-        let parse = |text: &str| serde_json::from_str(text).with_context(|| format!("reading {text:?}"));
-        Ok([("inside", parse(json)?), ("outside", parse(&outside)?)])
+        let mut told = Vec::new();
+        if self.front == Front::Own {
+            let inside = String::from_utf8(self.palisade(&["logs", "client"])?.stdout)?;
+            let last = inside.lines().rfind(|line| line.contains('{')).context("the client inside printed nothing")?;
+            told.push(("inside", Told::parse(&last[last.find('{').unwrap_or(0)..])?));
+        }
+        let mut outside = Told::default();
+        for source in &self.outside {
+            outside = outside.and(Told::parse(&source.told())?);
+        }
+        told.push(("outside", outside));
+        Ok(told)
     }
+}
+
+/// PostgreSQL, and traffic to it and to the application.
+fn inside(bin: &Path) -> String {
+    format!(
+        r#"  postgres:
+    expose: ["5432"]
+    volumes: ["data:/data"]
+    stop_signal: SIGINT
+    healthcheck: {{test: ["CMD", "{bin}/pg_isready", "-h", "127.0.0.1"], interval: 1s, start_period: 30s, start_interval: 100ms}}
+    x-palisade:
+      process:
+        user: postgres
+        command: ["/bin/sh", "-c", "test -e /data/db/PG_VERSION || {{ {bin}/initdb --auth trust --no-sync -D /data/db && echo 'host all all all trust' >/data/db/pg_hba.conf; }}; exec {bin}/postgres -D /data/db -c listen_addresses=* -c unix_socket_directories= -c fsync=off"]
+  client:
+    volumes: ["./programs:/programs:ro"]
+    depends_on: {{postgres: {{condition: service_healthy}}, app: {{condition: service_healthy}}}}
+    x-palisade: {{process: {{user: nobody, command: [python3, /programs/load.py, "app:8081", "postgres:5432"]}}}}
+volumes: {{data: {{}}}}
+"#,
+        bin = bin.display(),
+    )
 }
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        if let Some(mut outside) = self.outside.take() {
-            let _ = outside.kill();
-            let _ = outside.wait();
+        for outside in &mut self.outside {
+            let _ = outside.load.kill();
+            let _ = outside.load.wait();
         }
         if let Err(error) = self.expect(&["down", "--volumes", "--yes"], 0) {
             eprintln!("palisade-bench: {error:#}");
@@ -208,8 +271,24 @@ impl Drop for Stage {
     }
 }
 
-fn failures(told: &[(&str, serde_json::Value); 2]) -> u64 {
-    told.iter().map(|(_, told)| told["failed"].as_u64().unwrap_or(u64::MAX)).fold(0, u64::saturating_add)
+/// What failed, and how many requests were answered.
+fn counted(told: &[(&str, Told)]) -> (u64, u64) {
+    let all = told.iter().map(|(_, told)| (told.failed, told.requests()));
+    all.fold((0, 0), |(failed, requests), (more_failed, more)| (failed + more_failed, requests + more))
+}
+
+/// How long something is repeated.
+#[derive(Clone, Copy)]
+struct Often {
+    times: usize,
+    /// And until so many requests were answered meanwhile.
+    requests: u64,
+}
+
+impl Often {
+    fn times(times: usize) -> Self {
+        Self { times, requests: 0 }
+    }
 }
 
 /// What was done, how long it took and what failed meanwhile.
@@ -217,39 +296,52 @@ struct Acts<'a> {
     stage: &'a Stage,
     rows: Vec<Vec<String>>,
     failed: u64,
+    requests: u64,
 }
 
 impl<'a> Acts<'a> {
     fn new(stage: &'a Stage) -> Result<Self> {
-        let heads = ["what", "how often", "time each (median)", "failed, inside and outside"];
-        Ok(Self { stage, rows: vec![heads.map(String::from).to_vec()], failed: failures(&stage.told()?) })
+        let heads = ["what", "how often", "time each (median)", "requests meanwhile", "failed"];
+        let (failed, requests) = counted(&stage.told()?);
+        Ok(Self { stage, rows: vec![heads.map(String::from).to_vec()], failed, requests })
     }
 
-    fn act(&mut self, what: &str, often: usize, mut step: impl FnMut(usize) -> Result<()>) -> Result<()> {
-        let mut took_ns = Vec::new();
-        for number in 0..often {
+    fn act(&mut self, what: &str, often: Often, mut step: impl FnMut(usize) -> Result<()>) -> Result<()> {
+        let (mut took_ns, start) = (Vec::new(), Instant::now());
+        let (failed, requests) = loop {
             let began = Instant::now();
-            step(number)?;
+            step(took_ns.len())?;
             took_ns.push(began.elapsed().as_nanos() as f64);
             std::thread::sleep(PAUSE);
-        }
-        let now = failures(&self.stage.told()?);
+            if took_ns.len() < often.times && start.elapsed() < LIMIT {
+                continue;
+            }
+            let (failed, requests) = counted(&self.stage.told()?);
+            if requests - self.requests >= often.requests || start.elapsed() >= LIMIT {
+                break (failed, requests);
+            }
+        };
         let time = median(&took_ns).map_or_else(String::new, |ns| format!("{:.1} s", ns / 1e9));
-        self.rows.push(vec![what.into(), often.to_string(), time, (now - self.failed).to_string()]);
-        eprintln!("updates: {what}: {} failed", now - self.failed);
-        self.failed = now;
+        let (newly_failed, newly) = (failed - self.failed, requests - self.requests);
+        self.rows.push(vec![what.into(), took_ns.len().to_string(), time, newly.to_string(), newly_failed.to_string()]);
+        eprintln!("updates: {what}: {} times, {newly} requests, {newly_failed} failed", took_ns.len());
+        (self.failed, self.requests) = (failed, requests);
         Ok(())
     }
 
     fn report(&self) -> Result<String> {
         let mut text = table(&self.rows);
         for (place, told) in self.stage.told()? {
-            let done = told["done"].as_object().into_iter().flatten();
-            let done: Vec<_> =
-                done.filter(|(_, n)| **n != 0).map(|(what, number)| format!("{number} {what}")).collect();
-            text += &format!("\nFrom {place}: {}; {} failed.\n", done.join(", "), told["failed"]);
-            if told["failed"] != 0 {
-                text += &format!("The first: {}\n", told["first"]);
+            let done: Vec<_> = told.done.iter().filter(|(_, number)| **number != 0).collect();
+            let done: Vec<_> = done.into_iter().map(|(what, number)| format!("{number} {what}")).collect();
+            text += &format!(
+                "\nFrom {place}: {}; {} requests in all, {} failed.\n",
+                done.join(", "),
+                told.requests(),
+                told.failed
+            );
+            if !told.first.is_empty() {
+                text += &format!("The first: {}\n", told.first.join(", "));
             }
         }
         Ok(text)
@@ -265,13 +357,13 @@ pub(crate) fn measure(_: &Options, scratch: &Scratch) -> Result<String> {
 fn directly(scratch: &Scratch) -> Result<String> {
     let stage = Stage::new(scratch, Front::Own)?;
     let mut acts = Acts::new(&stage)?;
-    acts.act("update", UPDATES, |number| {
+    acts.act("update", Often::times(UPDATES), |number| {
         stage.write(&format!("{}", number + 2), 0)?;
         stage.expect(&["up"], 0)
     })?;
-    acts.act("rollback", ROLLBACKS, |_| stage.expect(&["rollback", "--yes"], 0))?;
+    acts.act("rollback", Often::times(ROLLBACKS), |_| stage.expect(&["rollback", "--yes"], 0))?;
     for (bad, does) in BAD {
-        acts.act(&format!("a version that {does}"), 1, |_| {
+        acts.act(&format!("a version that {does}"), Often::times(1), |_| {
             stage.write(bad, 0)?;
             stage.expect(&["up"], 1)
         })?;
@@ -282,12 +374,15 @@ fn directly(scratch: &Scratch) -> Result<String> {
 fn through_the_edge(scratch: &Scratch) -> Result<String> {
     let stage = Stage::new(scratch, Front::Edge)?;
     let mut acts = Acts::new(&stage)?;
-    acts.act("update of the application", BEHIND, |number| {
-        stage.write(&format!("{}", number + 2), 0)?;
+    let often = Often { times: THROUGH_THE_EDGE, requests: REQUESTS };
+    let mut version = 1;
+    acts.act("update of the application", often, |_| {
+        version += 1;
+        stage.write(&version.to_string(), 0)?;
         stage.expect(&["up"], 0)
     })?;
-    acts.act("update of the edge", OF_THE_EDGE, |number| {
-        stage.write(&format!("{}", BEHIND + 1), number + 1)?;
+    acts.act("update of the edge", often, |number| {
+        stage.write(&version.to_string(), number + 1)?;
         stage.expect(&["up"], 0)
     })?;
     acts.report()

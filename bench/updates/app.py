@@ -21,6 +21,8 @@ leaving = threading.Event()
 
 class Answer(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # The head and the body of an answer are two packets.
+    disable_nagle_algorithm = True
 
     def do_GET(self):
         if self.headers.get("Upgrade", "").lower() == "websocket":

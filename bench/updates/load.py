@@ -19,6 +19,8 @@ done = {"new connections": 0, "requests on kept connections": 0, "WebSocket mess
 failed = []
 versions = set()
 PAUSE_S = 0.002
+# Through an edge that is updated, a client's WebSocket lives so long: the old edge waits for its end.
+TUNNEL_S = 2.0
 
 
 # Who answers is no question here.
@@ -102,7 +104,7 @@ def kept(web):
 
 
 def websocket(web):
-    """Stays as long as the server does; a close frame is a proper end, anything else is not."""
+    """Stays as long as the server does, or closes it itself; a close frame is a proper end, anything else is not."""
     while True:
         try:
             with web.stream() as stream:
@@ -115,7 +117,11 @@ def websocket(web):
                     raise OSError("no 101")
                 while reader.readline() not in (b"\r\n", b""):
                     pass
+                ends = time.monotonic() + TUNNEL_S if web.tls else float("inf")
                 while True:
+                    if time.monotonic() > ends:
+                        stream.sendall(b"\x88\x82\0\0\0\0\x03\xe8")  # 1000: done
+                        break
                     stream.sendall(b"\x81\x82\0\0\0\0hi")
                     head = reader.read(2)
                     if len(head) < 2:

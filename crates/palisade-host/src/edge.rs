@@ -14,12 +14,13 @@ use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use palisade_core::address::InstanceAddress;
+use palisade_core::causes::chain;
 use palisade_core::edge::{
-    Answer, CONTROL_SOCKET, EDGES_FILE, EdgeAt, HTTPS_PORT, INSTANCES, Order, Report, SERVICE_NAME, Settings, TOLD,
-    UPSTREAMS_FILE, Upstream, Upstreams, control_for_worker,
+    Answer, CONTROL_SOCKET, EDGES_FILE, EdgeAt, HTTPS_PORT, INSTANCES, Order, READY_VERB, Report, SERVICE_NAME,
+    Settings, TOLD, UPSTREAMS_FILE, Upstream, Upstreams, control_for_worker,
 };
 use palisade_core::instance::InstanceSpec;
-use palisade_core::stack::FileSource;
+use palisade_core::stack::{FileSource, HealthTest};
 
 use crate::layout::Layout;
 use crate::runtime;
@@ -128,17 +129,32 @@ impl<'a> Teller<'a> {
 
 /// How an instance of the edge is, with whom to ban: whoever asks is the one to do it. `None`: it doesn't run.
 pub fn report(layout: &Layout, number: u8) -> Result<Option<Report>, EdgeError> {
-    reported(layout, number, &Order::Report)
+    reported(layout, number, &Order::Report, ANSWER)
 }
 
 /// How an instance of the edge is, but for its limits. `None`: it doesn't run.
 pub fn look(layout: &Layout, number: u8) -> Result<Option<Report>, EdgeError> {
-    reported(layout, number, &Order::Look)
+    reported(layout, number, &Order::Look, ANSWER)
 }
 
-fn reported(layout: &Layout, number: u8, order: &Order) -> Result<Option<Report>, EdgeError> {
+/// The instance's health check is the edge's own question: whether it serves as it should.
+pub fn asks_itself(spec: &InstanceSpec) -> bool {
+    let test = spec.healthcheck.as_ref().map(|check| &check.test);
+    matches!(test, Some(HealthTest::Own(arguments)) if arguments.first().is_some_and(|verb| verb == READY_VERB))
+}
+
+/// Whether an instance of the edge serves as it should, and what is missing.
+pub fn health(layout: &Layout, number: u8, within: Duration) -> (bool, String) {
+    match reported(layout, number, &Order::Look, within) {
+        Ok(Some(report)) => (report.missing.is_empty(), report.missing.join("; ")),
+        Ok(None) => (false, "it doesn't answer: nobody is at its control socket".to_owned()),
+        Err(error) => (false, chain(&error)),
+    }
+}
+
+fn reported(layout: &Layout, number: u8, order: &Order, within: Duration) -> Result<Option<Report>, EdgeError> {
     let what = "report";
-    match ask(layout, number, order, what)? {
+    match ask_within(layout, number, order, what, within)? {
         None => Ok(None),
         Some(Answer::Report(report)) => Ok(Some(*report)),
         Some(answer) => Err(unexpected(number, what, answer)),
@@ -212,6 +228,16 @@ fn instances(layout: &Layout) -> Vec<u8> {
 
 /// Asks one instance. `None`: it doesn't run.
 fn ask(layout: &Layout, number: u8, order: &Order, what: &'static str) -> Result<Option<Answer>, EdgeError> {
+    ask_within(layout, number, order, what, ANSWER)
+}
+
+fn ask_within(
+    layout: &Layout,
+    number: u8,
+    order: &Order,
+    what: &'static str,
+    within: Duration,
+) -> Result<Option<Answer>, EdgeError> {
     let asked = || -> io::Result<Option<Answer>> {
         let stream = match connect(layout, number) {
             Ok(stream) => stream,
@@ -220,8 +246,8 @@ fn ask(layout: &Layout, number: u8, order: &Order, what: &'static str) -> Result
             }
             Err(error) => return Err(error),
         };
-        stream.set_read_timeout(Some(ANSWER))?;
-        stream.set_write_timeout(Some(ANSWER))?;
+        stream.set_read_timeout(Some(within))?;
+        stream.set_write_timeout(Some(within))?;
         let mut line = serde_json::to_vec(order)?;
         line.push(b'\n');
         (&stream).write_all(&line)?;
@@ -242,7 +268,7 @@ fn ask(layout: &Layout, number: u8, order: &Order, what: &'static str) -> Result
             Ok(None)
         }
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            let source = io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", ANSWER.as_secs()));
+            let source = io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", within.as_secs()));
             Err(EdgeError::Asked { number, what, source })
         }
         other => other.map_err(|source| EdgeError::Asked { number, what, source }),

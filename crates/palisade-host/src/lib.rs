@@ -13,6 +13,7 @@ pub mod link;
 mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod operators;
 mod packets;
 pub mod probe;
 pub mod program;

@@ -48,7 +48,7 @@ fn main() -> ExitCode {
             let settings = std::env::args_os().nth(2).unwrap_or_default();
             return palisade_edge::main(settings.as_ref());
         }
-        Some("__edge-ready") => {
+        Some(palisade_core::edge::READY_VERB) => {
             let control = std::env::args_os().nth(2).unwrap_or_default();
             return palisade_edge::ready_main(control.as_ref());
         }

@@ -9,8 +9,8 @@ mod worker;
 pub use reach::{granting_key, is_own};
 pub(crate) use service::mounts;
 pub use service::{
-    ACCESS_LOG_VOLUME, AUTHORITIES_VOLUME, CERTIFICATES_VOLUME, CONTROL_SOCKET, EDGES_FILE, INSTANCES, TOLD,
-    UPSTREAMS_FILE, USER, control_for_worker, drains_itself, needs_worker, rehearsed, settings, upstreams,
+    ACCESS_LOG_VOLUME, AUTHORITIES_VOLUME, CERTIFICATES_VOLUME, CONTROL_SOCKET, EDGES_FILE, INSTANCES, READY_VERB,
+    TOLD, UPSTREAMS_FILE, USER, control_for_worker, drains_itself, needs_worker, rehearsed, settings, upstreams,
     with_services, worker_settings,
 };
 pub use worker::{EdgeAt, WorkerSettings};

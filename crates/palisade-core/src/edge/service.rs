@@ -48,6 +48,8 @@ pub const EDGES_FILE: &str = "edges.json";
 const INSIDE: &str = "/run/palisade-edge";
 /// So long connections to an edge that is replaced may go on: WebSockets have no end of their own.
 const GRACE_MS: u64 = 30_000;
+/// Has this program ask an edge, by its control socket, whether it serves as it should.
+pub const READY_VERB: &str = "__edge-ready";
 /// So long a newer edge is watched before the older one goes.
 const MONITOR_MS: u64 = 2_000;
 /// The same for who obtains certificates: it ends at once or not at all.
@@ -252,7 +254,7 @@ impl Maker<'_> {
             connect: Some(connect),
             depends_on: depends_on.collect(),
             healthcheck: Some(Healthcheck {
-                test: HealthTest::Own(vec!["__edge-ready".to_owned(), text(&inside("control").join(CONTROL_SOCKET))]),
+                test: HealthTest::Own(vec![READY_VERB.to_owned(), text(&inside("control").join(CONTROL_SOCKET))]),
                 interval_ms: 5_000,
                 timeout_ms: 5_000,
                 retries: 3,

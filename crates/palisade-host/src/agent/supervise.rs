@@ -24,6 +24,7 @@ use super::events::EventSink;
 use super::rules::{HealthState, Restarts};
 use super::ship::ship;
 use crate::cgroup::{self, Cgroup};
+use crate::edge;
 use crate::hosts_file;
 use crate::layout::Layout;
 use crate::runtime::{self, EnterOptions, Exit, Found, Inside, Running};
@@ -774,8 +775,14 @@ impl Worker {
         let (surroundings, spec, run) = (self.surroundings.clone(), self.spec.clone(), self.run);
         let supervised = Supervised(self.shared.clone());
         let Ok(running) = running.try_clone() else { return };
+        let asks = edge::asks_itself(&spec);
         let work = move || {
             let Surroundings { layout, exe, .. } = &surroundings;
+            if asks {
+                // It answers the agent over its socket: no process has to be started for that.
+                let (passed, output) = edge::health(layout, spec.id.number, timeout);
+                return supervised.order(Order::Checked { run, passed, output });
+            }
             let result = runtime::enter(layout, &spec, &running, exe, inside, options);
             let (passed, output) = match result {
                 Ok(result) => {

@@ -42,7 +42,7 @@ pub(crate) fn run(args: &StackArgs, turn: Turn, services: &[String]) -> Result<A
         );
     }
     let specs = if turn == Turn::Stop { BTreeMap::new() } else { specs(&layout, &host)? };
-    let plan = plan_turn(turn, &stack, &host, &wanted, &specs);
+    let plan = plan_turn(turn, &stack, &host, &wanted, &specs, state.policy.as_ref());
     super::require_safe(&lint(&plan, &host))?;
     if plan.is_empty() {
         eprintln!("{}: nothing to {verb}", layout.project);

@@ -45,6 +45,8 @@ services:
             class Answer(http.server.BaseHTTPRequestHandler):
                 protocol_version = 'HTTP/1.1'
                 def do_GET(self):
+                    if self.headers.get('Upgrade'):
+                        return self.echo()
                     names = ['Host', 'X-Real-IP', 'X-Forwarded-For', 'X-Forwarded-Proto', 'X-Forwarded-Host']
                     said = ' '.join(f'{name}={self.headers.get(name)}' for name in names)
                     text = f'version {version} {said}'.encode()
@@ -52,6 +54,12 @@ services:
                     self.send_header('Content-Length', str(len(text)))
                     self.end_headers()
                     self.wfile.write(text)
+                def echo(self):
+                    self.send_response(101)
+                    for name, value in [('Connection', 'Upgrade'), ('Upgrade', 'websocket')]: self.send_header(name, value)
+                    self.end_headers()
+                    self.close_connection = True
+                    while data := self.rfile.read1(4096): self.wfile.write(data)
                 def log_message(self, *arguments): pass
             class Server(http.server.ThreadingHTTPServer): request_queue_size = 128
             Server(('0.0.0.0', 8081), Answer).serve_forever()
