@@ -13,8 +13,8 @@ use std::os::unix::fs::MetadataExt;
 
 const DAY_S: u64 = 86_400;
 
-/// A stack whose clock can be set, or the reason why there is none.
-fn stack(test: &str) -> Option<(Stack, Clock)> {
+/// A stack whose clock can be set; says why there is none. The clock outlives what has it.
+fn stack(test: &str) -> Option<(Clock, Stack)> {
     if !pebble::is_here(test) {
         return None;
     }
@@ -22,7 +22,8 @@ fn stack(test: &str) -> Option<(Stack, Clock)> {
         eprintln!("skipped: {test} needs libfaketime (scripts/install-deps test)");
         return None;
     };
-    Some((Stack::with_clock(Challenge::Http01, &clock), clock))
+    let stack = Stack::with_clock(Challenge::Http01, &clock);
+    Some((clock, stack))
 }
 
 /// What the edge says of when its certificate ends: nothing, if it isn't valid now.
@@ -55,7 +56,7 @@ fn said(stack: &Stack, kind: &str) -> Vec<String> {
 
 #[test]
 fn a_clock_that_jumps_past_the_end_makes_the_worker_order_at_once() {
-    let Some((mut stack, clock)) = stack("a clock that jumps forward") else { return };
+    let Some((clock, mut stack)) = stack("a clock that jumps forward") else { return };
     let mut wish = stack.wish();
     wish.validity_s = 3_600;
     let mut authority = Authority::start(wish);
@@ -80,7 +81,7 @@ fn a_clock_that_jumps_past_the_end_makes_the_worker_order_at_once() {
 
 #[test]
 fn a_clock_that_is_a_year_late_orders_nothing_and_what_is_served_stays() {
-    let Some((mut stack, clock)) = stack("a clock that jumps back") else { return };
+    let Some((clock, mut stack)) = stack("a clock that jumps back") else { return };
     let authority = Authority::start(stack.wish());
     stack.order_from(vec![authority.directory()]);
     let worker = stack.start_worker_with(&clock.environment());
@@ -112,7 +113,7 @@ fn a_clock_that_is_a_year_late_orders_nothing_and_what_is_served_stays() {
 
 #[test]
 fn a_clock_that_was_ahead_leaves_no_pause_behind() {
-    let Some((mut stack, clock)) = stack("a clock that was ahead") else { return };
+    let Some((clock, mut stack)) = stack("a clock that was ahead") else { return };
     let authority = Authority::start(stack.wish());
     stack.order_from(vec![authority.directory()]);
     // Three days: not enough to be taken for a mistake by its length alone.

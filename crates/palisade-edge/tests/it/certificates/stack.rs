@@ -7,7 +7,7 @@ use palisade_edge::acme::{Outcome, ensure};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 /// The edge, and what the worker is told.
@@ -180,9 +180,21 @@ impl Clock {
             flag("FAKETIME_NO_CACHE"),
             flag("FAKETIME_DONT_FAKE_MONOTONIC"),
             flag("FAKETIME_DONT_RESET"),
-            flag("FAKETIME_DISABLE_SHM"),
             flag("NO_FAKE_STAT"),
         ]
+    }
+}
+
+impl Drop for Clock {
+    /// What processes that were killed have left in shared memory.
+    fn drop(&mut self) {
+        for entry in std::fs::read_dir("/dev/shm").into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let pid = name.strip_prefix("faketime_shm_").or_else(|| name.strip_prefix("sem.faketime_sem_"));
+            if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
     }
 }
 
