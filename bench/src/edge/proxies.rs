@@ -168,7 +168,14 @@ impl Proxy {
     fn tell_upstream(&self, address: SocketAddr) -> Result<()> {
         let id = InstanceId::parse("web.1").context("an instance's name")?;
         let order = Order::SetUpstreams(Upstreams::from([("web:80".into(), vec![UpstreamInstance { id, address }])]));
-        let mut stream = UnixStream::connect(self.folder.join("control")).context("connecting to the edge's socket")?;
+        // It listens for clients before it takes orders.
+        let deadline = Instant::now() + PATIENCE;
+        let mut stream = loop {
+            match UnixStream::connect(self.folder.join("control")) {
+                Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+                connected => break connected.context("connecting to the edge's socket")?,
+            }
+        };
         stream.set_read_timeout(Some(PATIENCE))?;
         writeln!(stream, "{}", serde_json::to_string(&order)?)?;
         let mut line = String::new();
