@@ -5,7 +5,7 @@ use super::pebble::{self, Authority};
 use super::stack::Stack;
 use crate::support::{DOMAIN, Edge, PATIENCE, settings, wait_until};
 use crate::upstream::Echo;
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -54,6 +54,13 @@ impl SmallDisk {
 
     fn make_room(&self) {
         std::fs::remove_file(self.filler()).expect("it is there");
+    }
+}
+
+impl Drop for SmallDisk {
+    /// A folder with something mounted over it could not be removed.
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
     }
 }
 
@@ -275,4 +282,6 @@ fn requests_are_served_while_the_access_log_doesnt_fit_and_no_line_is_half() {
         edge.get("/after");
         lines().last().is_some_and(|path| path == "/after")
     });
+    // Before the folder that the edge has.
+    drop(disk);
 }
