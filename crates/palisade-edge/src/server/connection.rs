@@ -254,9 +254,7 @@ impl Place {
         })
         .await
     }
-}
 
-impl Place {
     /// Until a resting client sends something. False: it is to rest no longer.
     async fn until_asked<S: Stream>(&self, wire: &mut Wire<S>) -> bool {
         std::future::poll_fn(|context| {

@@ -2,6 +2,7 @@
 
 use super::gather::Gather;
 use super::strict::{NO_HEAD, Strict};
+use crate::access_log::Unread;
 use crate::proxy::{Clock, TICK_MS};
 use bytes::Bytes;
 use palisade_core::edge::ConnectionLimits;
@@ -19,8 +20,6 @@ use tokio_rustls::server::TlsStream;
 const SPEED_MS: u32 = 10_000;
 /// An idle connection of HTTP/1 is one that rests after so long.
 const REST_MS: u64 = 1_000;
-/// So much is kept of a head that was refused.
-const UNREAD_BYTES_MAX: usize = 1_024;
 /// What a client still sends is taken for so long after the answer, so that the answer isn't lost by a reset.
 const LINGER_MS: u64 = 2_000;
 
@@ -251,7 +250,7 @@ pub(super) struct Wire<S: Stream> {
     /// What an earlier reader had read and not used.
     returned: Bytes,
     refused: Option<Instead>,
-    /// How what was refused begins.
+    /// How what was refused begins, as far as it is logged.
     unread: Vec<u8>,
     /// The client has ended the connection when nothing was owed to it.
     left: bool,
@@ -317,7 +316,7 @@ impl<S: Stream> Wire<S> {
         if let Err(refused) = judged {
             let sound = before + refused.sound;
             let unread = &buffer.filled()[sound..];
-            self.unread = unread[..unread.len().min(UNREAD_BYTES_MAX)].to_vec();
+            self.unread = unread[..unread.len().min(Unread::LINE_BYTES_MAX)].to_vec();
             buffer.set_filled(sound);
             self.refused = Some(if refused.in_head { Instead::Head(NO_HEAD) } else { Instead::Failure });
             if sound == before {

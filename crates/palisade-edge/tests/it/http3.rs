@@ -1,13 +1,11 @@
 //! HTTP/3, with a client of the library that the edge uses too.
 
-use crate::support::{DOMAIN, Edge, PATIENCE, settings, wait_until};
+use crate::support::{DOMAIN, Edge, PATIENCE, roots, settings, wait_until};
 use crate::upstream::{Echo, raw, read_head};
 use bytes::{Buf, Bytes};
 use hyper::{HeaderMap, Request, StatusCode};
 use palisade_core::edge::{Answer, Order};
 use quinn::crypto::rustls::QuicClientConfig;
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
 use std::io::Write;
 use std::net::UdpSocket;
 use std::sync::Arc;
@@ -45,13 +43,10 @@ impl Quic {
 
 /// A connection that trusts the edge's certificate.
 async fn connect(edge: &Edge) -> (Sender, h3::client::Connection<h3_quinn::Connection, Bytes>, Quic) {
-    let certificate = CertificateDer::from_pem_file(edge.settings.certificates.join(format!("{DOMAIN}.pem")));
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(certificate.expect("it is there")).expect("it is one");
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider);
     let builder = builder.with_protocol_versions(&[&rustls::version::TLS13]).expect("the provider speaks it");
-    let mut tls = builder.with_root_certificates(roots).with_no_client_auth();
+    let mut tls = builder.with_root_certificates(roots(edge)).with_no_client_auth();
     tls.alpn_protocols = vec![b"h3".to_vec()];
     let config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).expect("it is of TLS 1.3")));
     let mut endpoint = quinn::Endpoint::client((crate::support::own_address(), 0).into()).expect("a socket");

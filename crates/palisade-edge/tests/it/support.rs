@@ -6,6 +6,9 @@ use palisade_core::edge::{
 };
 use palisade_core::names::{InstanceId, ServiceName};
 use palisade_core::place::{Place, Placed};
+use rustls::RootCertStore;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -126,6 +129,14 @@ pub(crate) fn certificate(folder: &Path, domain: &str) {
     let made = rcgen::generate_simple_self_signed([domain.to_owned()]).expect("a certificate");
     let text = made.signing_key.serialize_pem() + &made.cert.pem();
     std::fs::write(folder.join(format!("{domain}.pem")), text).expect("its folder is there");
+}
+
+/// For a client that trusts the edge's own certificate and no other.
+pub(crate) fn roots(edge: &Edge) -> RootCertStore {
+    let certificate = CertificateDer::from_pem_file(edge.settings.certificates.join(format!("{DOMAIN}.pem")));
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate.expect("it is there")).expect("it is one");
+    roots
 }
 
 /// A running edge. It is killed with the value.

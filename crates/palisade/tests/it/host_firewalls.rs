@@ -422,19 +422,28 @@ fn iptables_of_today_lets_in_what_is_published_until_down() {
     iptables_opens_and_shuts(&Place::new(), "nft");
 }
 
-#[test]
-fn iptables_of_old_lets_in_what_is_published_until_down() {
-    const TEST: &str = "host_firewalls::iptables_of_old_lets_in_what_is_published_until_down";
-    need_root!("host_firewalls::iptables_of_old_lets_in_what_is_published_until_down");
-    if lacks(TEST, &["iptables-legacy", "python3"]) {
-        return;
+/// A place whose kernel has iptables of old; `None` where that can't be.
+pub(crate) fn with_iptables_of_old(test: &str) -> Option<Place> {
+    if lacks(test, &["iptables-legacy"]) {
+        return None;
     }
     let place = Place::new();
     let works =
         Command::new("iptables-legacy").args(["-S", "INPUT"]).output().is_ok_and(|output| output.status.success());
     if !works {
-        return skipped(TEST, "this kernel has no iptables of old");
+        skipped(test, "this kernel has no iptables of old");
     }
+    works.then_some(place)
+}
+
+#[test]
+fn iptables_of_old_lets_in_what_is_published_until_down() {
+    const TEST: &str = "host_firewalls::iptables_of_old_lets_in_what_is_published_until_down";
+    need_root!("host_firewalls::iptables_of_old_lets_in_what_is_published_until_down");
+    if lacks(TEST, &["python3"]) {
+        return;
+    }
+    let Some(place) = with_iptables_of_old(TEST) else { return };
     iptables_opens_and_shuts(&place, "legacy");
 }
 

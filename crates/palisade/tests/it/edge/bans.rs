@@ -12,10 +12,9 @@ use palisade_host::firewall::bans::Bans;
 use palisade_host::link;
 
 use super::shop::APP;
-use crate::host_firewalls::{Place, lacks, with_firewalld, with_ufw};
+use crate::host_firewalls::{Place, lacks, with_firewalld, with_iptables_of_old, with_ufw};
 use crate::need_root;
 use crate::scratch::{HOST, Host, STRANGER, connects, patiently};
-use crate::support::skipped;
 
 const HOST6: &str = "2001:db8::1";
 /// Two of one /64, and one of another.
@@ -256,14 +255,6 @@ fn a_ban_holds_beside_iptables_of_today() {
 fn a_ban_holds_beside_iptables_of_old() {
     const TEST: &str = "edge::bans::a_ban_holds_beside_iptables_of_old";
     need_root!("edge::bans::a_ban_holds_beside_iptables_of_old");
-    if lacks(TEST, &["iptables-legacy"]) {
-        return;
-    }
-    let place = Place::new();
-    let works =
-        Command::new("iptables-legacy").args(["-S", "INPUT"]).output().is_ok_and(|output| output.status.success());
-    if !works {
-        return skipped(TEST, "this kernel has no iptables of old");
-    }
+    let Some(place) = with_iptables_of_old(TEST) else { return };
     a_ban_holds_beside_iptables(&place, "legacy");
 }
