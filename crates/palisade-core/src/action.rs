@@ -63,6 +63,8 @@ pub enum Action {
     },
     /// Starts the stack's agent.
     StartAgent,
+    /// Has this program's agent take over from one of another version; instances don't notice.
+    ReplaceAgent,
     /// Loads the guard's programs and pins them.
     LoadGuard,
     /// Makes the instance's cgroup and attaches the guard to it, before anything runs in it.
@@ -206,6 +208,7 @@ impl Action {
             Action::StartForeign { .. } => "start_foreign",
             Action::RemoveForeign { .. } => "remove_foreign",
             Action::StartAgent => "start_agent",
+            Action::ReplaceAgent => "replace_agent",
             Action::LoadGuard => "load_guard",
             Action::GuardInstance { .. } => "guard_instance",
             Action::SetPolicy { .. } => "set_policy",
@@ -255,6 +258,7 @@ impl fmt::Display for Action {
             Action::StartForeign { name, .. } => write!(f, "start container {name}"),
             Action::RemoveForeign { name, .. } => write!(f, "remove container {name}, keep its volumes"),
             Action::StartAgent => f.write_str("start the agent"),
+            Action::ReplaceAgent => f.write_str("replace the agent"),
             Action::LoadGuard => f.write_str("load the guard"),
             Action::GuardInstance { id, address, .. } => write!(f, "guard {id} at {address}"),
             Action::SetPolicy { policy, .. } => {
@@ -362,6 +366,8 @@ pub enum Cause {
     NotRunning,
     /// Somebody had it stopped.
     Stopped,
+    /// It is of another version of Palisade than the one that makes the plan.
+    OtherVersion,
     /// The command line asks for it.
     Asked,
     /// It ran without the guard, so it may hold sockets that the guard has not seen.
@@ -416,6 +422,7 @@ impl fmt::Display for Cause {
             Cause::MakesWay { id } => write!(f, "{id} is about to be replaced"),
             Cause::NotRunning => f.write_str("it doesn't run"),
             Cause::Stopped => f.write_str("it was stopped"),
+            Cause::OtherVersion => f.write_str("it is of another version of Palisade"),
             Cause::Asked => f.write_str("you asked for it"),
             Cause::NotGuarded => f.write_str("it ran without the guard"),
             Cause::NeededBy { service } => write!(f, "{service} depends on it"),

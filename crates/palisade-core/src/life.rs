@@ -200,8 +200,7 @@ mod tests {
     use super::*;
     use crate::address::ServiceIndex;
     use crate::instance::InstanceStatus;
-    use crate::observed::AgentSeen;
-    use crate::testing::{depends, name, service, spec, stack};
+    use crate::testing::{AGENT, depends, name, service, spec, stack};
 
     /// A database and an application that waits for its health; `states` in this order.
     fn shop(states: [RunState; 2]) -> (Stack, Observed, BTreeMap<InstanceId, InstanceSpec>) {
@@ -210,7 +209,7 @@ mod tests {
         let mut db = service("db");
         db.healthcheck = Some(crate::testing::healthcheck());
         let stack = stack([app, db]);
-        let mut host = Observed { agent: Some(AgentSeen { pid: 1 }), ..Observed::default() };
+        let mut host = Observed { agent: Some(AGENT), ..Observed::default() };
         let mut specs = BTreeMap::new();
         for (service, state) in ["db", "app"].into_iter().zip(states) {
             let id = InstanceId { service: name(service), number: 1 };

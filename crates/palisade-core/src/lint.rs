@@ -65,6 +65,7 @@ impl<'a> Linter<'a> {
         };
         match &step.action {
             Action::StartAgent => self.agent = true,
+            Action::ReplaceAgent => require(self.agent, "no-agent", "there is none to take over from"),
             Action::LoadGuard => self.guard = true,
             Action::GuardInstance { id, address, .. } => {
                 self.addresses.insert(id, *address);

@@ -187,6 +187,8 @@ pub enum FileSeen {
 pub struct AgentSeen {
     /// Its process.
     pub pid: i32,
+    /// It is not of the version of Palisade that looks.
+    pub other_version: bool,
 }
 
 /// An instance that the agent knows.

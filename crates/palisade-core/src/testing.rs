@@ -7,8 +7,12 @@ use crate::edge::{
 };
 use crate::environment::Environment;
 use crate::names::{ProjectName, ServiceName};
+use crate::observed::AgentSeen;
 use crate::place::{Place, Placed};
 use crate::stack::*;
+
+/// An agent of the version that looks.
+pub(crate) const AGENT: AgentSeen = AgentSeen { pid: 1, other_version: false };
 
 pub(crate) fn name(text: &str) -> ServiceName {
     ServiceName::parse(text).unwrap()

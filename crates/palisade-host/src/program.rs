@@ -24,8 +24,13 @@ const NOTES_BYTES_MAX: u64 = 64 << 10;
 
 /// This program, and where it is to be kept for the stack.
 pub fn own(layout: &Layout) -> io::Result<OwnProgram> {
-    let digest = digest(Path::new(SELF))?;
+    let digest = own_digest()?;
     Ok(OwnProgram { file: layout.program(&digest), digest })
+}
+
+/// What stands for the content of the file that this process runs from: two with the same digest are the same version.
+pub fn own_digest() -> io::Result<String> {
+    digest(Path::new(SELF))
 }
 
 /// Puts this program where `own` says, unless it is there. It is the same file if that is on the same file system.
@@ -33,7 +38,7 @@ pub fn keep(own: &OwnProgram) -> io::Result<()> {
     if own.file.exists() {
         return Ok(());
     }
-    if digest(Path::new(SELF))? != own.digest {
+    if own_digest()? != own.digest {
         return Err(io::Error::new(io::ErrorKind::NotFound, "it is gone, and this is another version"));
     }
     let folder = own.file.parent().unwrap_or(Path::new("/"));

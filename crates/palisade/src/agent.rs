@@ -15,7 +15,7 @@ use palisade_core::address::InstanceAddress;
 use palisade_core::instance::{Health, InstanceStatus, RunState};
 use palisade_core::names::InstanceId;
 use palisade_guard::{Event, EventReader, Guard, Kind};
-use palisade_host::agent::{AgentError, Client, EventSink, Task};
+use palisade_host::agent::{AgentError, Client, EventSink, Identity, Task};
 use palisade_host::layout::Layout;
 use palisade_host::runtime::{self, Found};
 use serde::Deserialize;
@@ -27,10 +27,10 @@ use crate::state::{Lock, LockError, State, read_json};
 /// How long a listener waits for an event before it looks at what else may have changed.
 const LISTEN: Duration = Duration::from_secs(1);
 
-/// The agent's process, and the instances of the stack: as it tells, or as they were left when it is away.
-pub(crate) fn seen(layout: &Layout) -> io::Result<(Option<i32>, Vec<InstanceStatus>)> {
-    match Client::connect(layout).and_then(|mut client| Ok((client.pid()?, client.status()?))) {
-        Ok((pid, instances)) => Ok((Some(pid), instances)),
+/// The agent, and the instances of the stack: as it tells, or as they were left when it is away.
+pub(crate) fn seen(layout: &Layout) -> io::Result<(Option<Identity>, Vec<InstanceStatus>)> {
+    match Client::connect(layout).and_then(|mut client| Ok((client.identity()?, client.status()?))) {
+        Ok((agent, instances)) => Ok((Some(agent), instances)),
         Err(AgentError::Away { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
             Err(io::Error::new(source.kind(), "only root can ask the agent"))
         }

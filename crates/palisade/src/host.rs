@@ -611,6 +611,11 @@ impl Host for Adapters {
                 host_agent::ensure(&self.layout, Path::new(THIS_PROGRAM))?;
                 Ok(Undo::Do(vec![Action::StopAgent]))
             }
+            Action::ReplaceAgent => {
+                host_agent::replace(&self.layout, Path::new(THIS_PROGRAM))?;
+                // One is as good as the other for what was there before.
+                Ok(Undo::Nothing)
+            }
             Action::LoadGuard => self.load_guard(),
             Action::GuardInstance { id, address, driver } => {
                 let cgroup = Cgroup::made_by(&self.layout, id, *driver)?;

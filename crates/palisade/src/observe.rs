@@ -155,8 +155,12 @@ impl Observer<'_> {
 
     fn instances(&mut self) {
         match agent::seen(self.layout) {
-            Ok((pid, instances)) => {
-                self.host.agent = pid.map(|pid| AgentSeen { pid });
+            Ok((agent, instances)) => {
+                self.host.agent = agent.map(|agent| {
+                    // What this is can't be read: then nothing says that it is another version.
+                    let own = program::own_digest().ok();
+                    AgentSeen { pid: agent.pid, other_version: own.is_some() && own != agent.program }
+                });
                 self.host.instances = instances
                     .into_iter()
                     .map(|status| {

@@ -93,8 +93,10 @@ impl<'a> Planner<'a> {
             let owner = volume_owner(self.stack, &key);
             self.push(Action::CreateVolume { name, owner }, Cause::Missing);
         }
-        if self.observed.agent.is_none() {
-            self.push(Action::StartAgent, Cause::Missing);
+        match &self.observed.agent {
+            None => self.push(Action::StartAgent, Cause::Missing),
+            Some(agent) if agent.other_version => self.push(Action::ReplaceAgent, Cause::OtherVersion),
+            Some(_) => {}
         }
         if self.observed.guard.is_none() {
             self.push(Action::LoadGuard, Cause::Missing);

@@ -4,7 +4,7 @@ use crate::instance::{Health, InstanceStatus};
 use crate::lint::lint;
 use crate::observed::{AgentSeen, FirewallSeen, GuardSeen, InstanceSeen, SocketOwner, SocketSeen};
 use crate::stack::{Condition, Healthcheck, Mount, MountSource, Proto, Service};
-use crate::testing::{at, depends, healthcheck, name, publish, service, stack, tcp};
+use crate::testing::{AGENT, at, depends, healthcheck, name, publish, service, stack, tcp};
 
 pub(super) fn wishes() -> Wishes<'static> {
     Wishes {
@@ -72,7 +72,7 @@ pub(super) fn after(plan: &Plan, before: &Observed) -> Observed {
             | Action::StopForeign { .. }
             | Action::StartForeign { .. }
             | Action::RemoveForeign { .. } => {}
-            Action::StartAgent => host.agent = Some(AgentSeen { pid: 1 }),
+            Action::StartAgent | Action::ReplaceAgent => host.agent = Some(AGENT),
             Action::StopAgent => host.agent = None,
             Action::LoadGuard => host.guard = Some(GuardSeen::default()),
             Action::UnloadGuard => host.guard = None,
@@ -397,6 +397,16 @@ fn a_lost_agent_is_the_only_step() {
     insta::assert_snapshot!(planned(&shop(), &host), @r"
     shop: 1 step
       start the agent (it isn't there)
+    ");
+}
+
+#[test]
+fn an_agent_of_another_version_is_replaced_and_nothing_else() {
+    let mut host = running(&shop());
+    host.agent = Some(AgentSeen { other_version: true, ..AGENT });
+    insta::assert_snapshot!(planned(&shop(), &host), @r"
+    shop: 1 step
+      replace the agent (it is of another version of Palisade)
     ");
 }
 

@@ -2,10 +2,10 @@ use super::*;
 use crate::address::AddressBook;
 use crate::compile::{Numbers, Surroundings, compile};
 use crate::instance::InstanceStatus;
-use crate::observed::{AgentSeen, EngineState, FirewallSeen, GuardSeen};
+use crate::observed::{EngineState, FirewallSeen, GuardSeen};
 use crate::policy::Mode;
 use crate::stack::{BackendChoice, Volume};
-use crate::testing::{at, name, publish, service, stack, tcp};
+use crate::testing::{AGENT, at, name, publish, service, stack, tcp};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
@@ -31,7 +31,7 @@ fn good() -> (Stack, Compiled, Observed) {
     };
     let compiled = compile(&stack, surroundings).unwrap();
     let mut host = Observed {
-        agent: Some(AgentSeen { pid: 1 }),
+        agent: Some(AGENT),
         firewall: Some(FirewallSeen {
             digest: FirewallRules::of(&stack, &BTreeSet::new(), Backend::Nftables).map(|r| r.digest()),
         }),

@@ -11,14 +11,18 @@ mod server;
 mod ship;
 mod supervise;
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+use palisade_core::causes::chain;
 
 use crate::layout::Layout;
 
 pub use events::{Event, EventSink};
-pub use protocol::{AgentError, Client};
+pub use protocol::{AgentError, Client, Identity};
 pub use server::{Task, agent_main};
 
 /// Connects to the stack's agent; starts one with the program `exe` if none answers.
@@ -35,11 +39,33 @@ pub fn ensure(layout: &Layout, exe: &Path) -> Result<Client, AgentError> {
     die_with_parent(&mut command);
     let message = match command.output() {
         Ok(output) if output.status.success() => return Client::connect(layout),
-        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        Ok(output) => match String::from_utf8_lossy(&output.stderr).trim() {
+            "" => format!("{}: {}", exe.display(), output.status),
+            message => message.to_owned(),
+        },
         Err(error) => format!("{}: {error}", exe.display()),
     };
     // Somebody else may have started one at the same moment.
     Client::connect(layout).map_err(|_| AgentError::NotStarted(message))
+}
+
+/// Has an agent of the program `exe` take over from the one that runs, whatever version that is. When the new one doesn't
+/// start, the former one is started again from the file that it ran from, which may have no name any more.
+pub fn replace(layout: &Layout, exe: &Path) -> Result<(), AgentError> {
+    let mut former = Client::connect(layout)?;
+    let path = PathBuf::from(format!("/proc/{}/exe", former.identity()?.pid));
+    let program = File::open(&path).map_err(|source| AgentError::Unknown { path, source })?;
+    former.shutdown()?;
+    let newer = match ensure(layout, exe) {
+        Ok(_) => return Ok(()),
+        Err(AgentError::NotStarted(message)) => message,
+        Err(error) => chain(&error),
+    };
+    let former = match ensure(layout, Path::new(&format!("/proc/self/fd/{}", program.as_raw_fd()))) {
+        Ok(_) => "the former one goes on".to_owned(),
+        Err(error) => format!("nor does the former one ({}): services run on, and nothing restarts them", chain(&error)),
+    };
+    Err(AgentError::NotReplaced { newer, former })
 }
 
 /// Kills what it starts when the calling thread is gone: an agent that is not in its cgroup yet would come up after

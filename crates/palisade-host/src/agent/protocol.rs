@@ -35,7 +35,12 @@ pub(super) enum Request {
 /// What it answers.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Response {
-    Hello { pid: i32 },
+    Hello {
+        pid: i32,
+        /// Digest of its program; versions that don't tell it are older than this field.
+        #[serde(default)]
+        program: Option<String>,
+    },
     Status { instances: Vec<InstanceStatus> },
     Done,
     Hosts { old: Option<Hosts> },
@@ -68,9 +73,35 @@ pub enum AgentError {
     /// It could not do as it was asked. The message is the agent's, with all causes.
     #[error("{0}")]
     Refused(String),
+    /// The program of one that is to be replaced can't be kept to go back to.
+    #[error("cannot open the program of the agent that runs, {}", path.display())]
+    Unknown {
+        /// The program.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Another version didn't start, and the former one runs again, or doesn't. The messages are the agents'.
+    #[error("the agent of this version doesn't start ({newer}); {former}")]
+    NotReplaced {
+        /// Why the new one didn't start.
+        newer: String,
+        /// What became of the former one.
+        former: String,
+    },
     /// It could not be started. The message is the new agent's.
     #[error("cannot start the agent: {0}")]
     NotStarted(String),
+}
+
+/// Who an agent is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Its process.
+    pub pid: i32,
+    /// What stands for its program's content, see [`crate::program::own_digest`]; `None`: it is of a version that doesn't tell.
+    pub program: Option<String>,
 }
 
 /// A connection to an agent.
@@ -130,11 +161,11 @@ impl Client {
         }
     }
 
-    /// The agent's process id.
-    pub fn pid(&mut self) -> Result<i32, AgentError> {
+    /// Who the agent is.
+    pub fn identity(&mut self) -> Result<Identity, AgentError> {
         let what = "tell its process id";
         match self.ask(what, &Request::Hello, Some(SLACK))? {
-            Response::Hello { pid } => Ok(pid),
+            Response::Hello { pid, program } => Ok(Identity { pid, program }),
             other => self.unexpected(what, &other),
         }
     }
@@ -182,7 +213,7 @@ impl Client {
 
     /// Ends the agent. Its instances go on, supervised by nobody.
     pub fn shutdown(mut self) -> Result<(), AgentError> {
-        let pid = self.pid()?;
+        let Identity { pid, .. } = self.identity()?;
         let process = crate::runtime::sys::pidfd_open(pid);
         self.done("end", &Request::Shutdown, Some(SLACK))?;
         if let Ok(process) = process {

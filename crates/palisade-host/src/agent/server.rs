@@ -217,7 +217,9 @@ impl Agent {
             Err(message) => Response::Failed { message },
         };
         match request {
-            Request::Hello => Response::Hello { pid: std::process::id() as i32 },
+            Request::Hello => {
+                Response::Hello { pid: std::process::id() as i32, program: crate::program::own_digest().ok() }
+            }
             Request::Status => {
                 Response::Status { instances: self.instances().values().map(Supervised::status).collect() }
             }

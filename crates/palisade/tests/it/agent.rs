@@ -10,7 +10,7 @@ use palisade_host::cgroup::Cgroup;
 use palisade_host::runtime;
 
 use crate::need_root;
-use crate::support::{PALISADE, Realm, eventually};
+use crate::support::{PALISADE, Realm, Scratch, eventually};
 
 fn agent(realm: &Realm) -> Client {
     agent::ensure(&realm.layout, Path::new(PALISADE)).unwrap()
@@ -47,7 +47,7 @@ fn check(script: &str) -> Option<Healthcheck> {
 }
 
 fn kill_agent(client: &mut Client) {
-    let pid = client.pid().unwrap();
+    let pid = client.identity().unwrap().pid;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
     eventually("the agent's end", || (!is_alive(pid)).then_some(()));
 }
@@ -55,6 +55,39 @@ fn kill_agent(client: &mut Client) {
 fn is_alive(pid: i32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
+/// The file that a process runs from.
+fn program_of(pid: i32) -> String {
+    std::fs::read_link(format!("/proc/{pid}/exe")).unwrap().to_string_lossy().into_owned()
+}
+
+#[test]
+fn a_newer_agent_takes_over_or_the_former_one_goes_on() {
+    need_root!("a_newer_agent_takes_over_or_the_former_one_goes_on");
+    let realm = Realm::new();
+    let scratch = Scratch::new(&realm);
+    let older = scratch.0.join("older");
+    std::fs::copy(PALISADE, &older).unwrap();
+    let mut client = agent::ensure(&realm.layout, &older).unwrap();
+    std::fs::remove_file(&older).unwrap();
+    let spec = realm.shell("web", "sleep 1000");
+    client.start(&spec).unwrap();
+    let before = (client.identity().unwrap(), status(&mut client, &spec));
+
+    let error = agent::replace(&realm.layout, Path::new("/bin/false")).unwrap_err().to_string();
+    let why = "/bin/false: exit status: 1";
+    assert_eq!(error, format!("the agent of this version doesn't start ({why}); the former one goes on"));
+    let mut client = Client::connect(&realm.layout).unwrap();
+    let former = client.identity().unwrap();
+    assert_ne!(former.pid, before.0.pid);
+    assert_eq!(former.program, before.0.program);
+    assert_eq!(program_of(former.pid), format!("{} (deleted)", older.display()));
+
+    agent::replace(&realm.layout, Path::new(PALISADE)).unwrap();
+    let mut client = Client::connect(&realm.layout).unwrap();
+    assert_eq!(program_of(client.identity().unwrap().pid), PALISADE);
+    assert_eq!(status(&mut client, &spec), before.1, "nothing happened to the instance");
 }
 
 #[test]
@@ -90,7 +123,7 @@ fn an_instance_is_started_restarted_stopped_and_removed() {
     client.remove(&spec.id).unwrap();
     assert!(client.status().unwrap().is_empty());
     assert!(!Cgroup::of(&realm.layout, &spec).unwrap().exists());
-    let pid = client.pid().unwrap();
+    let pid = client.identity().unwrap().pid;
     client.shutdown().unwrap();
     assert!(!is_alive(pid));
     assert!(matches!(Client::connect(&realm.layout), Err(AgentError::Away { .. })));
