@@ -108,6 +108,7 @@ fn each_fires_and_stays_quiet() {
 #[test]
 fn an_edge_is_told_what_it_leaves_open() {
     let limited = "domain: a.example, to: 'a:80', rate_limit: 10/s";
+    let banned = format!("{limited}, ban: {{after: 30, for: 1h}}");
     for (ports, edge, id) in [
         ("['127.0.0.1:8080:80', '8081:81']", format!("[{{{limited}}}]"), ""),
         ("['8080:80']", format!("[{{{limited}}}]"), "past-the-edge"),
@@ -116,6 +117,8 @@ fn an_edge_is_told_what_it_leaves_open() {
         ("[]", format!("{{routes: [{{{limited}}}], redirect: false}}"), "plain-http"),
         ("[]", format!("{{routes: [{{{limited}}}], redirect: false, trusted_proxies: [192.0.2.0/28]}}"), ""),
         ("[]", format!("{{routes: [{{{limited}}}], trusted_proxies: ['::/0', 192.0.2.0/28]}}"), "trusts-everybody"),
+        ("[]", format!("{{routes: [{{{banned}}}], trusted_proxies: [192.0.2.0/28]}}"), "ban-behind-proxy"),
+        ("[]", format!("{{routes: [{{{banned}}}]}}"), ""),
     ] {
         let text =
             format!("x-palisade: {{edge: {edge}}}\n{}", service(&["expose: [80, 81]", &format!("ports: {ports}")]));

@@ -26,6 +26,11 @@ pub(super) fn examine(sight: Sight<'_>, services: &[Seen<'_>], hits: &mut Hits) 
         let message = format!("the edge believes everybody's word about who asks: `{}`", network.value);
         hits.push(of_file(&table::TRUSTS_EVERYBODY, network.span, message));
     }
+    let ban = edge.routes.iter().find_map(|route| route.ban.as_ref());
+    if let (Some(ban), Some(proxies)) = (ban, edge.trusted_proxies.first()) {
+        let message = format!("a ban keeps nobody out who comes by way of `{}`", proxies.value);
+        hits.push(of_file(&table::BAN_BEHIND_PROXY, ban.span, message));
+    }
 }
 
 fn of_file(risk: &'static Risk, span: Span, message: String) -> Hit {

@@ -163,6 +163,12 @@ pub(crate) static TRUSTS_EVERYBODY: Risk = risk(
     "any client can say that it is another one, and so gets past limits, bans and lists of who may ask",
     "list only the networks of the proxies in front of this host",
 );
+pub(crate) static BAN_BEHIND_PROXY: Risk = risk(
+    "ban-behind-proxy",
+    "a ban of clients that come by way of a proxy",
+    "their packets have the proxy's address, which is never banned: they are limited as before, and nothing more",
+    "ban where the clients' packets arrive, at the proxy; `palisade events` says who was limited here",
+);
 pub(crate) static PLAIN_HTTP: Risk = risk(
     "plain-http",
     "pages over plain HTTP",
@@ -195,6 +201,7 @@ pub static TABLE: &[&Risk] = &[
     &TRUSTS_EVERYBODY,
     &PAST_THE_EDGE,
     &PLAIN_HTTP,
+    &BAN_BEHIND_PROXY,
     &NO_RATE_LIMIT,
     &PUBLIC_DNS,
     &LATEST_TAG,
