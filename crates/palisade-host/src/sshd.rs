@@ -2,7 +2,7 @@
 //!
 //! Sessions that are there stay: sshd reads its settings for new connections.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -148,17 +148,18 @@ fn effective() -> Result<bool, SshdError> {
     Ok(matches!(root.trim(), "without-password" | "prohibit-password" | "forced-commands-only" | "no"))
 }
 
-/// Those who listen here, and what they wrote over their command line. None where sshd is started for each connection.
-fn masters() -> Vec<(i32, String)> {
+/// The sockets on which sshd listens here, by inode, and whose they are. None where it is started for each connection.
+fn listeners() -> BTreeMap<u32, i32> {
     let holders = sockets::holders();
     let listening = sockets::list(Which::Listening).unwrap_or_default();
     let tcp = listening.iter().filter(|it| it.proto == SocketProto::Tcp && it.state == sockets::LISTENING);
-    let mut pids: Vec<i32> = tcp
-        .filter_map(|socket| holders.get(&socket.inode)?.iter().find(|holder| holder.comm == "sshd"))
-        .map(|holder| holder.pid)
-        .collect();
-    pids.sort_unstable();
-    pids.dedup();
+    let of_sshd = |inode: u32| Some((inode, holders.get(&inode)?.iter().find(|holder| holder.comm == "sshd")?.pid));
+    tcp.filter_map(|socket| of_sshd(socket.inode)).collect()
+}
+
+/// Those who listen here, and what they wrote over their command line.
+fn masters() -> Vec<(i32, String)> {
+    let pids: BTreeSet<i32> = listeners().into_values().collect();
     let title = |pid: i32| {
         let title = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         title.split('[').next().unwrap_or_default().to_owned()
@@ -167,19 +168,21 @@ fn masters() -> Vec<(i32, String)> {
 }
 
 fn reload() -> Result<(), SshdError> {
-    let before = masters();
-    for (pid, _) in &before {
+    let before = listeners();
+    for pid in before.values().collect::<BTreeSet<_>>() {
         // Whoever has ended meanwhile reads nothing.
         let _ = kill(Pid::from_raw(*pid), Signal::SIGHUP);
     }
     let deadline = Instant::now() + LISTENS_AGAIN;
     loop {
-        std::thread::sleep(Duration::from_millis(100));
-        if masters().len() >= before.len() {
+        std::thread::sleep(Duration::from_millis(20));
+        let now = listeners();
+        // It makes its sockets anew, but for those that somebody else made for it.
+        if now.len() >= before.len() && now.keys().all(|inode| !before.contains_key(inode)) {
             return Ok(());
         }
         if Instant::now() > deadline {
-            return Err(SshdError::Gone);
+            return if now.len() >= before.len() { Ok(()) } else { Err(SshdError::Gone) };
         }
     }
 }

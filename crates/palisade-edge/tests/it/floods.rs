@@ -14,7 +14,7 @@ const AT_ONCE: usize = 1_000;
 /// What the edge may have more afterwards.
 const MORE_KB_MAX: u64 = 24_000;
 /// How long others may wait for an answer meanwhile, on a busy machine.
-const WAIT_MAX: Duration = Duration::from_secs(5);
+const WAIT_MAX: Duration = Duration::from_secs(20);
 
 fn resident_kb(edge: &Edge) -> u64 {
     burden(edge).0

@@ -189,7 +189,7 @@ fn a_signal_drains_and_clients_of_http2_are_told() {
 #[test]
 fn a_client_that_takes_nothing_of_a_stream_is_cut() {
     let (mut settings, folder) = settings();
-    settings.edge.limits.body_timeout_ms = 1000;
+    settings.edge.limits.body_timeout_ms = 3_000;
     let echo = Echo::start();
     let edge = Edge::with((settings, folder), &[echo.address]);
     // It keeps the connection busy otherwise.

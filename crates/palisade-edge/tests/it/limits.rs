@@ -61,7 +61,7 @@ fn heads_that_are_too_long_are_refused() {
 #[test]
 fn an_upstream_that_takes_too_long_is_a_gateway_timeout() {
     let (mut settings, folder) = settings();
-    settings.edge.routes[0].value.upstream_timeout_ms = 500;
+    settings.edge.routes[0].value.upstream_timeout_ms = 2_000;
     let upstream = raw(|mut stream, number| {
         while read_head(&mut stream).is_some() {
             if number % 2 == 1 {
@@ -79,9 +79,9 @@ fn an_upstream_that_takes_too_long_is_a_gateway_timeout() {
 #[test]
 fn clients_that_send_too_slowly_are_cut() {
     let (mut settings, folder) = settings();
-    settings.edge.limits.header_timeout_ms = 500;
-    settings.edge.limits.idle_timeout_ms = 700;
-    settings.edge.limits.body_timeout_ms = 500;
+    settings.edge.limits.header_timeout_ms = 1_500;
+    settings.edge.limits.idle_timeout_ms = 1_700;
+    settings.edge.limits.body_timeout_ms = 1_500;
     let echo = Echo::start();
     let edge = Edge::with((settings, folder), &[echo.address]);
     let begun = format!("GET / HTTP/1.1\r\nHost: {DOMAIN}\r\nX: ");

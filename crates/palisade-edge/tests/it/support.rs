@@ -11,10 +11,11 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// Longer than anything takes on a busy machine.
@@ -29,10 +30,16 @@ pub(crate) fn own_address() -> IpAddr {
     Ipv4Addr::new(127, 88, high, low).into()
 }
 
-/// A port of [`own_address`] that nobody listens on.
+/// A port of [`own_address`] that nobody listens on, another one each time: below those that the kernel gives to whoever
+/// doesn't care, so that nobody gets it by chance before it is used.
 pub(crate) fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind((own_address(), 0)).expect("loopback has a free port");
-    listener.local_addr().expect("it is bound")
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    loop {
+        let address = SocketAddr::new(own_address(), NEXT.fetch_add(1, Ordering::Relaxed));
+        if TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
 
 /// Waits until this is true.
@@ -49,8 +56,8 @@ pub(crate) struct Folder(PathBuf);
 
 impl Folder {
     pub(crate) fn new() -> Self {
-        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("palisade-edge-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&path).expect("a folder below the temporary one");
         Self(path)

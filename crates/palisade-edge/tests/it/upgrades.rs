@@ -46,15 +46,15 @@ fn upgrade(edge: &Edge) -> std::net::TcpStream {
 #[test]
 fn a_websocket_passes_both_ways_outlives_idle_limits_and_ends_for_both() {
     let (mut settings, folder) = settings();
-    settings.edge.limits.idle_timeout_ms = 500;
-    settings.edge.limits.header_timeout_ms = 500;
-    settings.edge.limits.body_timeout_ms = 500;
-    settings.edge.routes[0].value.upstream_timeout_ms = 500;
+    settings.edge.limits.idle_timeout_ms = 2_000;
+    settings.edge.limits.header_timeout_ms = 2_000;
+    settings.edge.limits.body_timeout_ms = 2_000;
+    settings.edge.routes[0].value.upstream_timeout_ms = 2_000;
     let edge = Edge::with((settings, folder), &[websocket()]);
     let mut client = upgrade(&edge);
     client.write_all(b"ping\n").expect("it is sent");
     read_until(&mut client, "ping\n");
-    std::thread::sleep(std::time::Duration::from_secs(2));
+    std::thread::sleep(std::time::Duration::from_secs(5));
     // What looks like a request that would be refused is none here.
     client.write_all(b"GET / HTTP/1.1\nContent-Length: x\n\0\n\n").expect("it is sent");
     read_until(&mut client, "\0\n\n");

@@ -97,7 +97,6 @@ fn an_instance_is_started_restarted_stopped_and_removed() {
     let mut client = agent(&realm);
     let mut spec = realm.shell("web", "echo up; sleep 1000");
     spec.restart = Restart::Always;
-    spec.stop_grace_ms = 200;
     client.start(&spec).unwrap();
     let first = status(&mut client, &spec);
     assert_eq!((first.state, first.health, first.restarts), (RunState::Running, Health::None, 0));
@@ -160,9 +159,14 @@ fn health_follows_the_check() {
     let mut client = agent(&realm);
     let mut spec = realm.shell(
         "web",
-        "touch /tmp/well; trap 'rm /tmp/well' USR1; trap 'touch /tmp/well' USR2; while :; do sleep 0.02; done",
+        "trap 'rm /tmp/well' USR1; trap 'touch /tmp/well' USR2; touch /tmp/well; while :; do sleep 0.02; done",
     );
-    spec.healthcheck = check("test -e /tmp/well || { echo feeling bad; exit 1; }");
+    spec.healthcheck = check("test -e /tmp/well || { echo feeling bad; exit 1; }").map(|check| Healthcheck {
+        timeout_ms: 20_000,
+        start_period_ms: 60_000,
+        start_interval_ms: 100,
+        ..check
+    });
     client.start(&spec).unwrap();
     let healthy = wait_for(&mut client, &spec, "healthy", |s| s.health == Health::Healthy);
     let signal = |signal| nix::sys::signal::kill(nix::unistd::Pid::from_raw(healthy.pid.unwrap()), signal).unwrap();
@@ -247,7 +251,8 @@ fn without_its_cgroup_nothing_is_started_again() {
     spec.restart = Restart::Always;
     client.start(&spec).unwrap();
     let cgroup = Cgroup::of(&realm.layout, &spec).unwrap();
-    cgroup.remove().unwrap();
+    // It may be started once more before the cgroup is empty.
+    eventually("its removal", || cgroup.remove().ok());
     eventually("the refusal", || {
         let refusals = events(&realm, "start_failed");
         refusals.first().map(|event| assert!(event.details["error"].as_str().unwrap().contains("so nothing guards it")))
@@ -268,14 +273,13 @@ fn status_answers_while_a_stop_takes_its_time() {
     eventually("the trap", || realm.log(&spec).contains("ready").then_some(()));
     let (layout, id) = (realm.layout.clone(), spec.id.clone());
     let stopper = std::thread::spawn(move || Client::connect(&layout).unwrap().stop(&id));
-    let mut slowest = Duration::ZERO;
+    let mut answers = 0;
     while !stopper.is_finished() {
-        let before = Instant::now();
         status(&mut client, &spec);
-        slowest = slowest.max(before.elapsed());
+        answers += 1;
         std::thread::sleep(Duration::from_millis(20));
     }
     stopper.join().unwrap().unwrap();
-    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    assert!(answers > 3, "{answers} answers while it was stopped");
     assert_eq!(status(&mut client, &spec).state, RunState::Exited { code: 137 });
 }

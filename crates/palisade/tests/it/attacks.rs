@@ -347,6 +347,15 @@ pub(crate) fn show(title: &str, outcomes: &Outcomes) {
     }
 }
 
+/// Attacks that fail without a guard, so that it proves nothing when they fail with one.
+fn unproven(control: &Outcomes) -> Vec<String> {
+    list(control, |id, outcome, _| match outcome {
+        "succeeded" => false,
+        "not_applicable" => !MAY_BE_MISSING.contains(&id),
+        _ => true,
+    })
+}
+
 #[test]
 fn attacks_succeed_on_an_unguarded_host_and_fail_inside_a_service() {
     need_root!("attacks_succeed_on_an_unguarded_host_and_fail_inside_a_service");
@@ -357,13 +366,17 @@ fn attacks_succeed_on_an_unguarded_host_and_fail_inside_a_service() {
     // Some attacks need a service that may reach the internet, others one that may not.
     let mut controls = BTreeMap::new();
     let mut control = Outcomes::new();
-    for (name, attacker) in [("co", OPEN), ("cr", RESTRICTED)] {
+    // What a busy machine keeps from succeeding in time gets another chance: without a guard nothing else does.
+    for (name, attacker) in [("co", OPEN), ("cr", RESTRICTED), ("co2", OPEN), ("cr2", RESTRICTED)] {
+        if name.ends_with('2') && unproven(&control).is_empty() {
+            break;
+        }
         let scene = Scene::new(&realm, name, attacker, None, pins);
         let outcomes = attack(&scene.network, None, &scene.targets(&[]));
         show(name, &outcomes);
         let (stage, sibling) = scene.arrived();
         assert!(stage.contains("palisade-attack") && sibling.contains("palisade-attack"), "{stage}\n{sibling}");
-        controls.insert(attacker, outcomes.clone());
+        controls.entry(attacker).or_insert_with(|| outcomes.clone());
         for (id, outcome) in outcomes {
             let before = control.get(&id).map_or("", |(outcome, _)| outcome);
             if before != "succeeded" {
@@ -371,11 +384,7 @@ fn attacks_succeed_on_an_unguarded_host_and_fail_inside_a_service() {
             }
         }
     }
-    let unproven = list(&control, |id, outcome, _| match outcome {
-        "succeeded" => false,
-        "not_applicable" => !MAY_BE_MISSING.contains(&id),
-        _ => true,
-    });
+    let unproven = unproven(&control);
     assert!(unproven.is_empty(), "these prove nothing, they fail without a guard:\n{}", unproven.join("\n"));
 
     for (name, attacker) in [("r", RESTRICTED), ("o", OPEN)] {

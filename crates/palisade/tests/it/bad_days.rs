@@ -44,6 +44,9 @@ fn up_fails(host: &Host, name: &str, code: i32, file: &str) {
     ends_clean(host, name, code, host.palisade(&["up", "--wait"]));
 }
 
+/// Is waited for however late it does what it does.
+const NEVER_WELL: &str = "    healthcheck: { test: [CMD, 'false'], start_period: 60s }\n";
+
 #[track_caller]
 fn ends_clean(host: &Host, name: &str, code: i32, ran: Ran) {
     snapshot(name, &ran.whole(host));
@@ -232,13 +235,13 @@ fn services_that_do_not_come_up() {
         &host,
         "exits_at_once",
         1,
-        &file(r#"["sh", "-c", "echo reading the licence; echo no licence found >&2; exit 3"]"#, ""),
+        &file(r#"["sh", "-c", "echo reading the licence; echo no licence found >&2; exit 3"]"#, NEVER_WELL),
     );
     up_fails(
         &host,
         "exits_at_once_and_is_restarted",
         1,
-        &file(r#"["sh", "-c", "echo no licence found >&2; exit 3"]"#, "    restart: always\n"),
+        &file(r#"["sh", "-c", "echo no licence found >&2; exit 3"]"#, &format!("    restart: always\n{NEVER_WELL}")),
     );
     up_fails(&host, "command_not_found", 1, &file(r#"["no-such-program", "--serve"]"#, ""));
     up_fails(
@@ -265,7 +268,9 @@ fn one_that_fails_leaves_those_that_ran_before_alone() {
     host.write(GOOD);
     host.up();
     let before = host.pid("web.1");
-    host.write(&format!("{GOOD}  broken:\n    x-palisade: {{ process: {{ command: [sh, -c, exit 3] }} }}\n"));
+    host.write(&format!(
+        "{GOOD}  broken:\n{NEVER_WELL}    x-palisade: {{ process: {{ command: [sh, -c, exit 3] }} }}\n"
+    ));
     let failed = host.palisade(&["up", "--wait"]).expect(1);
     assert!(failed.err.contains("broken.1 exited with 3"), "{}", failed.err);
     assert_eq!(host.pid("web.1"), before, "it was not touched");

@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use crate::host_firewalls::lacks;
 use crate::need_root;
@@ -125,7 +126,13 @@ fn what_is_let_in_by_iptables_is_in_the_file_that_is_loaded_at_boot() {
     let mut running = Running::start(host.wrapped(&wrapper, Path::new(PALISADE), &[]));
     let booted = host.folder.join("booted");
     patiently("a boot", || (booted.exists() || running.is_over()).then_some(()));
-    let open = host.open_to_strangers(8080);
+    // The stack of the former life may still be starting its server.
+    let open = (0..100).any(|_| {
+        host.open_to_strangers(8080) || {
+            std::thread::sleep(Duration::from_millis(100));
+            false
+        }
+    });
     fs::write(host.folder.join("go-on"), "").unwrap();
     let ran = running.end(PATIENCE).expect(0);
     assert!(open, "{ran:?}");

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use palisade_guard::pin_root;
 use palisade_host::link;
@@ -161,6 +162,19 @@ fn is_of_attack(line: &&String) -> bool {
 /// gain is bounded by the container's capabilities, which is an attack of its own.
 const GRANTED: [&str; 1] = ["escape.new_privileges"];
 
+/// How many lines a service has printed, once it prints nothing more.
+fn settled(host: &Host, service: &str) -> usize {
+    let mut before = host.log(service).len();
+    loop {
+        std::thread::sleep(Duration::from_secs(2));
+        let now = host.log(service).len();
+        if now == before {
+            return now;
+        }
+        before = now;
+    }
+}
+
 #[test]
 fn attacks_that_succeed_in_a_plain_container_fail_under_palisade() {
     const TEST: &str = "container_attacks::attacks_that_succeed_in_a_plain_container_fail_under_palisade";
@@ -196,7 +210,7 @@ fn attacks_that_succeed_in_a_plain_container_fail_under_palisade() {
         controls.insert(attacker, outcomes);
     }
     for attacker in ["open", "restricted"] {
-        let before = host.log("sibling").len();
+        let before = settled(&host, "sibling");
         let scene = Scene::new(&host, &engine, &stranger, attacker);
         let mut outcomes = scene.attack(attacker, &["exec", "--user", "0", &format!("shop-{attacker}-1")]);
         let (stage, sibling) = scene.arrived();

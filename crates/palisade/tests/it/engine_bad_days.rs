@@ -37,7 +37,7 @@ services:
 fn served(host: &Host) -> Option<String> {
     let ask = || {
         let mut command = Command::new("timeout");
-        command.args(["3", "busybox", "wget", "-q", "-O-", &format!("http://{HOST}:8080/")]);
+        command.args(["10", "busybox", "wget", "-q", "-O-", &format!("http://{HOST}:8080/")]);
         command.stdin(Stdio::null()).output().unwrap()
     };
     let output = host.internet.run(ask).unwrap();
@@ -79,7 +79,8 @@ fn up(host: &Host, engine: &Dockerd) -> Command {
 /// One of these two versions is served.
 #[track_caller]
 fn serves_either(host: &Host, version: u32, when: &str, ran: &Ran) {
-    let now = served(host);
+    // Whoever takes over may not be asked while the machine is busy.
+    let now = (0..5).find_map(|_| served(host));
     let expected = [version, version + 1].map(|version| Some(version.to_string()));
     assert!(expected.contains(&now), "{when}, {now:?} is served:\n{}", ran.err);
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::need_root;
-use crate::scratch::Host;
+use crate::scratch::{Host, patiently};
 
 const FILE: &str = r#"
 name: shop
@@ -73,6 +73,7 @@ fn explanations_agree_with_real_connections() {
 
     // From outside: published, private, the host's own behind the firewall, on loopback, through a hole, and nobody's.
     let ports = [8080, 80, 9000, 5432, 7777, 7778, 7779, 6000];
+    patiently("the server", || host.open_to_strangers(8080).then_some(()));
     let open = host.all_open_to_strangers(&ports);
     assert_eq!(open, [8080, 7779], "otherwise this shows nothing");
     for port in ports {

@@ -100,7 +100,7 @@ fn a_lesson_allows_what_was_used_and_nothing_else() {
     wait_for_new(&host, "client", "cache:6379 reached");
     wait_for_new(&host, "stranger", "127.77.1.0:5432 refused");
 
-    let learning = Running::start(host.command(&["-f", "compose.yaml", "learn", "--for", "3"]));
+    let learning = Running::start(host.command(&["-f", "compose.yaml", "learn", "--for", "10"]));
     // While it watches, nothing inside the stack is refused.
     host.wait_for_line("stranger", "127.77.1.0:5432 reached");
     let learned = learning.end(Duration::from_secs(60)).expect(0);

@@ -89,7 +89,8 @@ name: shop
 services:
   db:
     volumes: [ "met:/met" ]
-    x-palisade: { process: { command: [sh, -c, "trap 'ls /met >/met/at-the-end; sleep 2; exit' TERM; while :; do sleep 0.02; done"] } }
+    stop_grace_period: 60s
+    x-palisade: { process: { command: [sh, -c, "trap 'ls /met >/met/at-the-end; until [ -e /met/go-on ]; do sleep 0.02; done; exit' TERM; while :; do sleep 0.02; done"] } }
   one: &server
     depends_on: [db]
     volumes: [ "met:/met" ]
@@ -114,6 +115,7 @@ fn what_depends_on_nothing_of_each_other_is_stopped_together() {
     let down = Running::start(host.command(&["down"]));
     patiently("the end of the database", || note.exists().then_some(()));
     down.signal(Signal::SIGINT);
+    std::fs::write(note.with_file_name("go-on"), "").unwrap();
     let interrupted = down.end(PATIENCE).expect(130);
     assert!(
         interrupted.err.ends_with("interrupted; what was stopped runs again, and nothing was taken away\n"),
@@ -140,7 +142,7 @@ fn restart_starts_what_runs_anew_as_it_was() {
     host.palisade(&["restart", "db"]).expect(0);
     assert!(host.pid("db.1").is_some() && host.pid("db.1") != db);
     assert_eq!(host.pid("app.1"), app);
-    assert_eq!(host.log("db"), ["began", "began"]);
+    patiently("its log", || (host.log("db") == ["began", "began"]).then_some(()));
     let colour = host.palisade(&["exec", "db", "sh", "-c", "echo $COLOUR"]).expect(0);
     assert_eq!(colour.out, "blue\n");
     let all = host.palisade(&["restart"]).expect(0);

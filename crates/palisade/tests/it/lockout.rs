@@ -216,8 +216,8 @@ fn up_killed_at_any_step_leaves_nobody_locked_out() {
         assert_eq!(stage.ways_in(), if closed { ONLY_22 } else { ALL }, "{step}");
         stage.wait_for(ALL, PROMISED);
         assert!(!stage.closes(), "{step}");
-        // Who comes next finds all of it, and makes the host as the file says.
-        stage.host.palisade(&["up", "--no-confirm"]).expect(0);
+        // Who comes next finds all of it, once the keeper is done, and makes the host as the file says.
+        patiently("the next up", || (stage.host.palisade(&["up", "--no-confirm"]).code == Some(0)).then_some(()));
         assert_eq!(stage.ways_in(), ONLY_22, "{step}");
         stage.host.down();
     }

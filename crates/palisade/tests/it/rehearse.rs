@@ -171,6 +171,7 @@ fn a_service_that_fails_is_told_and_cleared() {
     let host = Host::new();
     host.write(
         "name: shop\nservices:\n  web:\n    ports: ['8080:80']\n    volumes: ['data:/data']\n    \
+         healthcheck: { test: [CMD, 'false'], start_period: 60s }\n    \
          x-palisade: { process: { command: [sh, -c, 'echo reading /etc/licence >&2; echo no licence >&2; exit 7'] } }\n\
          volumes: { data: {} }\n",
     );

@@ -24,10 +24,12 @@ services:
     deploy: {replicas: 3}
     restart: always
     healthcheck:
-      test: ["CMD", "python3", "-c", "import socket,sys; sys.exit('ill' in socket.create_connection(('127.0.0.1', 80), 2).makefile().readline())"]
+      test: ["CMD", "python3", "-c", "import socket,sys; sys.exit('ill' in socket.create_connection(('127.0.0.1', 80), 8).makefile().readline())"]
       interval: 300ms
-      timeout: 5s
+      timeout: 10s
       retries: 1
+      start_period: 60s
+      start_interval: 100ms
     x-palisade:
       process:
         command:

@@ -315,14 +315,16 @@ fn hooks_run_inside_before_it_counts_as_started_and_before_it_is_told_to_stop() 
     need_root!("hooks_run_inside_before_it_counts_as_started_and_before_it_is_told_to_stop");
     let realm = Realm::new();
     let mut client = agent::ensure(&realm.layout, Path::new(PALISADE)).unwrap();
-    let mut spec = realm.shell("app", "trap 'echo told to stop; exit 0' TERM; while :; do sleep 0.02; done");
+    let mut spec =
+        realm.shell("app", "trap 'echo told to stop; exit 0' TERM; touch /tmp/ready; while :; do sleep 0.02; done");
     process_of(&mut spec).user = Some("nobody".into());
     spec.environment.insert("OF_SERVICE".into(), "one".into());
     let mut second = hook("id -un; pwd; echo $OF_SERVICE $OF_HOOK");
     second.user = Some("daemon".into());
     second.working_dir = Some("/usr".into());
     second.environment.insert("OF_HOOK".into(), "two".into());
-    spec.settings.post_start = vec![hook("while ! test -e /tmp/go; do sleep 0.02; done; id -un"), second];
+    spec.settings.post_start =
+        vec![hook("while ! test -e /tmp/go -a -e /tmp/ready; do sleep 0.02; done; id -un"), second];
     spec.settings.pre_stop = vec![hook("echo before the stop; exit 3")];
     client.start(&spec).unwrap();
     let starting = status(&mut client, &spec);
@@ -338,7 +340,8 @@ fn hooks_run_inside_before_it_counts_as_started_and_before_it_is_told_to_stop() 
     assert!(!events.contains("OF_HOOK"), "no arguments: {events}");
 
     // One that fails ends the service, however well that takes it, and nobody starts it again.
-    spec.settings.post_start = vec![hook("echo cannot >&2; exit 7"), hook("echo never")];
+    spec.settings.post_start =
+        vec![hook("while ! test -e /tmp/ready; do sleep 0.02; done; echo cannot >&2; exit 7"), hook("echo never")];
     spec.restart = Restart::Always;
     client.start(&spec).unwrap();
     let failed = eventually("its end", || {
@@ -355,7 +358,8 @@ fn hooks_run_inside_before_it_counts_as_started_and_before_it_is_told_to_stop() 
     spec.settings.pre_stop = vec![hook("sleep 1000")];
     spec.stop_grace_ms = 200;
     client.start(&spec).unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(100));
+    let ready = format!("/proc/{}/root/tmp/ready", status(&mut client, &spec).pid.unwrap());
+    eventually("its trap", || Path::new(&ready).exists().then_some(()));
     client.stop(&spec.id).unwrap();
     assert_eq!(realm.log(&spec).matches("told to stop").count(), 3);
     client.remove(&spec.id).unwrap();

@@ -28,7 +28,7 @@ services:
     volumes: ["data:/data"]
     environment: {SECRET: hunter2}
     healthcheck:
-      test: ["CMD", "python3", "-c", "import socket; socket.create_connection(('127.0.0.1', 5432), 1)"]
+      test: ["CMD", "python3", "-c", "import socket; socket.create_connection(('127.0.0.1', 5432), 4)"]
       interval: 1s
       timeout: 5s
       retries: 2
@@ -161,10 +161,12 @@ fn a_stack_comes_up_guarded_is_reported_and_goes() {
     let (code, plan) = stage.palisade(&["plan"]);
     assert_eq!((code, plan.as_str()), (0, "shop: nothing to change\n"));
 
-    let (_, ps) = stage.palisade(&["ps"]);
-    let row = |name: &str| ps.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
-    assert!(row("db.1").contains("healthy") && row("db.1").ends_with("5432/tcp  -"), "{ps}");
-    assert!(row("app.1").ends_with("8081/tcp  0.0.0.0:8081/tcp"), "{ps}");
+    let row = |ps: &str, name: &str| ps.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+    let ps = eventually("app listens", || {
+        let (_, ps) = stage.palisade(&["ps"]);
+        row(&ps, "app.1").ends_with("8081/tcp  0.0.0.0:8081/tcp").then_some(ps)
+    });
+    assert!(row(&ps, "db.1").contains("healthy") && row(&ps, "db.1").ends_with("5432/tcp  -"), "{ps}");
     let (_, logs) = stage.palisade(&["logs", "app"]);
     assert_eq!(logs, "app.1 | db at 127.77.1.0\napp.1 | outside: Operation not permitted\n");
     let events = eventually("the refusal among the events", || {
@@ -190,8 +192,11 @@ fn a_service_that_fails_undoes_everything_and_says_why() {
     need_root!("up::a_service_that_fails_undoes_everything_and_says_why");
     let stage = Stage::new();
     // It isn't given the database, so its name means nothing to it.
-    stage.write(&FILE.replace("connect: [db]", "connect: []"));
-    let (code, text) = stage.palisade(&["up"]);
+    let waited_for = "healthcheck: {test: [CMD, 'false'], start_period: 60s}";
+    let file = FILE.replace("connect: [db]", "connect: []");
+    let ports = "ports: [\"8081:8081\"]\n";
+    stage.write(&file.replace(ports, &format!("{ports}    {waited_for}\n")));
+    let (code, text) = stage.palisade(&["up", "--wait"]);
     assert_eq!(code, 1, "{text}");
     assert!(text.contains("app.1 exited with 1; what was done before is undone"), "{text}");
     assert!(text.contains("the end of what app.1 printed:") && text.contains("name resolution"), "{text}");

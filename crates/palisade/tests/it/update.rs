@@ -17,10 +17,10 @@ services:
   app:
     expose: ["8081"]
     environment: {VERSION: "1"}
-    stop_grace_period: 3s
+    stop_grace_period: 30s
     deploy: {replicas: 1, update_config: {monitor: 300ms}}
     healthcheck:
-      test: ["CMD", "python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8081/', timeout=2)"]
+      test: ["CMD", "python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8081/health', timeout=4)"]
       interval: 200ms
       timeout: 5s
       retries: 2
@@ -38,6 +38,7 @@ services:
             class Answer(http.server.BaseHTTPRequestHandler):
                 protocol_version = 'HTTP/1.1'
                 def do_GET(self):
+                    if version == 'dies later' and self.path == '/': threading.Timer(1.5, lambda: os._exit(7)).start()
                     self.send_response(500 if version == 'sick' else 200)
                     self.send_header('Content-Length', str(len(version)))
                     if leaving.is_set(): self.send_header('Connection', 'close')
@@ -48,7 +49,6 @@ services:
             leaving = threading.Event()
             server = Server(('0.0.0.0', 8081), Answer)
             signal.signal(signal.SIGTERM, lambda *_: (leaving.set(), threading.Thread(target=server.shutdown).start()))
-            if version == 'dies later': threading.Timer(1.5, lambda: os._exit(7)).start()
             server.serve_forever()
   client:
     depends_on: {app: {condition: service_healthy}}

@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use barter::http::BaseUrl;
@@ -13,9 +14,17 @@ use barter::http::BaseUrl;
 const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bin");
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A port of 127.0.0.1 that was free a moment ago.
+/// A port of 127.0.0.1 that was free a moment ago: below those that the kernel gives to whoever doesn't care, and another
+/// one each time, also in another process of the tests.
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static TRIED: AtomicU16 = AtomicU16::new(0);
+    let first = 10_000 + (std::process::id() % 1_000) as u16 * 20;
+    loop {
+        let port = first + TRIED.fetch_add(1, Ordering::Relaxed);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Waits until it holds, or fails the test.
@@ -137,6 +146,18 @@ impl Cluster {
         std::thread::sleep(after);
         signal(&child, "KILL", true);
         child.wait().unwrap();
+        // What it had started is waited for by nobody, and may still write.
+        let started = Instant::now();
+        while Command::new("pgrep")
+            .args(["-g", &child.id().to_string()])
+            .stdout(Stdio::null())
+            .status()
+            .unwrap()
+            .success()
+        {
+            assert!(started.elapsed() < PATIENCE, "something of it still runs");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Stops it without waiting for its clients.

@@ -143,7 +143,7 @@ fn a_worker_that_is_killed_goes_on_where_it_was() {
     for (what, seen) in steps {
         let mut stack = Stack::new(Challenge::Http01);
         let mut wish = stack.wish();
-        wish.slow_s = Some(2);
+        wish.slow_s = Some(5);
         let authority = Authority::start(wish);
         stack.order_from(vec![authority.directory()]);
         let worker = stack.start_worker();

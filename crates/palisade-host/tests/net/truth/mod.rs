@@ -88,7 +88,7 @@ fn clear(ruleset: &Ruleset) {
     }
     // Rules that nftables held are taken away a little later, and their sets with them.
     let destroyed = "ipset flush
-        for _ in $(seq 200); do ipset destroy 2>/dev/null && exit 0; sleep 0.01; done; exit 1";
+        for _ in $(seq 3000); do ipset destroy 2>/dev/null && exit 0; sleep 0.01; done; exit 1";
     tool(&["sh", "-c", destroyed], "");
 }
 

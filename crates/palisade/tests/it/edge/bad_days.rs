@@ -44,8 +44,10 @@ fn a_given_certificate_that_is_replaced_is_served_without_an_up() {
     assert!(believed());
     // Nothing renews what was given, so nobody has to run for it.
     assert!(!shop.0.palisade(&["ps"]).expect(0).out.contains("palisade-certificates"));
+    let given = || fs::read(shop.0.folder.join("given.pem")).unwrap();
+    let before = given();
     make_certificate(&shop.0, "shop.example");
-    assert!(!believed(), "it is another one");
+    assert_ne!(given(), before);
     patiently("the new certificate", || believed().then_some(()));
     assert_eq!(shop.edges(), ["palisade-edge.1"]);
     shop.0.down();

@@ -101,7 +101,7 @@ fn a_network_of_ipv6_is_banned_as_a_whole_and_no_other() {
 
     // A short one ends in time.
     let bans = Bans::new(&host.layout);
-    bans.add(&BTreeSet::from([80, 443]), &[("2001:db8:0:2::/64".parse().unwrap(), 4)]).unwrap();
+    bans.add(&BTreeSet::from([80, 443]), &[("2001:db8:0:2::/64".parse().unwrap(), 15)]).unwrap();
     assert_eq!(ask(host, ip(OTHER)), None);
     patiently("the end of the ban", || ask(host, ip(OTHER)));
     assert_eq!(ask(host, ip(NEIGHBOUR)), None);

@@ -11,6 +11,24 @@ use super::shop::{APP, Shop};
 use crate::need_root;
 use crate::scratch::patiently;
 
+/// Waits until the agent has noted that it told of so many refused requests, and of all that was told of certificates.
+fn passed_on(shop: &Shop, refused: usize) {
+    let layout = &shop.0.layout;
+    let of_certificates = layout.volume(AUTHORITIES_VOLUME).join("events.jsonl");
+    patiently("a note of what was told", || {
+        let noted = fs::read(layout.edge().join("passed-on.json")).ok()?;
+        let noted: serde_json::Value = serde_json::from_slice(&noted).unwrap();
+        let edges = noted["instances"].as_object()?.values();
+        let limited: u64 = edges
+            .filter_map(|seen| seen["limited"].as_object())
+            .flat_map(|routes| routes.values())
+            .filter_map(|n| n.as_u64())
+            .sum();
+        let there = fs::metadata(&of_certificates).map_or(0, |metadata| metadata.len());
+        (limited == refused as u64 && noted["certificates"]["offset"] == there).then_some(())
+    });
+}
+
 #[test]
 fn what_happens_while_the_agent_is_away_is_told_once() {
     need_root!("edge::events::what_happens_while_the_agent_is_away_is_told_once");
@@ -32,6 +50,7 @@ fn what_happens_while_the_agent_is_away_is_told_once() {
     let mut refused = ask(20);
     assert!(refused >= 10, "{refused}");
     patiently("what was refused", || (told(&events()) >= refused).then_some(()));
+    passed_on(&shop, refused);
     let agent = shop.0.agent().unwrap();
     kill(Pid::from_raw(agent), Signal::SIGKILL).unwrap();
     patiently("the agent's end", || shop.0.agent().is_none().then_some(()));
@@ -46,6 +65,7 @@ fn what_happens_while_the_agent_is_away_is_told_once() {
     patiently("what was told of certificates", || events().contains(" certificate_expiring ").then_some(()));
 
     // And once more with nothing new.
+    passed_on(&shop, refused);
     kill(Pid::from_raw(shop.0.agent().unwrap()), Signal::SIGKILL).unwrap();
     patiently("the agent's end", || shop.0.agent().is_none().then_some(()));
     shop.0.palisade(&["up"]).expect(0);

@@ -55,7 +55,7 @@ def tell():
     with lock: lines = ''.join(f'{number} {what}\n' for what, number in counts.items())
     with open(out + '.new', 'w') as file: file.write(lines)
     import os; os.rename(out + '.new', out)
-end = time.time() + 120
+end = time.time() + 600
 import select
 while time.time() < end and not select.select([sys.stdin], [], [], 0.2)[0]: tell()
 over.set()

@@ -135,7 +135,7 @@ fn open_web_sockets_outlive_an_update_of_the_edge_until_its_grace_is_over() {
     let mut up = update(&["/more"]);
     is_new("/more");
     // Another instance serves what is new, and the old one goes on with what is there.
-    sockets.wait_for(100);
+    sockets.wait_for(30);
     assert!(sockets.told().unwrap().0, "the open one was cut");
     assert!(!up.is_over(), "it waits for the open one");
     sockets.end();

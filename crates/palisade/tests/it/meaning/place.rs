@@ -132,11 +132,19 @@ impl Asker {
             };
             let answers = tell(&socket, &questions);
             for (probe, answer) in probes.iter().zip(answers.as_array().unwrap()) {
-                let (answer, expected) = (answer.as_str().unwrap(), expected(probe));
+                let expected = expected(probe);
+                let mut answer = answer.as_str().unwrap().to_owned();
+                // On a busy machine somebody may not get to answer in time.
+                for _ in 0..2 {
+                    if answer == "silent" && !fits(expected, &answer) {
+                        let again = tell(&socket, &json!([probe.question.asked(address)]));
+                        answer = again[0].as_str().unwrap().to_owned();
+                    }
+                }
                 if std::env::var_os("MEANING_SHOW").is_some() {
                     eprintln!("{}: {}: {answer}", case.name, probe.text);
                 }
-                if !fits(expected, answer) {
+                if !fits(expected, &answer) {
                     wrong.push(format!("{}: {answer}, and {expected} is expected", probe.text));
                 }
             }
