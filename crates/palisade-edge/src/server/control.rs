@@ -12,13 +12,11 @@ use std::thread::JoinHandle;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{Notify, oneshot};
 
 /// An order's length at most: thousands of instances.
 const ORDER_BYTES_MAX: u64 = 4 << 20;
-/// How often it is looked whether all workers have ended.
-const LOOK_MS: u64 = 20;
 
 /// The socket, bound before any worker starts.
 pub(super) struct Socket(StdListener);
@@ -65,7 +63,7 @@ pub(super) fn run(
         let listener = UnixListener::from_std(socket.0).map_err(control)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(control)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(control)?;
-        let mut look = tokio::time::interval(std::time::Duration::from_millis(LOOK_MS));
+        let (mut ended, mut workers_left) = (ends(&orders.workers), threads.len());
         let mut draining = false;
         loop {
             tokio::select! {
@@ -85,12 +83,12 @@ pub(super) fn run(
                         let _ = worker.send(Told::Drain);
                     }
                 }
-                _ = look.tick() => {
-                    if threads.iter().any(JoinHandle::is_finished) && (draining || threads.iter().all(JoinHandle::is_finished)) {
-                        if threads.iter().all(JoinHandle::is_finished) {
-                            break;
-                        }
-                    } else if threads.iter().any(JoinHandle::is_finished) {
+                _ = ended.recv() => {
+                    workers_left -= 1;
+                    if workers_left == 0 {
+                        break;
+                    }
+                    if !draining {
                         return Err(StartError::Worker);
                     }
                 }
@@ -102,6 +100,19 @@ pub(super) fn run(
     // Another edge may have bound the path meanwhile only if ours is gone: it is removed by whoever comes next otherwise.
     let _ = std::fs::remove_file(&path);
     if failed > 0 { Err(StartError::Worker) } else { Ok(()) }
+}
+
+/// Tells of each worker that has ended: then nobody receives what it could be told any more.
+fn ends(workers: &[UnboundedSender<Told>]) -> UnboundedReceiver<()> {
+    let (tell, ended) = unbounded_channel();
+    for worker in workers.iter().cloned() {
+        let tell = tell.clone();
+        tokio::spawn(async move {
+            worker.closed().await;
+            let _ = tell.send(());
+        });
+    }
+    ended
 }
 
 impl Orders {

@@ -241,7 +241,7 @@ fn services_that_do_not_come_up() {
         &host,
         "exits_at_once_and_is_restarted",
         1,
-        &file(r#"["sh", "-c", "echo no licence found >&2; exit 3"]"#, &format!("    restart: always\n{NEVER_WELL}")),
+        &file(r#"["sh", "-c", "echo no licence found >&2; exit 3"]"#, "    restart: always\n"),
     );
     up_fails(&host, "command_not_found", 1, &file(r#"["no-such-program", "--serve"]"#, ""));
     up_fails(
