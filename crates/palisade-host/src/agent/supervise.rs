@@ -1,7 +1,13 @@
 //! One thread for each instance: starts it, waits for its end, checks its health, starts it again, stops it.
 //!
 //! The thread is the only one that changes the instance. Others put orders into its queue and read its status; no lock
-//! is held while something takes time. The rules that it follows are in [`super::rules`].
+//! is held while something takes time. The rules that it follows are in [`super::rules`]; here are the handle, the
+//! queue and the clock, and what a worker does is in the modules below.
+
+mod health;
+mod hooks;
+mod life;
+mod others;
 
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
@@ -16,35 +22,21 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use palisade_core::causes::chain;
-use palisade_core::instance::{Health, Hosts, InstanceSpec, InstanceStatus, Program, RunState};
+use palisade_core::instance::{Health, Hosts, InstanceSpec, InstanceStatus, RunState};
 use palisade_core::names::InstanceId;
-use palisade_core::stack::{HealthTest, Hook};
 
+use self::hooks::Moment;
 use super::events::EventSink;
 use super::rules::{HealthState, Restarts};
-use super::ship::ship;
 use crate::cgroup::{self, Cgroup};
-use crate::edge;
 use crate::hosts_file;
 use crate::layout::Layout;
-use crate::runtime::{self, EnterOptions, Exit, Found, Inside, Running};
+use crate::runtime::{self, Exit, Found, Running};
 
-/// What a health check printed is kept up to this.
-const HEALTH_OUTPUT_BYTES_MAX: usize = 4096;
-/// What one hook printed goes into the log up to this.
-const HOOK_OUTPUT_BYTES_MAX: usize = 64 << 10;
-/// A hook has no time limit of its own, as in Compose.
-const HOOK_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// What a service gets after its stop signal when its `pre_stop` used up the grace period.
 const AFTER_PRE_STOP: Duration = Duration::from_secs(2);
 /// Between attempts to start a container while its engine is away.
 const ENGINE_PAUSE: Duration = Duration::from_secs(1);
-/// When somebody has come into the cgroup of a container that doesn't run, its engine says so within this time.
-const STARTED_BY_OTHERS_WAIT: Duration = Duration::from_secs(10);
-/// How often it is asked meanwhile.
-const STARTED_BY_OTHERS_PAUSE: Duration = Duration::from_millis(200);
-/// What a container printed is in the log within this time after its end.
-const LAST_WORDS: Duration = Duration::from_secs(2);
 /// After SIGKILL, what is left must be gone within this time.
 const KILL_WAIT: Duration = Duration::from_secs(10);
 
@@ -67,22 +59,6 @@ enum Order {
         moment: Moment,
         result: Result<(), (String, i32)>,
     },
-}
-
-/// When hooks run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Moment {
-    PostStart,
-    PreStop,
-}
-
-impl Moment {
-    fn name(self) -> &'static str {
-        match self {
-            Moment::PostStart => "post_start",
-            Moment::PreStop => "pre_stop",
-        }
-    }
 }
 
 /// What outlives an agent: kept as `status.json`.
@@ -411,341 +387,6 @@ impl Worker {
         }
     }
 
-    /// A container that shall not run may be started all the same, by `docker start` or `docker restart`: it comes up in
-    /// its guarded cgroup, and has to be known. While one is to be started here, nobody else is waited for.
-    fn watch_for_others(&mut self) {
-        let waits = self.running.is_none() && self.restart_at.is_none() && self.stopping.is_none();
-        if !waits || self.spec.program.container().is_none() {
-            (self.events, self.look) = (None, None);
-        } else if self.events.is_none() {
-            self.events = Cgroup::of(self.layout(), &self.spec).and_then(|cgroup| cgroup.events()).ok();
-            self.look_soon();
-        }
-    }
-
-    /// Something has changed in the cgroup.
-    fn look_soon(&mut self) {
-        let populated = self.events.as_ref().is_some_and(cgroup::Events::is_populated);
-        let now = Instant::now();
-        self.look = populated.then_some((now, now + STARTED_BY_OTHERS_WAIT));
-    }
-
-    /// The engine says that a container runs a little after its process is there.
-    fn look_for_others(&mut self, now: Instant) {
-        let Some((_, until)) = self.look.take() else { return };
-        match runtime::find_started_by_others(self.layout(), &self.spec) {
-            Ok(Some(running)) => self.started_by_others(running),
-            Ok(None) | Err(_) if now < until => self.look = Some((now + STARTED_BY_OTHERS_PAUSE, until)),
-            Ok(None) => {}
-            Err(error) => eprintln!("{}: {}", self.id(), chain(&error)),
-        }
-    }
-
-    fn started_by_others(&mut self, running: Running) {
-        self.run += 1;
-        self.started = Instant::now();
-        self.stopped_by_user = false;
-        self.hook_failure = None;
-        self.health = HealthState::new(if self.spec.healthcheck.is_some() { Health::Starting } else { Health::None });
-        self.check_at = self.spec.healthcheck.as_ref().map(|check| self.started + HealthState::first_check(check));
-        self.event("started", json!({ "pid": running.process().pid, "by": "somebody else, at the engine" }));
-        self.publish(|status| {
-            status.started_at_s = now_s();
-            status.health_output = None;
-            status.hook_failure = None;
-        });
-        self.runs(running);
-    }
-
-    fn start_by_user(&mut self, spec: InstanceSpec) -> Result<(), String> {
-        if self.running.is_some() {
-            return if spec.fingerprint() == self.spec.fingerprint() && self.stopping.is_none() {
-                Ok(())
-            } else {
-                Err(format!("{} runs with another specification: stop it first", spec.id))
-            };
-        }
-        self.spec = spec;
-        *lock(&self.shared.spec) = self.spec.clone();
-        self.stopped_by_user = false;
-        self.restart_at = None;
-        self.restarts = Restarts::default();
-        self.by_user = true;
-        let (digest, address) = (self.spec.fingerprint().digest, self.spec.address);
-        self.publish(|status| {
-            status.spec_digest = digest;
-            status.address = address;
-        });
-        self.start().map_err(|error| {
-            // What can't even be executed is a mistake to be told, not one to be tried again.
-            let message = chain(&error);
-            self.event("start_failed", json!({ "error": message }));
-            self.publish(|status| status.state = RunState::Exited { code: 127 });
-            message
-        })
-    }
-
-    fn start(&mut self) -> Result<(), runtime::Error> {
-        self.run += 1;
-        self.started = Instant::now();
-        self.health = HealthState::new(if self.spec.healthcheck.is_some() { Health::Starting } else { Health::None });
-        self.check_at = None;
-        self.publish(|status| {
-            status.state = RunState::Starting;
-            status.started_at_s = now_s();
-            status.health_output = None;
-            status.hook_failure = None;
-        });
-        self.hook_failure = None;
-        match runtime::start(self.layout(), &self.spec, self.exe()) {
-            Ok(Found::Running(running)) => {
-                self.event("started", json!({ "pid": running.process().pid }));
-                self.runs(running);
-                self.check_at =
-                    self.spec.healthcheck.as_ref().map(|check| self.started + HealthState::first_check(check));
-                Ok(())
-            }
-            Ok(Found::Ended(exit)) => {
-                if let Program::Container(program) = &self.spec.program {
-                    // What it printed before anybody followed is what says why.
-                    ship(self.layout(), &self.spec, program, None);
-                }
-                self.exited(exit.unwrap_or(Exit { code: 128 + libc::SIGKILL, ended_at_s: now_s() }));
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// It runs; it counts as started when its `post_start` is through.
-    fn runs(&mut self, running: Running) {
-        self.ship_output(&running);
-        self.running = Some(running);
-        if self.spec.settings.post_start.is_empty() {
-            self.publish(|status| status.state = RunState::Running);
-        } else {
-            self.publish(|status| status.state = RunState::Starting);
-            self.hook(Moment::PostStart);
-        }
-    }
-
-    /// A process writes its log itself; what a container prints is with its engine.
-    fn ship_output(&mut self, running: &Running) {
-        let Program::Container(program) = self.spec.program.clone() else { return };
-        let Ok(running) = running.try_clone() else { return };
-        let (layout, spec) = (self.layout().clone(), self.spec.clone());
-        let work = move || ship(&layout, &spec, &program, Some(&running));
-        match std::thread::Builder::new().name("log".into()).spawn(work) {
-            Ok(thread) => self.shipping = Some(thread),
-            Err(error) => eprintln!("{}: cannot start a thread for its log: {error}", self.id()),
-        }
-    }
-
-    /// Whoever learns that it has ended finds its last words in the log, unless its engine is too slow.
-    fn await_last_words(&mut self) {
-        let deadline = Instant::now() + LAST_WORDS;
-        while self.shipping.as_ref().is_some_and(|thread| !thread.is_finished()) && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        self.shipping = None;
-    }
-
-    fn adopt(&mut self, saved: Option<Saved>, found: Option<Found>) {
-        if let Some(saved) = &saved {
-            self.restarts = Restarts::continued(saved.status.restarts);
-            self.stopped_by_user = saved.stopped_by_user;
-            let ran_s = now_s().saturating_sub(saved.status.started_at_s);
-            self.started = Instant::now().checked_sub(Duration::from_secs(ran_s)).unwrap_or_else(Instant::now);
-            *lock(&self.shared.status) = saved.status.clone();
-            if let RunState::Exited { code } = saved.status.state {
-                self.last_code = code;
-            }
-        }
-        match found {
-            Some(Found::Running(running)) => {
-                let known = saved.as_ref().map(|saved| saved.status.health);
-                self.health = match (&self.spec.healthcheck, known) {
-                    (None, _) => HealthState::new(Health::None),
-                    (Some(_), Some(health @ (Health::Healthy | Health::Unhealthy))) => HealthState::new(health),
-                    (Some(_), _) => HealthState::new(Health::Starting),
-                };
-                self.check_at = self.spec.healthcheck.as_ref().map(|_| Instant::now());
-                if saved.as_ref().is_some_and(|saved| saved.status.state == RunState::Starting) {
-                    // Whether its hooks got through isn't known: they run once more.
-                    self.runs(running);
-                } else {
-                    self.ship_output(&running);
-                    self.running = Some(running);
-                    self.publish(|status| status.state = RunState::Running);
-                }
-                if self.stopped_by_user {
-                    // The agent that was told to stop it died before it was done.
-                    self.begin_to_stop(None);
-                }
-            }
-            Some(Found::Ended(exit)) => {
-                let stays =
-                    matches!(saved, Some(Saved { status: InstanceStatus { state: RunState::Exited { .. }, .. }, .. }));
-                if !stays {
-                    self.exited(exit.unwrap_or(Exit { code: 128 + libc::SIGKILL, ended_at_s: now_s() }));
-                }
-            }
-            None => self.publish(|status| status.state = RunState::Exited { code: 0 }),
-        }
-    }
-
-    /// The init process is gone.
-    fn ended(&mut self) {
-        let before = self.running.as_ref().map(Running::process);
-        let found = runtime::find(self.layout(), self.id());
-        let exit = match found {
-            Ok(Some(Found::Ended(Some(exit)))) => exit,
-            // Killed as a whole, by us or for want of memory.
-            _ => Exit { code: 128 + libc::SIGKILL, ended_at_s: now_s() },
-        };
-        // After `docker restart` there is another one by now.
-        if !matches!(found, Ok(Some(Found::Ended(Some(_)))))
-            && self.stopping.is_none()
-            && let Ok(Some(running)) = runtime::find_started_by_others(self.layout(), &self.spec)
-            && Some(running.process()) != before
-        {
-            self.await_last_words();
-            return self.started_by_others(running);
-        }
-        self.await_last_words();
-        self.exited(exit);
-    }
-
-    fn exited(&mut self, mut exit: Exit) {
-        self.running = None;
-        let hook_failure = self.hook_failure.take();
-        if let Some((_, code)) = &hook_failure {
-            // How it reacted to the stop signal says nothing: that it was sent is a failure.
-            exit.code = *code;
-        }
-        let told = hook_failure.map(|(message, _)| message);
-        if told.is_some() {
-            self.publish(|status| status.hook_failure = told.clone());
-        }
-        let ordered = self.stopped_by_user || (self.stopping.is_some() && (told.is_none() || self.by_user));
-        self.check_at = None;
-        self.last_code = exit.code;
-        // A health check may be on its way inside. What an engine has in there is its own to end: it still writes down
-        // how the container ended.
-        let leftovers = Cgroup::of(self.layout(), &self.spec).and_then(|cgroup| match self.spec.program {
-            Program::Process(_) => cgroup.kill(),
-            Program::Container(_) => Ok(()),
-        });
-        if let Err(error) = leftovers {
-            eprintln!("{}: {}", self.id(), chain(&error));
-        }
-        self.event("exited", json!({ "code": exit.code }));
-        let next =
-            if ordered { None } else { self.restarts.next(self.spec.restart, exit.code, self.started.elapsed()) };
-        self.health = HealthState::new(if self.spec.healthcheck.is_some() { Health::Starting } else { Health::None });
-        match next {
-            Some(pause) => {
-                self.event("restarting", json!({ "in_ms": pause.as_millis() as u64 }));
-                self.restart_at = Some(Instant::now() + pause);
-                self.publish(|status| status.state = RunState::BackingOff);
-            }
-            None => self.publish(|status| status.state = RunState::Exited { code: exit.code }),
-        }
-        for reply in self.stopping.take().into_iter().flat_map(|stopping| stopping.replies) {
-            let _ = reply.send(Ok(()));
-        }
-    }
-
-    fn stop_by_user(&mut self, reply: Reply) {
-        self.stopped_by_user = true;
-        if let Some(stopping) = &mut self.stopping {
-            stopping.replies.push(reply);
-            return;
-        }
-        if self.running.is_some() {
-            // Noted before the signal: an agent that comes after us must know that it shall end.
-            self.publish(|_| {});
-            return self.begin_to_stop(Some(reply));
-        }
-        if self.restart_at.take().is_some() {
-            let code = self.last_code;
-            self.publish(|status| status.state = RunState::Exited { code });
-        } else {
-            self.publish(|_| {});
-        }
-        let _ = reply.send(Ok(()));
-    }
-
-    fn begin_to_stop(&mut self, reply: Option<Reply>) {
-        let deadline = Instant::now() + Duration::from_millis(self.spec.stop_grace_ms);
-        let replies = reply.into_iter().collect();
-        self.stopping = Some(Stopping { deadline, signalled: false, killed: false, replies });
-        if self.spec.settings.pre_stop.is_empty() || self.hook_failure.is_some() {
-            self.send_stop_signal();
-        } else {
-            self.hook(Moment::PreStop);
-        }
-    }
-
-    fn send_stop_signal(&mut self) {
-        self.event("stopping", json!({ "signal": self.spec.stop_signal }));
-        let signal = runtime::signal_number(&self.spec.stop_signal).unwrap_or(libc::SIGTERM);
-        if let Some(running) = &self.running {
-            let _ = running.signal(signal);
-        }
-        if let Some(stopping) = &mut self.stopping {
-            stopping.signalled = true;
-        }
-    }
-
-    /// Runs the hooks of a moment, one after the other, on a thread of its own; the result comes back as an order.
-    fn hook(&self, moment: Moment) {
-        let (run, supervised) = (self.run, Supervised(self.shared.clone()));
-        let (hooks, timeout) = match moment {
-            Moment::PostStart => (self.spec.settings.post_start.clone(), HOOK_TIMEOUT),
-            Moment::PreStop => {
-                (self.spec.settings.pre_stop.clone(), Duration::from_millis(self.spec.stop_grace_ms) + AFTER_PRE_STOP)
-            }
-        };
-        let running = self.running.as_ref().map(Running::try_clone);
-        let Some(Ok(running)) = running else {
-            let result = Err(("its process can't be reached".to_owned(), 1));
-            return supervised.order(Order::Hooked { run, moment, result });
-        };
-        let (surroundings, spec) = (self.surroundings.clone(), self.spec.clone());
-        let work = move || {
-            let result = run_hooks(&surroundings, &spec, &running, moment, &hooks, timeout);
-            supervised.order(Order::Hooked { run, moment, result });
-        };
-        if let Err(error) = std::thread::Builder::new().name("hook".into()).spawn(work) {
-            let result = Err((format!("cannot start a thread: {error}"), 1));
-            Supervised(self.shared.clone()).order(Order::Hooked { run, moment, result });
-        }
-    }
-
-    fn hooked(&mut self, run: u64, moment: Moment, result: Result<(), (String, i32)>) {
-        if run != self.run || self.running.is_none() {
-            return;
-        }
-        if let Err((message, code)) = &result {
-            self.event("hook_failed", json!({ "hook": moment.name(), "error": message, "code": code }));
-        }
-        match (moment, result) {
-            (Moment::PreStop, _) => {
-                // A hook that failed is told, and no reason to go on running.
-                if self.stopping.as_ref().is_some_and(|stopping| !stopping.signalled) {
-                    self.send_stop_signal();
-                }
-            }
-            (Moment::PostStart, Ok(())) => self.publish(|status| status.state = RunState::Running),
-            (Moment::PostStart, Err(failure)) if self.stopping.is_none() => {
-                self.hook_failure = Some(failure);
-                self.begin_to_stop(None);
-            }
-            (Moment::PostStart, Err(_)) => {}
-        }
-    }
-
     fn set_hosts(&mut self, hosts: Hosts) -> Result<(), String> {
         self.spec.hosts = hosts;
         *lock(&self.shared.spec) = self.spec.clone();
@@ -761,115 +402,4 @@ impl Worker {
             None => Ok(()),
         }
     }
-
-    /// Runs the health check on a thread of its own; its result comes back as an order.
-    fn check(&self) {
-        let (Some(check), Some(running)) = (&self.spec.healthcheck, &self.running) else { return };
-        let inside = match &check.test {
-            HealthTest::Command(line) => Inside::Command(line.clone()),
-            HealthTest::Shell(script) => Inside::Command(vec!["/bin/sh".into(), "-c".into(), script.clone()]),
-            HealthTest::Own(arguments) => Inside::Same(arguments.clone()),
-        };
-        let timeout = Duration::from_millis(check.timeout_ms);
-        let options = EnterOptions { timeout, output_bytes_max: HEALTH_OUTPUT_BYTES_MAX, as_root: false };
-        let (surroundings, spec, run) = (self.surroundings.clone(), self.spec.clone(), self.run);
-        let supervised = Supervised(self.shared.clone());
-        let Ok(running) = running.try_clone() else { return };
-        let asks = edge::asks_itself(&spec);
-        let work = move || {
-            let Surroundings { layout, exe, .. } = &surroundings;
-            if asks {
-                // It answers the agent over its socket: no process has to be started for that.
-                let (passed, output) = edge::health(layout, spec.id.number, timeout);
-                return supervised.order(Order::Checked { run, passed, output });
-            }
-            let result = runtime::enter(layout, &spec, &running, exe, inside, options);
-            let (passed, output) = match result {
-                Ok(result) => {
-                    let text = String::from_utf8_lossy(&result.output).into_owned();
-                    match result.code {
-                        Some(0) => (true, text),
-                        Some(code) => {
-                            (false, if text.is_empty() { format!("it exited with code {code}") } else { text })
-                        }
-                        None => (false, format!("it took longer than {} ms\n{text}", timeout.as_millis())),
-                    }
-                }
-                Err(error) => (false, chain(&error)),
-            };
-            supervised.order(Order::Checked { run, passed, output });
-        };
-        let failed = std::thread::Builder::new().name("health check".into()).spawn(work).err();
-        if let Some(error) = failed {
-            let output = format!("cannot start a thread: {error}");
-            Supervised(self.shared.clone()).order(Order::Checked { run, passed: false, output });
-        }
-    }
-
-    fn checked(&mut self, run: u64, passed: bool, output: String) {
-        if run != self.run || self.running.is_none() {
-            return;
-        }
-        let Some(check) = self.spec.healthcheck.clone() else { return };
-        let (before, since_start) = (self.health.health, self.started.elapsed());
-        self.health.took(&check, passed, since_start);
-        self.check_at = Some(Instant::now() + self.health.pause(&check, since_start));
-        let now = self.health.health;
-        if now != before {
-            self.event("health", json!({ "from": before, "to": now, "output": if passed { "" } else { &output } }));
-        }
-        self.publish(|status| {
-            if !passed {
-                status.health_output = Some(output);
-            } else {
-                status.health_output = None;
-            }
-        });
-    }
-}
-
-/// Runs hooks until one fails; says which, by its number and program (arguments may be secrets), and its exit code.
-fn run_hooks(
-    surroundings: &Surroundings,
-    spec: &InstanceSpec,
-    running: &Running,
-    moment: Moment,
-    hooks: &[Hook],
-    timeout: Duration,
-) -> Result<(), (String, i32)> {
-    let Surroundings { layout, exe, .. } = surroundings;
-    let deadline = Instant::now() + timeout;
-    for (number, hook) in (1..).zip(hooks) {
-        let mut spec = spec.clone();
-        let (user, working_dir) = match &mut spec.program {
-            Program::Process(process) => (&mut process.user, &mut process.working_dir),
-            Program::Container(container) => (&mut container.settings.user, &mut container.settings.working_dir),
-        };
-        if hook.user.is_some() {
-            user.clone_from(&hook.user);
-        }
-        if hook.working_dir.is_some() {
-            working_dir.clone_from(&hook.working_dir);
-        }
-        spec.environment.extend(hook.environment.iter().map(|(name, value)| (name.clone(), value.clone())));
-        let timeout = deadline.saturating_duration_since(Instant::now());
-        let options = EnterOptions { timeout, output_bytes_max: HOOK_OUTPUT_BYTES_MAX, as_root: false };
-        let program = hook.command.first().map_or("", String::as_str);
-        let failed =
-            |how: String, code| Err((format!("its {} hook {number} (`{program}`) {how}", moment.name()), code));
-        match runtime::enter(layout, &spec, running, exe, Inside::Command(hook.command.clone()), options) {
-            Ok(result) => {
-                if let Err(error) = runtime::logs::append(&layout.log(&spec.id), &result.output) {
-                    eprintln!("{}: cannot log what a hook printed: {error}", spec.id);
-                }
-                match result.code {
-                    Some(0) => {}
-                    Some(code) => return failed(format!("exited with {code}"), code),
-                    None => return failed("took too long".to_owned(), 1),
-                }
-            }
-            Err(error) => return failed(format!("can't be run: {}", chain(&error)), 1),
-        }
-    }
-    Ok(())
 }
