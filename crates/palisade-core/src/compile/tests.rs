@@ -1,4 +1,6 @@
 use super::*;
+use crate::policy::EgressPolicy;
+use crate::stack::{Dns, Egress, EgressRule, Unguarded};
 use crate::testing::{at, grant, name, publish, service, stack, tcp};
 
 fn compiled(stack: &Stack) -> Result<Compiled, Vec<Finding>> {

@@ -3,11 +3,13 @@
 //! Rules are never interpreted to find out what they let through: that is the kernel's job. They are looked at only
 //! to say on what else, besides the port, the answer depends.
 
+mod listed;
+mod load;
+
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
-use std::time::Duration;
 
+use self::listed::{Listed, listed, read_both};
 use super::PortSet;
 use super::classes;
 use super::doubts::{doubts, iptables_doubts};
@@ -55,11 +57,6 @@ impl std::fmt::Display for Why {
     }
 }
 
-/// How often a load that fails is tried again without the rule that it failed at.
-const REFUSALS_MAX: usize = 20;
-/// How often the host is read anew when its rules change meanwhile.
-const READINGS_MAX: usize = 5;
-
 /// A ruleset ready to be loaded elsewhere.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ruleset {
@@ -93,10 +90,22 @@ struct Restore {
     lines: Vec<RestoreLine>,
 }
 
+impl Restore {
+    fn is_nft(&self) -> bool {
+        self.program.contains("-nft-")
+    }
+}
+
 #[derive(Clone, Debug)]
 struct RestoreLine {
     text: String,
     rule: Option<RestoreRule>,
+}
+
+impl RestoreLine {
+    fn uses_ipset(&self) -> bool {
+        self.rule.is_some() && (self.text.contains(" --match-set ") || self.text.contains(" -j SET "))
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -137,15 +146,6 @@ impl Expected {
 /// How the rules of each chain are said on the host, in the order of the copy.
 pub(super) type Words = BTreeMap<ChainId, Vec<String>>;
 
-/// A table as `nft` lists it.
-struct Listed<'a> {
-    family: &'static str,
-    name: &'a str,
-    text: &'a str,
-    /// Every line with the chain it is a rule of, if it is one. A rule with a chain of its own takes several lines.
-    lines: Vec<(String, Option<&'a str>)>,
-}
-
 /// Reads the ruleset of the calling thread's network namespace. Nothing is said about rules of `own_table`.
 pub(super) fn read(own_table: Option<&str>) -> Result<Ruleset, ToolError> {
     let mut ruleset = Ruleset::default();
@@ -178,124 +178,6 @@ pub(super) fn read(own_table: Option<&str>) -> Result<Ruleset, ToolError> {
     ruleset.unknown.sort();
     ruleset.unknown.dedup();
     Ok(ruleset)
-}
-
-/// What `nft` and what the kernel says, when both tell of the same rules.
-fn read_both() -> Result<(String, Vec<Rule>), ToolError> {
-    let garbled = |details| ToolError::Garbled { command: "nft -s list ruleset".into(), details };
-    let mut readings = 0;
-    loop {
-        let text = nft::run("nft", &["-s", "list", "ruleset"], "")?;
-        let rules = rules::list().map_err(|source| ToolError::Run { program: "nft".into(), source })?;
-        let (told, there) = (counts(&listed(&text)), counts_of(&rules));
-        if told == there {
-            return Ok((text, rules));
-        }
-        readings += 1;
-        if readings == READINGS_MAX {
-            let differs = |(place, count): (&(String, String), &usize)| told.get(place) != Some(count);
-            let place = there.iter().find(|(place, count)| differs((place, count))).map(|(place, _)| place);
-            let place = place.or_else(|| told.keys().find(|place| !there.contains_key(*place)));
-            let count = |counts: &BTreeMap<(String, String), usize>| {
-                place.and_then(|place| counts.get(place)).copied().unwrap_or(0)
-            };
-            let name = place.map(|(table, chain)| format!("table {table}, chain {chain}")).unwrap_or_default();
-            let details = format!("{name} has {} rules, and {} are listed", count(&there), count(&told));
-            return Err(garbled(details));
-        }
-        // Somebody changes the rules just now.
-        std::thread::sleep(Duration::from_millis(20 << readings));
-    }
-}
-
-fn counts(tables: &[Listed<'_>]) -> BTreeMap<(String, String), usize> {
-    let mut counts = BTreeMap::new();
-    for table in tables {
-        for (_, chain) in table.lines.iter().filter(|(_, chain)| chain.is_some()) {
-            *counts
-                .entry((format!("{} {}", table.family, table.name), chain.unwrap_or_default().to_owned()))
-                .or_default() += 1;
-        }
-    }
-    counts
-}
-
-fn counts_of(rules: &[Rule]) -> BTreeMap<(String, String), usize> {
-    let mut counts = BTreeMap::new();
-    // Rules of a chain without a name are part of the rule that leads there.
-    for Rule { place, .. } in rules.iter().filter(|rule| !rule.place.chain.starts_with("__chain")) {
-        *counts.entry((format!("{} {}", place.family, place.table), place.chain.clone())).or_default() += 1;
-    }
-    counts
-}
-
-/// The tables `table … { … }` of a listing.
-fn listed(text: &str) -> Vec<Listed<'_>> {
-    let mut tables = Vec::new();
-    let mut start = None;
-    let mut at = 0;
-    for line in text.split_inclusive('\n') {
-        if line.starts_with("table ") {
-            start = Some(at);
-        }
-        at += line.len();
-        if line.starts_with('}')
-            && let Some(start) = start.take()
-        {
-            tables.push(listed_table(&text[start..at]));
-        }
-    }
-    tables
-}
-
-fn listed_table(text: &str) -> Listed<'_> {
-    let mut words = text.split_whitespace().skip(1);
-    let family = match words.next() {
-        Some("ip") => "ip",
-        Some("ip6") => "ip6",
-        Some("inet") => "inet",
-        Some("arp") => "arp",
-        Some("bridge") => "bridge",
-        Some("netdev") => "netdev",
-        _ => "unknown",
-    };
-    let mut table = Listed { family, name: words.next().unwrap_or_default(), text, lines: Vec::new() };
-    let mut chain = None;
-    let mut open = 0;
-    for line in text.lines() {
-        let statement = line.trim();
-        if open > 0 {
-            open += usize::from(statement.ends_with('{'));
-            open -= usize::from(statement.starts_with('}'));
-            if let Some((rule, _)) = table.lines.last_mut() {
-                rule.push('\n');
-                rule.push_str(line);
-            }
-            continue;
-        }
-        match (chain, statement.strip_prefix("chain ").and_then(|rest| rest.strip_suffix(" {"))) {
-            (None, Some(name)) => {
-                chain = Some(name);
-                table.lines.push((line.to_owned(), None));
-            }
-            (Some(name), _) if is_rule(statement) => {
-                open = usize::from(statement.ends_with('{'));
-                table.lines.push((line.to_owned(), Some(name)));
-            }
-            _ => {
-                if statement == "}" {
-                    chain = None;
-                }
-                table.lines.push((line.to_owned(), None));
-            }
-        }
-    }
-    table
-}
-
-/// Whether a line inside a chain is a rule, and not what the chain is.
-fn is_rule(statement: &str) -> bool {
-    !(statement.is_empty() || statement == "}" || statement.starts_with("type ") || statement.starts_with("comment "))
 }
 
 /// What `iptables-nft-save` and `ip6tables-nft-save` said.
@@ -524,140 +406,6 @@ impl Ruleset {
         self.nft.iter().any(|line| line.text.contains(name))
             || self.restore.iter().flat_map(|restore| &restore.lines).any(|line| line.text.contains(name))
     }
-
-    /// Loads the copy into the calling thread's namespace, and then `recorder`. Rules that are refused are left out,
-    /// with a remark. Says how the rules that are there are said on the host.
-    pub(super) fn load(&mut self, recorder: &str) -> Result<Words, ToolError> {
-        if !self.ipsets.is_empty()
-            && let Err(error) = nft::run("ipset", &["restore"], &self.ipsets)
-        {
-            self.leave_out_ipsets(&error.to_string());
-        }
-        for which in 0..self.restore.len() {
-            self.load_iptables(which)?;
-        }
-        let repairs = self.repairs()?;
-        let mut refusals = 0;
-        loop {
-            let mut text: String = self.nft.iter().flat_map(|line| [line.text.as_str(), "\n"]).collect();
-            text.push_str(&repairs);
-            text.push_str(recorder);
-            let Err(error) = nft::run("nft", &["-f", "-"], &text) else { break };
-            refusals += 1;
-            // Lines count from one; a rule with a chain of its own takes several.
-            let refused = refused_lines(&error, "/dev/stdin:");
-            let mut at = 1;
-            let (mut left_out, mut reworded) = (Vec::new(), false);
-            self.nft.retain_mut(|line| {
-                let next = at + line.text.lines().count().max(1);
-                let is_refused = refused.iter().any(|number| (at..next).contains(number));
-                at = next;
-                let Some((place, rule)) = line.rule.as_ref().filter(|_| is_refused) else { return true };
-                if let Some(text) = with_protocol_apart(&line.text) {
-                    line.text = text;
-                    reworded = true;
-                    return true;
-                }
-                left_out.push(format!("{} {}: {rule}", place.family, place.table));
-                false
-            });
-            if (left_out.is_empty() && !reworded) || refusals == REFUSALS_MAX {
-                return Err(error);
-            }
-            left_out.iter().for_each(|rule| self.note(Why::NotCopied, rule));
-        }
-        Ok(self.words())
-    }
-
-    fn load_iptables(&mut self, which: usize) -> Result<(), ToolError> {
-        for _ in 0..REFUSALS_MAX {
-            let restore = &self.restore[which];
-            let text: String = restore.lines.iter().flat_map(|line| [line.text.as_str(), "\n"]).collect();
-            let Err(error) = nft::run(restore.program, &[], &text) else { return Ok(()) };
-            let number = ["at line: ", "line "].iter().find_map(|before| refused_lines(&error, before).pop());
-            let at = number.and_then(|number| number.checked_sub(1)).filter(|at| *at < restore.lines.len());
-            let Some(rule) = at.and_then(|at| self.restore[which].lines.remove(at).rule) else { return Err(error) };
-            self.note(Why::NotCopied, &rule.original);
-        }
-        Ok(())
-    }
-
-    /// What makes rules that aren't iptables' own, but stand in its tables, what they are on the host: its tools save
-    /// them, without a word, as rules that match more.
-    fn repairs(&mut self) -> Result<String, ToolError> {
-        let mut repairs = String::new();
-        if !self.restore.iter().any(Restore::is_nft) {
-            return Ok(repairs);
-        }
-        let copies = copies()?;
-        let mut not_copied = Vec::new();
-        let mut at: BTreeMap<ChainId, usize> = BTreeMap::new();
-        for restore in self.restore.iter_mut().filter(|restore| restore.is_nft()) {
-            for rule in restore.lines.iter_mut().filter_map(|line| line.rule.as_mut()) {
-                let ChainId { family, table, chain } = &rule.place;
-                let at = at.entry(rule.place.clone()).or_default();
-                let copy = copies.get(&rule.place).and_then(|copies| copies.get(*at));
-                *at += 1;
-                match (copy, &rule.expected) {
-                    (_, Expected::Unknown) => continue,
-                    (Some((text, _)), Expected::Rule(expected)) if text == expected => continue,
-                    (Some((_, handle)), expected) if !rule.has_extension => {
-                        // `nft replace rule` of nftables 1.0.6 fails with intervals.
-                        if let Expected::Rule(expected) = expected {
-                            let _ = writeln!(repairs, "add rule {family} {table} {chain} handle {handle} {expected}");
-                        }
-                        let _ = writeln!(repairs, "delete rule {family} {table} {chain} handle {handle}");
-                    }
-                    _ => not_copied.push(rule.original.clone()),
-                }
-                rule.original.clone_from(&rule.as_nft);
-            }
-        }
-        not_copied.iter().for_each(|rule| self.note(Why::NotCopied, rule));
-        Ok(repairs)
-    }
-
-    fn words(&self) -> Words {
-        let mut words = Words::new();
-        for (place, rule) in self.nft.iter().filter_map(|line| line.rule.as_ref()) {
-            words.entry(place.clone()).or_default().push(rule.clone());
-        }
-        let through_nft = self.restore.iter().filter(|restore| restore.is_nft());
-        let rules = through_nft.flat_map(|restore| &restore.lines).filter_map(|line| line.rule.as_ref());
-        for rule in rules.filter(|rule| rule.has_extension || !matches!(rule.expected, Expected::Absent)) {
-            words.entry(rule.place.clone()).or_default().push(rule.original.clone());
-        }
-        words
-    }
-}
-
-/// What `nft` says of the rules in the calling thread's namespace, with their handles.
-fn copies() -> Result<BTreeMap<ChainId, Vec<(String, u64)>>, ToolError> {
-    let text = nft::run("nft", &["-s", "list", "ruleset"], "")?;
-    let rules = rules::list().map_err(|source| ToolError::Run { program: "nft".into(), source })?;
-    let mut handles: BTreeMap<ChainId, Vec<u64>> = BTreeMap::new();
-    rules.into_iter().rev().for_each(|rule| handles.entry(rule.place).or_default().push(rule.handle));
-    let mut copies: BTreeMap<ChainId, Vec<(String, u64)>> = BTreeMap::new();
-    for table in listed(&text) {
-        for (line, chain) in table.lines.iter().filter_map(|(line, chain)| Some((line, (*chain)?))) {
-            let place = ChainId { family: table.family, table: table.name.to_owned(), chain: chain.to_owned() };
-            let handle = handles.get_mut(&place).and_then(Vec::pop).unwrap_or_default();
-            copies.entry(place).or_default().push((line.trim().to_owned(), handle));
-        }
-    }
-    Ok(copies)
-}
-
-impl Restore {
-    fn is_nft(&self) -> bool {
-        self.program.contains("-nft-")
-    }
-}
-
-impl RestoreLine {
-    fn uses_ipset(&self) -> bool {
-        self.rule.is_some() && (self.text.contains(" --match-set ") || self.text.contains(" -j SET "))
-    }
 }
 
 /// A rule that `nft` lists as `meta l4proto { tcp, udp } tcp dport 53` and then doesn't read ("conflicting protocols
@@ -669,36 +417,4 @@ fn with_protocol_apart(rule: &str) -> Option<String> {
         })
     });
     (rule.contains("l4proto {") && reworded != rule).then_some(reworded)
-}
-
-/// Line numbers after `before` in what a tool complained of.
-fn refused_lines(error: &ToolError, before: &str) -> Vec<usize> {
-    let ToolError::Refused { stderr, .. } = error else { return Vec::new() };
-    let number = |rest: &str| rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse().ok();
-    stderr.split(before).skip(1).filter_map(number).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tables_are_cut_at_their_braces_and_chains_into_rules() {
-        let text = "# Warning\ntable ip a {\n\tset s {\n\t\ttype inet_service\n\t\telements = { 1,\n\t\t\t     2 }\n\t}\n\n\tchain c {\n\t\ttype filter hook input priority filter; policy accept;\n\t\ttcp dport 1 accept\n\t\ttcp dport 2 jump {\n\t\t\tip saddr 1.2.3.4 accept\n\t\t\tdrop\n\t\t}\n\t\tdrop\n\t}\n}\ntable inet b {\n}\n";
-        let tables = listed(text);
-        assert_eq!(tables.iter().map(|t| (t.family, t.name)).collect::<Vec<_>>(), [("ip", "a"), ("inet", "b")]);
-        let rules: Vec<_> = tables[0].lines.iter().filter(|(_, chain)| *chain == Some("c")).collect();
-        assert_eq!(rules.len(), 3);
-        assert!(rules[1].0.ends_with("drop\n\t\t}"), "{rules:?}");
-        let again: String = tables[0].lines.iter().flat_map(|(line, _)| [line.as_str(), "\n"]).collect();
-        assert_eq!(again, tables[0].text);
-    }
-
-    #[test]
-    fn what_a_tool_complains_of_is_found() {
-        let refused = |stderr: &str| ToolError::Refused { command: "x".into(), stderr: stderr.into() };
-        let nft = refused("/dev/stdin:12:3-20: Error: No such file\nx\n/dev/stdin:15:1-2: Error: y");
-        assert_eq!(refused_lines(&nft, "/dev/stdin:"), [12, 15]);
-        assert_eq!(refused_lines(&refused("Set foo doesn't exist.\n\nError occurred at line: 3\n"), "at line: "), [3]);
-    }
 }
