@@ -1,5 +1,6 @@
 //! Who asks, and by which interface: the parts of the world that packets to this host come from.
 
+use palisade_core::network::{Network, NotANetwork};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -68,7 +69,7 @@ impl World {
             let networks = found.addresses.iter().filter(|(ip, _)| ip.is_ipv6() == ipv6);
             let mut networks = networks.filter(|(ip, _)| is_link_local(*ip) == link_local);
             networks.find_map(|(ip, prefix_len)| {
-                Network::around(*ip, *prefix_len).hosts().find(|candidate| !has(&all, *candidate))
+                hosts(Network::around(*ip, *prefix_len)).find(|candidate| !has(&all, *candidate))
             })
         };
         let ipv4 = neighbour(false, false).or_else(|| neighbour(false, true));
@@ -82,10 +83,10 @@ impl World {
     /// Somebody of a network, `198.51.100.0/24`, or one address. Arrives on the interface that the host's routes and
     /// routing rules lead back to it by; the kernel is asked, in the calling thread's network namespace.
     pub fn from_cidr(cidr: &str) -> Result<Self, WorldError> {
-        let network: Network = cidr.parse()?;
+        let network = parse(cidr)?;
         let all = link::interfaces()?;
         let mut why_not = WorldError::NotOutside(cidr.to_owned());
-        for candidate in network.hosts() {
+        for candidate in hosts(network) {
             match routes::way_to(candidate)? {
                 Way::Out { interface, .. } => {
                     let interface = all.iter().find(|one| one.index == interface);
@@ -128,57 +129,30 @@ fn has(interfaces: &[InterfaceAddresses], ip: IpAddr) -> bool {
     interfaces.iter().flat_map(|interface| &interface.addresses).any(|(own, _)| *own == ip)
 }
 
-/// A network, with its first address as a number.
-#[derive(Clone, Copy, Debug)]
-struct Network {
-    first: u128,
-    host_bits: u32,
-    ipv6: bool,
-}
-
-impl Network {
-    fn around(ip: IpAddr, prefix_len: u8) -> Self {
-        let (number, bits) = match ip {
-            IpAddr::V4(ip) => (u128::from(u32::from(ip)), 32),
-            IpAddr::V6(ip) => (u128::from(ip), 128),
-        };
-        let host_bits = bits - u32::from(prefix_len).min(bits);
-        let first = number & u128::MAX.checked_shl(host_bits).unwrap_or(0);
-        Self { first, host_bits, ipv6: ip.is_ipv6() }
-    }
-    fn contains(self, ip: IpAddr) -> bool {
-        ip.is_ipv6() == self.ipv6 && {
-            let prefix_len = if self.ipv6 { 128 } else { 32 } - self.host_bits;
-            Self::around(ip, prefix_len as u8).first == self.first
-        }
-    }
-    fn nth(self, offset: u128) -> IpAddr {
-        let number = self.first | offset;
-        if self.ipv6 { Ipv6Addr::from(number).into() } else { Ipv4Addr::from(number as u32).into() }
-    }
-    /// Addresses that a machine can have, unlikely to be a router's first. At most `TRIES`.
-    fn hosts(self) -> impl Iterator<Item = IpAddr> {
-        let last = 1_u128.checked_shl(self.host_bits).map_or(u128::MAX, |size| size - 1);
-        // The network's own and the broadcast address are nobody's, where there are so many (RFC 3021: /31).
-        let (low, high) = if self.host_bits < 2 { (0, last) } else { (1, last - 1) };
-        let strangers = [STRANGER4.into(), STRANGER6.into()];
-        let strangers = strangers.into_iter().filter(move |ip| self.contains(*ip));
-        let tail = low..=high.min(TRIES);
-        let usual = Some(250).filter(|offset| (low..=high).contains(offset));
-        strangers.chain(usual.into_iter().chain(tail).map(move |offset| self.nth(offset))).filter(can_be_outside)
+/// As somebody types it: an address of the network stands for it, too.
+fn parse(cidr: &str) -> Result<Network, WorldError> {
+    match cidr.parse() {
+        Ok(network) | Err(NotANetwork::HostBits { network, .. }) => Ok(network),
+        Err(_) => Err(WorldError::NotANetwork(cidr.to_owned())),
     }
 }
 
-impl std::str::FromStr for Network {
-    type Err = WorldError;
-    fn from_str(text: &str) -> Result<Self, WorldError> {
-        let wrong = || WorldError::NotANetwork(text.to_owned());
-        let (ip, prefix_len) = text.split_once('/').map_or((text, None), |(ip, len)| (ip, Some(len)));
-        let ip: IpAddr = ip.parse().map_err(|_| wrong())?;
-        let bits = if ip.is_ipv6() { 128 } else { 32 };
-        let prefix_len = prefix_len.map_or(Ok(bits), str::parse).map_err(|_| wrong())?;
-        if prefix_len > bits { Err(wrong()) } else { Ok(Self::around(ip, prefix_len)) }
-    }
+/// Addresses of a network that a machine can have, unlikely to be a router's first. At most `TRIES`.
+fn hosts(network: Network) -> impl Iterator<Item = IpAddr> {
+    let nth = move |offset: u128| match network.address() {
+        IpAddr::V4(first) => Ipv4Addr::from_bits(first.to_bits() | offset as u32).into(),
+        IpAddr::V6(first) => Ipv6Addr::from_bits(first.to_bits() | offset).into(),
+    };
+    let bits = if network.address().is_ipv4() { 32 } else { 128 };
+    let host_bits = bits - u32::from(network.prefix_len());
+    let last = 1_u128.checked_shl(host_bits).map_or(u128::MAX, |size| size - 1);
+    // The network's own and the broadcast address are nobody's, where there are so many (RFC 3021: /31).
+    let (low, high) = if host_bits < 2 { (0, last) } else { (1, last - 1) };
+    let strangers = [STRANGER4.into(), STRANGER6.into()];
+    let strangers = strangers.into_iter().filter(move |ip| network.contains(*ip));
+    let tail = low..=high.min(TRIES);
+    let usual = Some(250).filter(|offset| (low..=high).contains(offset));
+    strangers.chain(usual.into_iter().chain(tail).map(nth)).filter(can_be_outside)
 }
 
 /// Whether packets may come from such an address (RFC 1122 section 3.2.1.3, RFC 4291 section 2.5).
@@ -195,7 +169,7 @@ mod tests {
 
     #[test]
     fn somebody_of_a_network_is_found() {
-        let first = |text: &str| text.parse::<Network>().unwrap().hosts().next().map(|ip| ip.to_string());
+        let first = |text: &str| hosts(parse(text).unwrap()).next().map(|ip| ip.to_string());
         for (network, host) in [
             ("198.51.100.0/24", "198.51.100.250"),
             ("198.51.100.9/24", "198.51.100.250"),
@@ -213,7 +187,7 @@ mod tests {
             assert_eq!(first(nobody), None, "{nobody}");
         }
         for wrong in ["10.0.0.0/33", "10.0.0/8", "eth0", "::/129", "10.0.0.0/", ""] {
-            assert!(wrong.parse::<Network>().is_err(), "{wrong}");
+            assert!(parse(wrong).is_err(), "{wrong}");
         }
     }
 }
