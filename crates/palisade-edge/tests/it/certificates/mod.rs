@@ -1,5 +1,6 @@
 //! Certificates: how the edge shows them, and how they are obtained from real authorities on loopback.
 
+mod attacks;
 mod clocks;
 mod failures;
 mod full_disks;
