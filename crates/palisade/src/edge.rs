@@ -215,7 +215,9 @@ impl Keeper<'_> {
 
     fn report(&mut self, spec: &InstanceSpec, settings: &Settings) -> Result<(), String> {
         let number = spec.id.number;
-        let Some(report) = edge::report(self.layout, number).map_err(|error| chain(&error))? else {
+        let has_room = self.banned.has_room();
+        let asked = if has_room { edge::report(self.layout, number) } else { edge::look(self.layout, number) };
+        let Some(report) = asked.map_err(|error| chain(&error))? else {
             // Its counters begin anew.
             self.kept.forget(number);
             return Ok(());
@@ -228,6 +230,10 @@ impl Keeper<'_> {
             }
         }
         seen.certificates.clone_from(&report.certificates);
+        if !has_room {
+            // A look says nothing of limits: they are told of, and bans, once those are judged who wait for it.
+            return Ok(());
+        }
         if self.told_limited.get(&number).is_none_or(|told| told.elapsed() >= TELL_LIMITED) {
             for (route, new) in seen.newly_limited(&report) {
                 self.told_limited.insert(number, Instant::now());
@@ -236,7 +242,7 @@ impl Keeper<'_> {
             }
             seen.limited.clone_from(&report.limited);
         }
-        self.banned.told(&spec.id, settings, &report.to_ban);
+        self.banned.told(&spec.id, &settings.edge.trusted_proxies, &report.to_ban);
         Ok(())
     }
 
