@@ -13,6 +13,7 @@ pub mod forwarded;
 mod http3;
 pub mod limit;
 pub mod local_ca;
+mod plain_file;
 mod proxy;
 mod proxy_protocol;
 mod server;

@@ -11,7 +11,6 @@ use rcgen::{
 use rustls::crypto::aws_lc_rs;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -19,6 +18,7 @@ use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::acme::{StoreError, replace};
+use crate::plain_file;
 use crate::tls;
 
 /// Where a key and its certificate end in the file of the authority.
@@ -49,8 +49,10 @@ struct Root {
 /// Why it can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LocalCaError {
-    /// Its file can't be read.
-    #[error("can't read the stack's own authority in {0}")]
+    /// Its file can't be read, or isn't one of the owner's.
+    #[error(
+        "can't read the stack's own authority in {0}; without it another one is made: remove it if it is of no use"
+    )]
     Read(PathBuf, #[source] io::Error),
     /// A file of it can't be written.
     #[error(transparent)]
@@ -66,17 +68,23 @@ impl LocalCa {
         state.join("local-ca.pem")
     }
 
+    /// What is in that file. None is as an empty one: nobody is trusted.
+    pub fn roots(state: &Path) -> Vec<u8> {
+        plain_file::read(&Self::root_file(state)).unwrap_or_default()
+    }
+
     /// The authority in this folder. A root is made for those of the domains that no root may sign yet; one that is damaged or about to end is replaced.
     ///
     /// # Errors
     ///
-    /// Its file can't be read or written.
+    /// Its file can't be read or written, or somebody has put something else in its place.
     pub fn open(state: &Path, domains: &[&String], owner: Option<(u32, u32)>) -> Result<Self, LocalCaError> {
         let path = state.join("local-ca-key.pem");
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
+        let uid = owner.map_or_else(|| nix::unistd::geteuid().as_raw(), |(uid, _)| uid);
+        let text = match plain_file::read_of(&path, uid) {
             // What isn't text is damaged.
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => String::new(),
+            Ok(bytes) => String::from_utf8(bytes).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             Err(error) => return Err(LocalCaError::Read(path, error)),
         };
         let mut roots: Vec<Root> = text.split_inclusive(CERTIFICATE_END).filter_map(Root::parse).collect();
@@ -92,7 +100,7 @@ impl LocalCa {
             replace(&path, whole.as_bytes(), owner)?;
         }
         let file = Self::root_file(state);
-        if fs::read_to_string(&file).ok() != Some(authority.root()) {
+        if Self::roots(state) != authority.root().as_bytes() {
             replace(&file, authority.root().as_bytes(), owner)?;
         }
         Ok(authority)
@@ -128,7 +136,7 @@ impl LocalCa {
 }
 
 impl Root {
-    /// From a key and its certificate.
+    /// From a key and its certificate, if it is as those that are made here: whatever else was put into the file is no root, and isn't kept there.
     fn parse(text: &str) -> Option<Self> {
         let at = text.find("-----BEGIN CERTIFICATE-----")?;
         let (key_pem, certificate_pem) = text.split_at(at);
@@ -137,9 +145,11 @@ impl Root {
         let (_, parsed) = X509Certificate::from_der(&certificate).ok()?;
         let end = parsed.validity().not_after.timestamp();
         let needed = SystemTime::now().checked_add(ROOT_LEFT)?.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs();
-        let fits = u64::try_from(end).ok()? > needed
-            && parsed.public_key().raw == rcgen::PublicKeyData::subject_public_key_info(&key);
         let allowed = allowed(&parsed);
+        let fits = u64::try_from(end).ok()? > needed
+            && parsed.is_ca()
+            && !allowed.is_empty()
+            && parsed.public_key().raw == rcgen::PublicKeyData::subject_public_key_info(&key);
         let issuer = Issuer::from_ca_cert_der(&certificate, key).ok().filter(|_| fits)?;
         let (key_pem, certificate_pem) = (key_pem.to_owned(), certificate_pem.to_owned());
         Some(Self { key_pem, certificate, certificate_pem, allowed, issuer })

@@ -4,20 +4,23 @@
 //! How it is spoken to is in `palisade_host::edge`, what it serves in `palisade_core::edge`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use palisade_core::address::{AddressBook, InstanceAddress};
-use palisade_core::edge::{self as model, CertificateSource, Report, Settings};
+use palisade_core::edge::{self as model, CertificateSource, Domain, Report, Settings, WorkerSettings};
 use palisade_core::instance::InstanceSpec;
 use palisade_core::policy::Policy;
 use palisade_core::stack::Stack;
-use palisade_edge::acme;
+use palisade_edge::{acme, tls};
 use palisade_guard::Guard;
 use palisade_host::agent::EventSink;
 use palisade_host::edge::{self, EdgeError, Teller};
 use palisade_host::layout::Layout;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::exit::chain;
 use crate::observe::pins;
@@ -37,6 +40,8 @@ const REPORT: Duration = Duration::from_secs(5);
 const COPY: Duration = Duration::from_secs(10);
 /// How often it is told that clients are limited.
 const TELL_LIMITED: Duration = Duration::from_secs(60);
+/// In an event that is about no domain in particular.
+const EVERY_DOMAIN: &str = "*";
 /// So many clients are named in an event.
 const CLIENTS_NAMED: usize = 10;
 
@@ -88,6 +93,7 @@ pub(crate) fn look_after(layout: &Layout, events: &EventSink, woken: &Receiver<(
         banned: Banned::new(layout, events),
         reported: None,
         copied: None,
+        served: None,
         told_limited: BTreeMap::new(),
     };
     loop {
@@ -104,14 +110,19 @@ struct Keeper<'a> {
     layout: &'a Layout,
     events: &'a EventSink,
     /// What was said last about each thing that goes wrong.
-    complained: BTreeMap<&'static str, String>,
+    complained: BTreeMap<(&'static str, String), String>,
     kept: Kept,
     banned: Banned<'a>,
     reported: Option<Instant>,
     copied: Option<Instant>,
+    /// Which files of given certificates the edge looked at last.
+    served: Option<Vec<Written>>,
     /// When it was last told that an instance limits clients, by its number.
     told_limited: BTreeMap<u8, Instant>,
 }
+
+/// A file that is replaced is another one: its inode, and when it became what it is.
+type Written = (u64, i64, i64);
 
 /// Domains whose certificates are ordered and that have none yet.
 pub(crate) fn waiting(layout: &Layout, stack: &Stack) -> Vec<String> {
@@ -125,7 +136,7 @@ pub(crate) fn waiting(layout: &Layout, stack: &Stack) -> Vec<String> {
 impl Keeper<'_> {
     fn look(&mut self) {
         let told = self.tell();
-        self.say("edge_untold", told);
+        self.say("edge_untold", "", told);
         self.pass_on();
         let due = |last: Option<Instant>, every| last.is_none_or(|last: Instant| last.elapsed() >= every);
         if due(self.reported, REPORT) {
@@ -134,18 +145,18 @@ impl Keeper<'_> {
             for (spec, settings) in edge::specs(self.layout) {
                 ports.extend([settings.edge.http_port, settings.edge.https_port]);
                 let looked = self.report(&spec, &settings);
-                self.say("edge_silent", looked);
+                self.say("edge_silent", &spec.id.to_string(), looked);
             }
             let banned = self.banned.keep(ports);
-            self.say("ban_failed", banned);
+            self.say("ban_failed", "", banned);
         }
         if due(self.copied, COPY) {
             self.copied = Some(Instant::now());
             let copied = self.copy();
-            self.say("certificate_failed", copied);
+            self.say_of_certificates(EVERY_DOMAIN, copied);
         }
         let kept = self.kept.keep();
-        self.say("events_not_kept", kept);
+        self.say("events_not_kept", "", kept);
     }
 
     /// What is told about certificates becomes events of the stack.
@@ -156,12 +167,29 @@ impl Keeper<'_> {
     }
 
     /// What goes wrong is said once, and said again when it is something else.
-    fn say(&mut self, kind: &'static str, result: Result<(), String>) {
+    fn say(&mut self, kind: &'static str, about: &str, result: Result<(), String>) {
+        self.say_with(kind, about, result, |message| json!({ "error": message }));
+    }
+
+    /// The same of a domain's certificate, as its worker would say it.
+    fn say_of_certificates(&mut self, domain: &str, result: Result<(), String>) {
+        let details = |text: &str| json!({ "domain": domain, "why": "given", "text": text });
+        self.say_with("certificate_failed", domain, result, details);
+    }
+
+    fn say_with(
+        &mut self,
+        kind: &'static str,
+        about: &str,
+        result: Result<(), String>,
+        details: impl FnOnce(&str) -> Value,
+    ) {
+        let key = (kind, about.to_owned());
         match result {
-            Ok(()) => drop(self.complained.remove(kind)),
-            Err(message) if self.complained.get(kind) != Some(&message) => {
-                self.events.append(kind, None, json!({ "error": message }));
-                self.complained.insert(kind, message);
+            Ok(()) => drop(self.complained.remove(&key)),
+            Err(message) if self.complained.get(&key) != Some(&message) => {
+                self.events.append(kind, None, details(&message));
+                self.complained.insert(key, message);
             }
             Err(_) => {}
         }
@@ -187,7 +215,9 @@ impl Keeper<'_> {
 
     fn report(&mut self, spec: &InstanceSpec, settings: &Settings) -> Result<(), String> {
         let number = spec.id.number;
-        let Some(report) = edge::report(self.layout, number).map_err(|error| chain(&error))? else {
+        let has_room = self.banned.has_room();
+        let asked = if has_room { edge::report(self.layout, number) } else { edge::look(self.layout, number) };
+        let Some(report) = asked.map_err(|error| chain(&error))? else {
             // Its counters begin anew.
             self.kept.forget(number);
             return Ok(());
@@ -200,6 +230,10 @@ impl Keeper<'_> {
             }
         }
         seen.certificates.clone_from(&report.certificates);
+        if !has_room {
+            // A look says nothing of limits: they are told of, and bans, once those are judged who wait for it.
+            return Ok(());
+        }
         if self.told_limited.get(&number).is_none_or(|told| told.elapsed() >= TELL_LIMITED) {
             for (route, new) in seen.newly_limited(&report) {
                 self.told_limited.insert(number, Instant::now());
@@ -208,27 +242,55 @@ impl Keeper<'_> {
             }
             seen.limited.clone_from(&report.limited);
         }
-        self.banned.told(&spec.id, settings, &report.to_ban);
+        self.banned.told(&spec.id, &settings.edge.trusted_proxies, &report.to_ban);
         Ok(())
     }
 
-    /// Copies given certificates that have changed.
-    fn copy(&self) -> Result<(), String> {
+    /// Copies given certificates that have changed, and has the edge look at them. One that is spoilt holds up no other.
+    fn copy(&mut self) -> Result<(), String> {
         let state = State::read(self.layout).map_err(|error| chain(&error))?;
         let Some(edge) = state.stack.as_ref().and_then(|stack| stack.edge.as_ref()) else { return Ok(()) };
-        if !edge.certificates.values().any(|source| matches!(source, CertificateSource::Files { .. })) {
+        let is_given = |source: &CertificateSource| matches!(source, CertificateSource::Files { .. });
+        let given: Vec<&Domain> =
+            edge.certificates.iter().filter(|(_, source)| is_given(source)).map(|(domain, _)| domain).collect();
+        if given.is_empty() {
             return Ok(());
         }
-        prepare(self.layout, edge).map_err(|error| chain(&error))?;
-        edge::reload_certificates(self.layout).map_err(|error| chain(&error))
+        let settings = worker_settings(self.layout, edge);
+        let wrong = acme::copy_given(&settings).map_err(|error| chain(&error))?;
+        for domain in &given {
+            let wrong = wrong.iter().find(|wrong| wrong.domain == **domain);
+            self.say_of_certificates(domain, wrong.map_or(Ok(()), |wrong| Err(wrong.text())));
+        }
+        // Whoever wrote them: an `up` that failed has written and told nobody.
+        let written = given.iter().filter_map(|domain| written(&settings.folder.join(tls::file_of(domain)))).collect();
+        if self.served.as_ref() == Some(&written) {
+            return Ok(());
+        }
+        let told = edge::reload_certificates(self.layout).map_err(|error| chain(&error));
+        if told.is_ok() {
+            self.served = Some(written);
+        }
+        let details = |text: &str| json!({ "domain": EVERY_DOMAIN, "text": text });
+        self.say_with("certificate_not_served", EVERY_DOMAIN, told, details);
+        Ok(())
     }
 }
 
-/// Puts certificates in place that nobody has to be asked for.
-pub(crate) fn prepare(layout: &Layout, edge: &model::Edge) -> Result<(), acme::EnsureError> {
+fn written(file: &Path) -> Option<Written> {
+    let metadata = fs::symlink_metadata(file).ok()?;
+    Some((metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))
+}
+
+/// Puts certificates in place that nobody has to be asked for. Returns which are served otherwise than they were given.
+pub(crate) fn prepare(layout: &Layout, edge: &model::Edge) -> Result<Vec<acme::NotServed>, acme::EnsureError> {
+    acme::prepare(&worker_settings(layout, edge))
+}
+
+fn worker_settings(layout: &Layout, edge: &model::Edge) -> WorkerSettings {
     let folders = [model::CERTIFICATES_VOLUME, model::AUTHORITIES_VOLUME].map(|volume| layout.volume(volume));
     let [folder, state] = folders;
-    acme::prepare(&model::worker_settings(edge, Some((folder, state))))
+    model::worker_settings(edge, Some((folder, state)))
 }
 
 fn clients(report: &Report, route: &str) -> Vec<String> {

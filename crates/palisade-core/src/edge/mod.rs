@@ -404,6 +404,9 @@ pub struct LimitedClient {
     pub last_s: u64,
 }
 
+/// So many clients that are to be banned are in one report at most.
+pub const TO_BAN_MAX: usize = 4_096;
+
 /// A client that is to be banned.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ToBan {

@@ -3,7 +3,7 @@
 use base64::Engine;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use instant_acme::{Account, AccountCredentials, ExternalAccountKey, NewAccount};
+use instant_acme::{Account, AccountCredentials, ExternalAccountKey, NewAccount, Problem};
 use palisade_core::edge::{AcmeDirectory, ExternalAccount};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -33,6 +33,8 @@ pub(super) enum AccountError {
     Use(#[source] instant_acme::Error),
     #[error("can't make an account")]
     Make(#[source] instant_acme::Error),
+    #[error("the authority refuses everything from this account: it was closed")]
+    Closed,
 }
 
 /// What is kept of an account. It holds its private key.
@@ -52,8 +54,6 @@ pub(super) async fn open(
 ) -> Result<Account, AccountError> {
     let path = file(state, &directory.url);
     let external = directory.eab.as_ref().map(|external| external.key_id.clone());
-    let contact = email.map(|email| format!("mailto:{email}"));
-    let contact: Vec<&str> = contact.iter().map(String::as_str).collect();
     if let Some(mut kept) = read(&path)?.filter(|kept| kept.external == external) {
         let builder = Account::builder_with_http(Box::new(client.clone()));
         // The library takes the credentials; they are needed once more if the address has changed.
@@ -61,13 +61,15 @@ pub(super) async fn open(
         let again = again.map_err(|error| AccountError::Damaged(path.clone(), error))?;
         let account = builder.from_credentials(again).await.map_err(AccountError::Use)?;
         if kept.email.as_deref() != email {
-            account.update_contacts(&contact).await.map_err(AccountError::Use)?;
+            set_email(&account, email).await?;
             kept.email = email.map(str::to_owned);
             write(&path, &kept)?;
         }
         return Ok(account);
     }
     let key = directory.eab.as_ref().map(external_key).transpose()?;
+    let contact = contact(email);
+    let contact: Vec<&str> = contact.iter().map(String::as_str).collect();
     let builder = Account::builder_with_http(Box::new(client.clone()));
     let new = NewAccount { contact: &contact, terms_of_service_agreed: true, only_return_existing: false };
     let made = builder.create(&new, directory.url.clone(), key.as_ref()).await;
@@ -76,7 +78,25 @@ pub(super) async fn open(
     Ok(account)
 }
 
-/// Forgets an account that its authority doesn't know any more. It is put aside, not removed.
+fn contact(email: Option<&str>) -> Option<String> {
+    email.map(|email| format!("mailto:{email}"))
+}
+
+/// An account may do nothing that is always allowed any more: then it isn't what was asked that was refused ([`AccountError::Closed`]).
+pub(super) async fn set_email(account: &Account, email: Option<&str>) -> Result<(), AccountError> {
+    let contact = contact(email);
+    let contact: Vec<&str> = contact.iter().map(String::as_str).collect();
+    account.update_contacts(&contact).await.map_err(|error| match &error {
+        instant_acme::Error::Api(problem) if is_unauthorized(problem) => AccountError::Closed,
+        _ => AccountError::Use(error),
+    })
+}
+
+fn is_unauthorized(problem: &Problem) -> bool {
+    problem.r#type.as_deref().is_some_and(|kind| kind.ends_with(":unauthorized"))
+}
+
+/// Forgets an account that its authority doesn't know any more, or has closed. It is put aside, not removed.
 pub(super) fn forget(state: &Path, directory: &str) {
     let path = file(state, directory);
     let _ = fs::rename(&path, path.with_extension("json.unknown"));

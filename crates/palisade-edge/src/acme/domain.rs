@@ -3,6 +3,8 @@
 use palisade_core::edge::{Acme, AcmeDirectory, WorkerSettings};
 use rustls::crypto::aws_lc_rs;
 use serde_json::{Value, json};
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -63,7 +65,7 @@ impl<'a> Look<'a> {
         if renewed { Outcome::Obtained { renew_s } } else { Outcome::Kept { renew_s } }
     }
 
-    /// Of a certificate that is ordered. `asked`: now, unless an authority has refused it.
+    /// Of a certificate that is ordered. `asked`: now, from whichever authority hasn't refused it.
     pub(super) async fn outcome(&mut self, asked: bool) -> Outcome {
         let Some(acme) = &self.settings.acme else {
             return Outcome::Impossible("there is no authority to order from".to_owned());
@@ -74,6 +76,7 @@ impl<'a> Look<'a> {
                 self.domain
             ));
         }
+        self.memory.asks_with(asked_with(acme));
         let present = self.present().ok();
         if let Some(present) = &present {
             self.ask_window(acme, present).await;
@@ -83,9 +86,7 @@ impl<'a> Look<'a> {
         let now = now_s();
         let outcome = match present.as_ref().and_then(|present| self.good_until(acme, present)) {
             Some(renew_s) if renew_s > now => Outcome::Kept { renew_s },
-            _ if schedule::waits(self.memory.again_s, now)
-                && (!asked || self.memory.trouble == Some(Trouble::Refused)) =>
-            {
+            _ if schedule::waits(self.memory.again_s, now) && !(asked && self.may_ask_anybody(acme)) => {
                 Outcome::Waiting { text: self.memory.text.clone(), again_s: self.memory.again_s }
             }
             _ => self.attempt(acme, present.as_ref()).await,
@@ -119,7 +120,8 @@ impl<'a> Look<'a> {
     async fn ask_window(&mut self, acme: &Acme, present: &Present) {
         let serial = &present.facts.serial;
         let known = self.memory.window.as_ref().filter(|window| window.serial == *serial);
-        if known.is_some_and(|window| schedule::waits(window.look_s, now_s())) {
+        let silent = self.memory.silent.as_ref().filter(|(of, _)| of == serial).map(|(_, look_s)| *look_s);
+        if known.map(|window| window.look_s).max(silent).is_some_and(|look_s| schedule::waits(look_s, now_s())) {
             return;
         }
         let Some(directory) = self.issuer(acme, present) else { return };
@@ -130,7 +132,10 @@ impl<'a> Look<'a> {
             account.renewal_info(&named).await.ok()
         };
         // Whoever doesn't answer has no opinion for now; the old one stands.
-        let Some((info, look_in)) = asked.await else { return };
+        let Some((info, look_in)) = asked.await else {
+            self.memory.silent = Some((serial.clone(), now_s() + schedule::LOOK_S_MAX));
+            return;
+        };
         let seconds = |time: i64| u64::try_from(time).unwrap_or(0);
         let (start_s, end_s) = (
             seconds(info.suggested_window.start.unix_timestamp()),
@@ -149,11 +154,11 @@ impl<'a> Look<'a> {
     }
 
     async fn attempt(&mut self, acme: &Acme, present: Option<&Present>) -> Outcome {
-        if self.memory.is_cut_short() {
+        if self.memory.is_cut_short(&acme.directories) {
             return self.failed(
-                Trouble::Refused,
+                acme,
+                Trouble::Host,
                 "several attempts were cut short: is the process killed?".to_owned(),
-                None,
             );
         }
         self.memory.begin();
@@ -162,18 +167,20 @@ impl<'a> Look<'a> {
         let noted = self.memory.write(&self.settings.state, self.domain, now_s());
         let room = noted.and_then(|()| folders.into_iter().try_for_each(|folder| store::room(folder)));
         if let Err(error) = room {
-            return self.failed(Trouble::Host, chain(&error), None);
+            return self.failed(acme, Trouble::Host, chain(&error));
         }
         match check::look(self.settings, acme.challenge, self.domain).await {
             Ok(Seen::Ours) => {}
             Ok(Seen::Unknown(text)) => self.tell("certificate_check_unsure", json!({ "text": text })),
-            Ok(Seen::NotOurs(text)) => return self.failed(Trouble::Check, text, None),
-            Err(error) => return self.failed(Trouble::Host, chain(&error), None),
+            Ok(Seen::NotOurs(text)) => return self.failed(acme, Trouble::Check, text),
+            Err(error) => return self.failed(acme, Trouble::Host, chain(&error)),
         }
-        let mut worst: Option<(OrderError, Option<u64>)> = None;
-        for directory in &acme.directories {
-            let blocked = self.memory.blocked.get(&directory.url).copied().unwrap_or(0);
-            if schedule::waits(blocked, now_s()) {
+        let mut worst: Option<OrderError> = None;
+        // What is on its way is gone on with before anything else is ordered.
+        let mut directories: Vec<&AcmeDirectory> = acme.directories.iter().collect();
+        directories.sort_by_key(|directory| !self.memory.orders.contains_key(&directory.url));
+        for directory in directories {
+            if self.memory.left_alone_s(directory, now_s()) > 0 {
                 continue;
             }
             let issuer = present.filter(|present| self.issuer(acme, present) == Some(directory));
@@ -182,17 +189,20 @@ impl<'a> Look<'a> {
             let attempt = Attempt { settings: self.settings, acme, domain: self.domain, replaces };
             let (result, again_s) = attempt.at(directory, &mut self.memory).await;
             match result {
-                Ok(obtained) => return self.obtained(directory, obtained, present).await,
+                Ok(obtained) => return self.obtained(acme, directory, obtained, present).await,
                 Err(error) => {
                     let details = json!({ "directory": directory.url, "error": chain(&error) });
                     self.tell("certificate_refused", details);
                     if let Some(again_s) = again_s {
-                        self.memory.blocked.insert(directory.url.clone(), again_s);
+                        let until_s = schedule::demanded_s(again_s, now_s());
+                        self.memory.blocked.insert(directory.url.clone(), until_s);
                     }
-                    let everywhere = error.is_everywhere();
-                    let harder = error.trouble() == Trouble::Refused;
-                    if worst.is_none() || harder {
-                        worst = Some((error, again_s));
+                    let (everywhere, is_refused) = (error.is_everywhere(), error.trouble() == Trouble::Refused);
+                    if is_refused {
+                        self.refused_by(if everywhere { &acme.directories } else { std::slice::from_ref(directory) });
+                    }
+                    if worst.is_none() || is_refused {
+                        worst = Some(error);
                     }
                     if everywhere {
                         break;
@@ -201,19 +211,33 @@ impl<'a> Look<'a> {
             }
         }
         match worst {
-            Some((error, again_s)) => self.failed(error.trouble(), chain(&error), again_s),
-            None => {
-                let again_s = self.memory.blocked.values().copied().min();
-                self.failed(Trouble::Check, "every authority has asked to be left alone for now".to_owned(), again_s)
-            }
+            Some(error) => self.failed(acme, error.trouble(), chain(&error)),
+            None => self.failed(acme, Trouble::Check, "every authority has asked to be left alone for now".to_owned()),
         }
     }
 
-    async fn obtained(&mut self, directory: &AcmeDirectory, obtained: Obtained, before: Option<&Present>) -> Outcome {
+    fn may_ask_anybody(&self, acme: &Acme) -> bool {
+        acme.directories.iter().any(|directory| self.memory.left_alone_s(directory, now_s()) == 0)
+    }
+
+    /// These said no, or would: they are left alone for a while, also when somebody asks.
+    fn refused_by(&mut self, directories: &[AcmeDirectory]) {
+        let failures = self.memory.failures.saturating_add(1);
+        let until_s = now_s() + schedule::pause_s(Trouble::Refused, failures, store::random());
+        self.memory.refused.extend(directories.iter().map(|directory| (directory.url.clone(), until_s)));
+    }
+
+    async fn obtained(
+        &mut self,
+        acme: &Acme,
+        directory: &AcmeDirectory,
+        obtained: Obtained,
+        before: Option<&Present>,
+    ) -> Outcome {
         let Obtained { pem, facts } = obtained;
         if let Err(error) = store::replace(&self.file, pem.as_bytes(), super::owner(self.settings)) {
             // The order stays noted: the next attempt fetches the same certificate.
-            return self.failed(Trouble::Host, chain(&error), None);
+            return self.failed(acme, Trouble::Host, chain(&error));
         }
         let is_early = |before: &Present| schedule::renew_s(&before.facts, None) > now_s();
         if self.memory.window.is_some() && before.is_some_and(is_early) {
@@ -235,11 +259,15 @@ impl<'a> Look<'a> {
         Outcome::Obtained { renew_s }
     }
 
-    fn failed(&mut self, trouble: Trouble, text: String, demanded_s: Option<u64>) -> Outcome {
+    fn failed(&mut self, acme: &Acme, trouble: Trouble, text: String) -> Outcome {
         self.memory.failures = self.memory.failures.saturating_add(1);
-        let pause_s = schedule::pause_s(trouble, self.memory.failures, store::random());
-        let again_s = (now_s() + pause_s).max(demanded_s.unwrap_or(0));
-        self.memory.failed(trouble, text.clone(), again_s);
+        let now_s = now_s();
+        let free_s = acme.directories.iter().map(|directory| self.memory.left_alone_s(directory, now_s)).min();
+        // Who has refused is left alone; who couldn't be reached is asked again as soon as if nobody had refused.
+        let pauses = if trouble == Trouble::Refused && free_s == Some(0) { Trouble::Unreachable } else { trouble };
+        let pause_s = schedule::pause_s(pauses, self.memory.failures, store::random());
+        let again_s = (now_s + pause_s).max(free_s.unwrap_or(0));
+        self.memory.failed(text.clone(), again_s);
         let details =
             json!({ "why": trouble, "text": text, "again": rfc3339(again_s), "failures": self.memory.failures });
         self.tell("certificate_failed", details);
@@ -313,4 +341,18 @@ impl<'a> Look<'a> {
             eprintln!("palisade: {}", chain(&error));
         }
     }
+}
+
+/// With what authorities are asked: which they are, whose account it is, and what is in the files with keys and roots. Whoever mends any of it wants it
+/// tried.
+fn asked_with(acme: &Acme) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    serde_json::to_vec(acme).unwrap_or_default().hash(&mut hasher);
+    for directory in &acme.directories {
+        let key = directory.eab.as_ref().map(|external| &external.key_file);
+        for file in directory.root.iter().chain(key) {
+            fs::read(file).ok().hash(&mut hasher);
+        }
+    }
+    hasher.finish()
 }

@@ -1,7 +1,7 @@
 //! Certificates obtained and renewed: by a process of its own, which may reach authorities and write where the edge only reads.
 //!
 //! One look at all domains is [`ensure`]; [`worker_main`] looks again and again. What a host's administrator gave as files, and what the stack's own authority
-//! signs, is put in place by [`prepare`] before the edge starts. Nothing in here serves clients.
+//! signs, is put in place by [`prepare`] before the edge starts; what he changes later, by [`copy_given`]. Nothing in here serves clients.
 
 mod account;
 mod challenge;
@@ -9,6 +9,7 @@ mod check;
 mod client;
 mod domain;
 mod events;
+mod given;
 mod memory;
 mod order;
 mod schedule;
@@ -17,14 +18,14 @@ mod store;
 mod worker;
 
 use palisade_core::edge::{CertificateSource, Challenge, Domain, WorkerSettings};
-use rustls::crypto::aws_lc_rs;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::local_ca::{LocalCa, LocalCaError};
-use crate::tls::{self, PemError};
+use crate::tls;
+pub use given::{GivenError, NotServed};
 use memory::Unwritten;
 use order::now_s;
 pub use store::StoreError;
@@ -67,12 +68,9 @@ pub enum EnsureError {
     /// The stack's own authority.
     #[error(transparent)]
     Local(#[from] LocalCaError),
-    /// A certificate that was given as files can't be served.
-    #[error("the certificate given for {0}")]
-    Given(Domain, #[source] Box<PemError>),
-    /// Such a file can't be read.
-    #[error("can't read {0}")]
-    Read(PathBuf, #[source] io::Error),
+    /// A certificate that was given as files can't be served, and there is no copy from before.
+    #[error(transparent)]
+    Given(#[from] Box<NotServed>),
     /// Root would follow whatever the owner of the folders puts there.
     #[error("certificates are obtained as the user who owns the folders, not as root")]
     Root,
@@ -83,19 +81,29 @@ pub enum EnsureError {
 ///
 /// # Errors
 ///
-/// A folder can't be made, or a given certificate can't be served: its key doesn't match, it is for other names, or it can't be read. A
-/// certificate that has expired is served nevertheless, and the edge says so.
-pub fn prepare(settings: &WorkerSettings) -> Result<(), EnsureError> {
+/// A folder can't be made, or a given certificate can't be served (its key doesn't match, it is for other names, or it can't be read) and there is no
+/// copy from before. Everything else is in place even then. What is given and served otherwise than it should be is no error but returned: a
+/// domain whose file was spoilt is to keep no other from being served.
+pub fn prepare(settings: &WorkerSettings) -> Result<Vec<NotServed>, EnsureError> {
     for folder in folders(settings) {
         store::folder(&folder, owner(settings))?;
     }
-    for (domain, source) in &settings.certificates {
-        if let CertificateSource::Files { chain, key } = source {
-            copy(settings, domain, chain, key)?;
-        }
-    }
+    let mut wrong = given::copy(settings);
     local(settings)?;
-    Ok(())
+    match wrong.iter().position(|wrong| !wrong.has_copy) {
+        Some(at) => Err(Box::new(wrong.swap_remove(at)).into()),
+        None => Ok(wrong),
+    }
+}
+
+/// Copies given certificates that have changed, each whatever is wrong with the others, which is returned. For whoever looks after an edge that runs.
+///
+/// # Errors
+///
+/// The folder can't be used.
+pub fn copy_given(settings: &WorkerSettings) -> Result<Vec<NotServed>, StoreError> {
+    store::folder(&settings.folder, owner(settings))?;
+    Ok(given::copy(settings))
 }
 
 /// Looks once at every domain and does what is due: signs, orders, tells the edge and makes sure that it serves what is in the files. It waits for
@@ -194,22 +202,4 @@ fn local(settings: &WorkerSettings) -> Result<Vec<Domain>, EnsureError> {
         }
     }
     Ok(renewed)
-}
-
-fn copy(settings: &WorkerSettings, domain: &Domain, chain: &Path, key: &Path) -> Result<(), EnsureError> {
-    let read = |path: &Path| fs::read(path).map_err(|error| EnsureError::Read(path.to_owned(), error));
-    let mut pem = read(key)?;
-    if !pem.ends_with(b"\n") {
-        pem.push(b'\n');
-    }
-    pem.extend(read(chain)?);
-    let both = PathBuf::from(format!("{} with {}", chain.display(), key.display()));
-    tls::read_bytes(&pem, &both, domain, &aws_lc_rs::default_provider())
-        .map_err(|error| EnsureError::Given(domain.clone(), Box::new(error)))?;
-    let file = settings.folder.join(tls::file_of(domain));
-    // What is the same needn't be written, and the edge needn't be told.
-    if fs::read(&file).is_ok_and(|there| there == pem) {
-        return Ok(());
-    }
-    Ok(store::replace(&file, &pem, owner(settings))?)
 }

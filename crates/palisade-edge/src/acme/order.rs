@@ -28,6 +28,11 @@ const PENDING_S_MAX: u64 = 12 * 3600;
 /// A whole order is tried so often when the authority has mislaid a nonce: some do so under load, more often in a row than the library bears.
 const TRIES: u32 = 5;
 
+/// What is done when an order is made, in [`OrderError::Acme`].
+const ORDER: &str = "order a certificate";
+/// Kinds of RFC 8555 that any authority would find.
+const ABOUT_DOMAINS: [&str; 5] = ["unauthorized", "dns", "connection", "tls", "incorrectResponse"];
+
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum OrderError {
@@ -43,8 +48,12 @@ pub(super) enum OrderError {
     Acme(&'static str, #[source] instant_acme::Error),
     #[error("the authority offers no {0} for this domain")]
     NoChallenge(&'static str),
-    #[error("the authority didn't accept the challenge: {0}")]
-    Invalid(String),
+    #[error("the authority didn't accept the challenge: {text}")]
+    Invalid {
+        text: String,
+        /// RFC 8555's, as far as they are known.
+        kinds: Vec<String>,
+    },
     #[error("can't make a key and a request for a certificate")]
     Request(#[source] rcgen::Error),
     #[error("the authority's certificate can't be used")]
@@ -86,15 +95,18 @@ impl Attempt<'_> {
         };
         let mut replaces = self.replaces;
         let mut left = TRIES;
+        // Another account is made once: who doesn't want the new one either means something else.
+        let mut is_new = false;
         loop {
             left -= 1;
             client.take_again();
             let result = self.once(directory, memory, &client, replaces).await;
             let retried = match &result {
                 Err(error) if left > 0 => {
-                    if error.is("accountDoesNotExist") {
+                    if error.is_without_account() && !is_new {
                         account::forget(&self.settings.state, &directory.url);
-                        memory.pending = None;
+                        memory.orders.remove(&directory.url);
+                        is_new = true;
                         true
                     } else if replaces.take().is_some_and(|_| error.is_about_replacing()) {
                         true
@@ -124,12 +136,18 @@ impl Attempt<'_> {
         right_clock(client)?;
         let (mut order, key) = match self.resumed(&account, directory, memory).await? {
             Some(resumed) => resumed,
-            None => self.new_order(&account, directory, memory, replaces).await?,
+            None => match self.new_order(&account, directory, memory, replaces).await {
+                Err(error) if error.is("unauthorized") => {
+                    account::set_email(&account, self.acme.email.as_deref()).await?;
+                    return Err(error);
+                }
+                ordered => ordered?,
+            },
         };
         let result = self.drive(&mut order, &key).await;
         // An order that the authority has turned down is over; any other may go on.
         if result.as_ref().is_err_and(|error| error.is_final()) || order.state().status == OrderStatus::Invalid {
-            memory.pending = None;
+            memory.orders.remove(&directory.url);
             memory.write(state, self.domain, now_s())?;
         }
         result
@@ -142,10 +160,9 @@ impl Attempt<'_> {
         directory: &AcmeDirectory,
         memory: &mut Memory,
     ) -> Result<Option<(Order, KeyPair)>, OrderError> {
-        let Some(pending) = memory.pending.clone() else { return Ok(None) };
+        let Some(pending) = memory.orders.get(&directory.url).cloned() else { return Ok(None) };
         let fresh = now_s().abs_diff(pending.since_s) < PENDING_S_MAX;
-        let key = KeyPair::from_pem(&pending.key).ok().filter(|_| pending.directory == directory.url);
-        if let Some(key) = key {
+        if let Ok(key) = KeyPair::from_pem(&pending.key) {
             match account.order(pending.url).await {
                 Ok(mut order) => match order.state().status {
                     OrderStatus::Invalid => {}
@@ -163,7 +180,7 @@ impl Attempt<'_> {
                 }
             }
         }
-        memory.pending = None;
+        memory.orders.remove(&directory.url);
         Ok(None)
     }
 
@@ -181,13 +198,9 @@ impl Attempt<'_> {
             new = new.replaces(replaced);
         }
         let key = KeyPair::generate().map_err(OrderError::Request)?;
-        let order = account.new_order(&new).await.map_err(|error| OrderError::Acme("order a certificate", error))?;
-        memory.pending = Some(Pending {
-            directory: directory.url.clone(),
-            url: order.url().to_owned(),
-            key: key.serialize_pem(),
-            since_s: now_s(),
-        });
+        let order = account.new_order(&new).await.map_err(|error| OrderError::Acme(ORDER, error))?;
+        let pending = Pending { url: order.url().to_owned(), key: key.serialize_pem(), since_s: now_s() };
+        memory.orders.insert(directory.url.clone(), pending);
         memory.write(&self.settings.state, self.domain, now_s())?;
         Ok((order, key))
     }
@@ -247,9 +260,11 @@ impl Attempt<'_> {
         }
         match order.poll_ready(patience).await {
             Ok(OrderStatus::Ready | OrderStatus::Valid | OrderStatus::Processing) => Ok(answers),
-            Ok(_) => Err(OrderError::Invalid(why(order).await.unwrap_or_else(|| "it doesn't say why".to_owned()))),
+            Ok(_) => Err(why(order)
+                .await
+                .unwrap_or_else(|| OrderError::Invalid { text: "it doesn't say why".to_owned(), kinds: Vec::new() })),
             Err(instant_acme::Error::Api(problem)) => match why(order).await {
-                Some(why) => Err(OrderError::Invalid(why)),
+                Some(why) => Err(why),
                 None => Err(OrderError::Acme("pass the challenge", problem.into())),
             },
             Err(error) => Err(OrderError::Acme("pass the challenge", error)),
@@ -258,22 +273,29 @@ impl Attempt<'_> {
 }
 
 /// What the authority found wrong with the challenges.
-async fn why(order: &mut Order) -> Option<String> {
-    let mut said = Vec::new();
+async fn why(order: &mut Order) -> Option<OrderError> {
+    let (mut said, mut kinds) = (Vec::new(), Vec::new());
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
         let Ok(mut authorization) = authorization else { continue };
         if authorization.refresh().await.is_err() {
             continue;
         }
-        said.extend(authorization.challenges.iter().filter_map(|challenge| challenge.error.as_ref()).map(words));
+        for problem in authorization.challenges.iter().filter_map(|challenge| challenge.error.as_ref()) {
+            said.push(words(problem));
+            kinds.extend(kind(problem).map(str::to_owned));
+        }
     }
-    (!said.is_empty()).then(|| said.join("; "))
+    (!said.is_empty()).then(|| OrderError::Invalid { text: said.join("; "), kinds })
+}
+
+/// The last word of a kind, which is a URN.
+fn kind(problem: &Problem) -> Option<&str> {
+    problem.r#type.as_deref()?.rsplit(':').next()
 }
 
 fn words(problem: &Problem) -> String {
-    let kind = problem.r#type.as_deref().map(|kind| kind.rsplit(':').next().unwrap_or(kind));
-    match (&problem.detail, kind) {
+    match (&problem.detail, kind(problem)) {
         (Some(detail), Some(kind)) => format!("{detail} ({kind})"),
         (Some(detail), None) => detail.clone(),
         (None, kind) => kind.unwrap_or("no reason").to_owned(),
@@ -294,23 +316,37 @@ impl OrderError {
 
     /// One of RFC 8555's kinds (section 6.7).
     pub(super) fn is(&self, kind: &str) -> bool {
-        let found = self.problem().and_then(|problem| problem.r#type.as_deref());
-        found.and_then(|found| found.rsplit(':').next()) == Some(kind)
+        self.problem().and_then(self::kind) == Some(kind)
+    }
+
+    /// The authority knows no such account, or none that it answers.
+    fn is_without_account(&self) -> bool {
+        self.is("accountDoesNotExist") || matches!(self, Self::Account(AccountError::Closed))
+    }
+
+    /// Nothing was answered by a clock of which the authority's certificate isn't valid.
+    fn is_about_clock(&self) -> bool {
+        let error = match self {
+            Self::Acme(_, error) | Self::Account(AccountError::Use(error) | AccountError::Make(error)) => error,
+            _ => return false,
+        };
+        let instant_acme::Error::Other(error) = error else { return false };
+        matches!(error.downcast_ref(), Some(ClientError::Clock(..)))
     }
 
     fn is_about_replacing(&self) -> bool {
         match self {
-            Self::Acme("order a certificate", instant_acme::Error::Api(_)) => !self.is("rateLimited"),
+            Self::Acme(ORDER, instant_acme::Error::Api(_)) => !self.is("rateLimited"),
             // The library asks for an answer that mirrors the certificate, and for a directory that knows renewal windows.
-            Self::Acme("order a certificate", instant_acme::Error::Other(error)) => !error.is::<ClientError>(),
-            Self::Acme("order a certificate", instant_acme::Error::Unsupported(_)) => true,
+            Self::Acme(ORDER, instant_acme::Error::Other(error)) => !error.is::<ClientError>(),
+            Self::Acme(ORDER, instant_acme::Error::Unsupported(_)) => true,
             _ => false,
         }
     }
 
     /// The authority was reached and has said no to this order.
     fn is_final(&self) -> bool {
-        matches!(self, Self::Invalid(_) | Self::NoChallenge(_) | Self::Certificate(_) | Self::Untimely(_))
+        matches!(self, Self::Invalid { .. } | Self::NoChallenge(_) | Self::Certificate(_) | Self::Untimely(_))
             || self.problem().is_some_and(|problem| {
                 !self.is("badNonce") && !self.is("rateLimited") && problem.status.is_none_or(|status| status < 500)
             })
@@ -322,6 +358,8 @@ impl OrderError {
             Self::Store(_) | Self::Answer(_) | Self::Account(AccountError::Store(_)) | Self::Clock { .. } => {
                 Trouble::Host
             }
+            _ if self.is_about_clock() => Trouble::Host,
+            Self::Account(AccountError::Closed) => Trouble::Refused,
             _ if self.problem().is_some() || self.is_final() => Trouble::Refused,
             _ => Trouble::Unreachable,
         }
@@ -329,10 +367,18 @@ impl OrderError {
 
     /// Another authority would find the same: it is about the domain, or about this host.
     pub(super) fn is_everywhere(&self) -> bool {
-        let domain = ["unauthorized", "dns", "connection", "tls", "incorrectResponse"];
-        matches!(self, Self::Invalid(_) | Self::Request(_))
-            || self.trouble() == Trouble::Host
-            || (matches!(self, Self::Acme(..)) && domain.iter().any(|kind| self.is(kind)))
+        match self {
+            // What the domain allows (caa) and what the authority doesn't give or can't do now is about this one.
+            Self::Invalid { kinds, .. } => {
+                !kinds.is_empty() && kinds.iter().all(|kind| ABOUT_DOMAINS.contains(&kind.as_str()))
+            }
+            Self::Request(_) => true,
+            // An order comes before any look at the domain: what isn't allowed is for this account not to do.
+            Self::Acme(ORDER, _) if self.is("unauthorized") => false,
+            Self::Acme(..) => ABOUT_DOMAINS.iter().any(|kind| self.is(kind)),
+            // It may be the authority whose certificate has ended.
+            _ => self.trouble() == Trouble::Host && !self.is_about_clock(),
+        }
     }
 }
 
@@ -355,4 +401,54 @@ pub(super) fn identifier(certificate: &[u8]) -> Option<CertificateIdentifier<'st
 
 pub(super) fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(kind: &str) -> instant_acme::Error {
+        let text = format!(r#"{{"type": "urn:ietf:params:acme:error:{kind}", "status": 403}}"#);
+        instant_acme::Error::Api(serde_json::from_str(&text).unwrap())
+    }
+
+    fn invalid(kinds: &[&str]) -> OrderError {
+        OrderError::Invalid { text: String::new(), kinds: kinds.iter().map(|kind| (*kind).to_owned()).collect() }
+    }
+
+    #[test]
+    fn what_any_authority_would_find_is_about_the_domain() {
+        for error in [
+            invalid(&["connection"]),
+            invalid(&["dns", "unauthorized"]),
+            OrderError::Acme("pass the challenge", problem("unauthorized")),
+            OrderError::Acme(ORDER, problem("dns")),
+        ] {
+            assert!(error.is_everywhere() && error.trouble() == Trouble::Refused, "{error:?}");
+        }
+        for error in [
+            invalid(&["caa"]),
+            invalid(&["connection", "serverInternal"]),
+            invalid(&[]),
+            OrderError::Acme(ORDER, problem("unauthorized")),
+            OrderError::Acme(ORDER, problem("rejectedIdentifier")),
+            OrderError::Account(AccountError::Closed),
+        ] {
+            assert!(!error.is_everywhere() && error.trouble() == Trouble::Refused, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_isnt_good_at_this_time_is_the_hosts_trouble_or_one_authoritys() {
+        let clock = || {
+            let error = ClientError::Clock("acme.example:443".to_owned(), std::io::ErrorKind::InvalidData.into());
+            instant_acme::Error::Other(error.into())
+        };
+        for error in [OrderError::Account(AccountError::Make(clock())), OrderError::Acme(ORDER, clock())] {
+            assert!(error.trouble() == Trouble::Host && !error.is_everywhere(), "{error:?}");
+        }
+        let away = ClientError::Connect("acme.example:443".to_owned(), std::io::ErrorKind::TimedOut.into());
+        let away = OrderError::Acme(ORDER, instant_acme::Error::Other(away.into()));
+        assert_eq!((away.trouble(), away.is_everywhere()), (Trouble::Unreachable, false));
+    }
 }

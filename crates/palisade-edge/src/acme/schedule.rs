@@ -11,6 +11,8 @@ use crate::tls::Facts;
 pub(super) const LOOK_S_MAX: u64 = 3600;
 const MINUTE_S: u64 = 60;
 const DAY_S: u64 = 86_400;
+/// A note to wait longer than this is a mistake, of this host's clock or of an authority.
+const WAIT_S_MAX: u64 = 8 * DAY_S;
 /// Between two replacements that an authority asks for out of turn, so that one that asks each time isn't asked each time.
 const HURRIED_S: u64 = DAY_S;
 /// A clock that differs by more from an authority's is wrong: its certificates would be over, or not yet begun.
@@ -43,9 +45,14 @@ pub(super) fn pause_s(trouble: Trouble, failures: u32, chance: u64) -> u64 {
     pause - pause / 4 + chance % (pause / 2 + 1)
 }
 
-/// Whether a note to wait until then is one of this clock's: none is longer than a day and a quarter, but for what authorities demand.
+/// Whether a note to wait until then is one of this clock's: none is longer ([`demanded_s`]).
 pub(super) fn waits(until_s: u64, now_s: u64) -> bool {
-    until_s > now_s && until_s - now_s <= 8 * DAY_S
+    until_s > now_s && until_s - now_s <= WAIT_S_MAX
+}
+
+/// Until when an authority is left alone that demands to be left alone until then. Longer than any limit of theirs lasts, nobody is waited for.
+pub(super) fn demanded_s(until_s: u64, now_s: u64) -> u64 {
+    until_s.min(now_s + WAIT_S_MAX)
 }
 
 /// The authority's own word for when to renew (RFC 9773), of one certificate.
@@ -135,6 +142,14 @@ mod tests {
         assert!(waits(2_000, 1_000));
         assert!(!waits(1_000, 1_000));
         assert!(!waits(40 * DAY_S, DAY_S));
+    }
+
+    #[test]
+    fn whoever_demands_to_be_left_alone_for_long_is_left_alone_for_some_days() {
+        for (until_s, expected_s) in [(2_000, 2_000), (40 * DAY_S, 1_000 + 8 * DAY_S), (u64::MAX, 1_000 + 8 * DAY_S)] {
+            assert_eq!(demanded_s(until_s, 1_000), expected_s);
+            assert!(waits(demanded_s(until_s, 1_000), 1_000));
+        }
     }
 
     #[test]

@@ -2,14 +2,13 @@
 
 use super::client::ClientKey;
 use super::table::{Key, Table};
-use palisade_core::edge::{Ban, LimitedClient, ToBan};
+use palisade_core::edge::{Ban, LimitedClient, TO_BAN_MAX, ToBan};
 use palisade_core::network::Network;
+use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 /// Clients that are remembered, at most; those with the most refusals within the last minute stay.
 const REMEMBERED: usize = 8_192;
-/// Clients that are to be banned, until somebody asks.
-const TO_BAN_MAX: usize = 4_096;
 /// Clients in a report.
 const SHOWN_MAX: usize = 100;
 /// A minute is counted in parts of this length, so refusals count for 50 to 60 seconds.
@@ -61,7 +60,8 @@ fn place(part: u64) -> usize {
 #[derive(Debug)]
 pub(super) struct Offenders {
     table: Table<Offender>,
-    to_ban: Mutex<Vec<(ClientKey, u32)>>,
+    /// For how long, until somebody asks.
+    to_ban: Mutex<HashMap<ClientKey, u32>>,
 }
 
 impl Offenders {
@@ -78,25 +78,27 @@ impl Offenders {
             let told = other.told_ms.is_some_and(|told| now_ms.saturating_sub(told) < PART_MS * PARTS as u64);
             i64::try_from(other.recent(now_ms)).unwrap_or(i64::MAX).saturating_mul(if told { 2 } else { 1 })
         };
-        let for_s = self.table.with((route, client), worth, new, |offender| {
+        self.table.with((route, client), worth, new, |offender| {
             offender.offends(now_ms);
-            let ban = ban?;
+            let Some(ban) = ban else { return };
             let before =
                 offender.told_ms.is_none_or(|told| now_ms.saturating_sub(told) >= u64::from(ban.for_s) * 1_000);
-            if !before || offender.recent(now_ms) < u64::from(ban.after) {
-                return None;
+            if before && offender.recent(now_ms) >= u64::from(ban.after) && self.tell(client, ban.for_s) {
+                offender.told_ms = Some(now_ms);
             }
-            offender.told_ms = Some(now_ms);
-            Some(ban.for_s)
         });
-        if let Some(for_s) = for_s {
-            let mut to_ban = self.to_ban.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some((_, longest)) = to_ban.iter_mut().find(|(known, _)| *known == client) {
-                *longest = for_s.max(*longest);
-            } else if to_ban.len() < TO_BAN_MAX {
-                to_ban.push((client, for_s));
-            }
+    }
+
+    /// Whoever asks next is told to ban it. Not if there is no room: then the client's next refusal is told.
+    fn tell(&self, client: ClientKey, for_s: u32) -> bool {
+        let mut to_ban = self.to_ban.lock().unwrap_or_else(PoisonError::into_inner);
+        let has_room = to_ban.len() < TO_BAN_MAX;
+        match to_ban.get_mut(&client) {
+            Some(longest) => *longest = for_s.max(*longest),
+            None if has_room => drop(to_ban.insert(client, for_s)),
+            None => return false,
         }
+        true
     }
 
     /// Those who were refused most lately, newest first. `wall_s` is the time of day that `now_ms` is.
@@ -149,6 +151,24 @@ mod tests {
             offenders.note(0, CLIENT, BAN, 900_000 + at * 100);
         }
         assert_eq!(offenders.take_to_ban().len(), 1);
+    }
+
+    #[test]
+    fn who_finds_no_room_among_those_to_be_banned_is_told_of_later() {
+        let offenders = Offenders::new();
+        let offend = |client: u32, now_ms| {
+            (0..BAN.unwrap().after).for_each(|_| offenders.note(0, ClientKey::V4(client), BAN, now_ms));
+        };
+        let late = 1_024;
+        let storm = u32::try_from(TO_BAN_MAX).unwrap() + late;
+        (0..storm).for_each(|client| offend(client, 5_000));
+        let first = offenders.take_to_ban();
+        assert_eq!(first.len(), TO_BAN_MAX);
+        // They go on while the first are banned.
+        (0..storm).for_each(|client| offend(client, 6_000));
+        let known: std::collections::BTreeSet<_> = first.iter().map(|to_ban| to_ban.client).collect();
+        let new = offenders.take_to_ban().iter().filter(|to_ban| !known.contains(&to_ban.client)).count();
+        assert_eq!(new, usize::try_from(late).unwrap());
     }
 
     #[test]

@@ -4,14 +4,12 @@ use rustls::crypto::CryptoProvider;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// A chain and a key are a few kilobytes.
-const BYTES_MAX: u64 = 1 << 20;
+use crate::plain_file;
 
 /// What matters about a certificate besides its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,9 +123,7 @@ pub fn read(file: &Path, domain: &str, provider: &CryptoProvider) -> Result<(Cer
         io::ErrorKind::NotFound => PemError::Missing(file.to_owned()),
         _ => PemError::Read(file.to_owned(), error),
     };
-    let mut bytes = Vec::new();
-    File::open(file).and_then(|file| file.take(BYTES_MAX).read_to_end(&mut bytes)).map_err(named)?;
-    read_bytes(&bytes, file, domain, provider)
+    read_bytes(&plain_file::read(file).map_err(named)?, file, domain, provider)
 }
 
 /// The same of what would stand in the file.

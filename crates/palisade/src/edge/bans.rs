@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use palisade_core::edge::{Settings, ToBan};
+use palisade_core::edge::{TO_BAN_MAX, ToBan};
 use palisade_core::names::InstanceId;
 use palisade_core::network::Network;
 use palisade_host::agent::EventSink;
@@ -17,8 +17,8 @@ use serde_json::json;
 
 use crate::exit::chain;
 
-/// So many wait to be judged at most, while that can't be done. The edge tells of no more at once.
-const WAITING_MAX: usize = 8_192;
+/// So many wait to be judged at most, while that can't be done: two whole reports.
+const WAITING_MAX: usize = 2 * TO_BAN_MAX;
 
 /// The bans of a stack, as its agent knows them.
 pub(super) struct Banned<'a> {
@@ -28,6 +28,8 @@ pub(super) struct Banned<'a> {
     until: Option<BTreeMap<Network, Instant>>,
     /// What the edge has told once and nobody has judged.
     waiting: Vec<Offender>,
+    /// Who is banned and has to be told of, once the firewall knows.
+    new: Vec<Offender>,
     /// The firewall doesn't have it all, as it couldn't be told.
     untold: bool,
     ports: BTreeSet<u16>,
@@ -46,18 +48,24 @@ impl<'a> Banned<'a> {
             events,
             until: None,
             waiting: Vec::new(),
+            new: Vec::new(),
             untold: false,
             ports: BTreeSet::new(),
         }
     }
 
+    /// Whether another report may be asked for. What it tells of it tells once; until then the edge remembers it.
+    pub(super) fn has_room(&self) -> bool {
+        self.waiting.len() + TO_BAN_MAX <= WAITING_MAX
+    }
+
     /// An instance of the edge told of them, once.
-    pub(super) fn told(&mut self, by: &InstanceId, settings: &Settings, clients: &[ToBan]) {
-        let room = WAITING_MAX.saturating_sub(self.waiting.len());
-        self.waiting.extend(clients.iter().take(room).map(|client| Offender {
+    pub(super) fn told(&mut self, by: &InstanceId, trusted_proxies: &[Network], clients: &[ToBan]) {
+        self.waiting.extend(clients.iter().take(TO_BAN_MAX).map(|told| Offender {
             told_by: by.clone(),
-            client: client.clone(),
-            trusted_proxies: settings.edge.trusted_proxies.clone(),
+            // Whatever an edge says: nobody is banned with his neighbours.
+            client: ToBan { client: client_of(told.client.address()), for_s: told.for_s },
+            trusted_proxies: trusted_proxies.to_vec(),
         }));
     }
 
@@ -74,20 +82,18 @@ impl<'a> Banned<'a> {
         let now = Instant::now();
         let until = self.until.get_or_insert_default();
         until.retain(|_, end| *end > now);
+        self.new.retain(|offender| until.contains_key(&offender.client.client));
         if until.is_empty() && self.waiting.is_empty() {
             return Ok(());
         }
-        let operators = {
-            let concerned =
-                |ip: IpAddr| until.keys().chain(self.waiting.iter().map(|o| &o.client.client)).any(|c| c.contains(ip));
-            operators::addresses(concerned).map_err(|error| {
-                format!("nobody is banned, as it can't be seen who operates this host: {}", chain(&error))
-            })?
-        };
+        let concerned = Concerned::of(until, &self.waiting);
+        let operators = operators::addresses(|ip| concerned.have(ip)).map_err(|error| {
+            format!("nobody is banned, as it can't be seen who operates this host: {}", chain(&error))
+        })?;
         self.let_in(&operators)?;
-        let banned = self.judge(&operators, now);
-        self.tell(&banned, now)?;
-        for Offender { told_by, client, .. } in banned {
+        self.judge(&operators, now);
+        self.tell(now)?;
+        for Offender { told_by, client, .. } in std::mem::take(&mut self.new) {
             self.events.append("banned", Some(&told_by), json!({ "client": client.client, "for_s": client.for_s }));
         }
         Ok(())
@@ -115,10 +121,9 @@ impl<'a> Banned<'a> {
         Ok(())
     }
 
-    /// Those who are banned from now on.
-    fn judge(&mut self, operators: &[IpAddr], now: Instant) -> Vec<Offender> {
+    /// Says who is banned from now on.
+    fn judge(&mut self, operators: &[IpAddr], now: Instant) {
         let until = self.until.get_or_insert_default();
-        let mut banned = Vec::new();
         for offender in std::mem::take(&mut self.waiting) {
             let ToBan { client, for_s } = offender.client;
             let room = until.len() < CLIENTS_MAX || until.contains_key(&client);
@@ -131,23 +136,48 @@ impl<'a> Banned<'a> {
             let end = now + Duration::from_secs(for_s.into());
             let known = until.entry(client).or_insert(end);
             *known = end.max(*known);
-            banned.push(offender);
+            self.new.push(offender);
         }
-        banned
     }
 
-    /// Tells the firewall of these, or of all when it doesn't know the others any more.
-    fn tell(&mut self, newly: &[Offender], now: Instant) -> Result<(), String> {
-        let all = self.untold || !self.bans.exist().map_err(|error| chain(&error))?;
+    /// Tells the firewall of those who are new, or of all when it doesn't know the others any more.
+    fn tell(&mut self, now: Instant) -> Result<(), String> {
+        let exist = self.bans.exist().map_err(|error| chain(&error));
+        // What can't be told now is told then, whoever is new by then.
+        self.untold |= exist.is_err();
+        let all = self.untold || !exist?;
         let left_s = |end: &Instant| u32::try_from(end.saturating_duration_since(now).as_secs()).unwrap_or(u32::MAX);
         let clients: Vec<_> = if all {
             self.until.iter().flatten().map(|(client, end)| (*client, left_s(end).max(1))).collect()
         } else {
-            newly.iter().map(|offender| (offender.client.client, offender.client.for_s)).collect()
+            self.new.iter().map(|offender| (offender.client.client, offender.client.for_s)).collect()
         };
         let added = self.bans.add(&self.ports, &clients).map_err(|error| chain(&error));
         self.untold = added.is_err();
         added
+    }
+}
+
+/// As the edge counts clients: an address of IPv4, or a /64 of IPv6.
+fn client_of(address: IpAddr) -> Network {
+    let address = address.to_canonical();
+    Network::around(address, if address.is_ipv4() { 32 } else { 64 })
+}
+
+/// Whose logins matter: those who are banned, and those who may be. There may be very many of them, and very many connections.
+struct Concerned<'a> {
+    until: &'a BTreeMap<Network, Instant>,
+    waiting: BTreeSet<Network>,
+}
+
+impl<'a> Concerned<'a> {
+    fn of(until: &'a BTreeMap<Network, Instant>, waiting: &[Offender]) -> Self {
+        Self { until, waiting: waiting.iter().map(|offender| offender.client.client).collect() }
+    }
+
+    fn have(&self, address: IpAddr) -> bool {
+        let client = client_of(address);
+        self.until.contains_key(&client) || self.waiting.contains(&client)
     }
 }
 
@@ -166,6 +196,49 @@ fn why_spared(client: &Network, operators: &[IpAddr], proxies: &[Network]) -> Op
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::Ipv4Addr;
+
+    #[test]
+    fn whose_logins_matter_is_found_among_very_many_bans_and_connections() {
+        let now = Instant::now();
+        let until: BTreeMap<Network, Instant> =
+            (0..65_536).map(|number| (client_of(Ipv4Addr::from_bits(number).into()), now)).collect();
+        let waiting = Offender {
+            told_by: InstanceId::parse("palisade-edge.1").unwrap(),
+            client: ToBan { client: "2001:db8:1:2::/64".parse().unwrap(), for_s: 60 },
+            trusted_proxies: Vec::new(),
+        };
+        let concerned = Concerned::of(&until, &[waiting]);
+        for (address, expected) in
+            [("0.0.255.255", true), ("::ffff:0.0.0.7", true), ("2001:db8:1:2::9", true), ("2001:db8:1:3::9", false)]
+        {
+            assert_eq!(concerned.have(address.parse().unwrap()), expected, "{address}");
+        }
+        // A moment; a comparison with each of them would take minutes.
+        for number in 0..40_000 {
+            assert!(!concerned.have(Ipv4Addr::from_bits(1 << 24 | number).into()));
+            assert!(now.elapsed() < Duration::from_secs(30), "{number}");
+        }
+    }
+
+    #[test]
+    fn the_edge_keeps_offenders_while_too_many_wait_here() {
+        let project = palisade_core::names::ProjectName::parse("waiting").unwrap();
+        let layout = Layout { realm: "palisade-none".to_owned(), project };
+        let events = EventSink::open(&layout);
+        let mut banned = Banned::new(&layout, &events);
+        let by = InstanceId::parse("palisade-edge.1").unwrap();
+        let report: Vec<ToBan> =
+            (0..TO_BAN_MAX).map(|_| ToBan { client: "198.51.100.0/24".parse().unwrap(), for_s: 60 }).collect();
+        for _ in 0..2 {
+            assert!(banned.has_room());
+            banned.told(&by, &[], &report);
+        }
+        assert!(!banned.has_room());
+        // Whatever it is said to be, a client is one address.
+        let first = &banned.waiting[0].client.client;
+        assert_eq!((banned.waiting.len(), first.to_string().as_str()), (2 * TO_BAN_MAX, "198.51.100.0"));
+    }
 
     #[test]
     fn operators_proxies_and_the_host_itself_are_never_banned() {

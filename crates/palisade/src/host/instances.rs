@@ -38,7 +38,9 @@ impl Adapters {
         }
         if let Some(settings) = host_edge::settings_of(spec) {
             if let Some(edge) = &self.edge {
-                edge::prepare(&self.layout, edge)?;
+                for wrong in edge::prepare(&self.layout, edge)? {
+                    eprintln!("warning: {wrong}: {}", wrong.text());
+                }
             }
             self.tell_edge(Some(&settings))?;
         }

@@ -3,7 +3,6 @@
 //! That nothing but the edge answers is shown by the stranger, who tries everything.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
@@ -56,7 +55,7 @@ pub(crate) struct Burst {
 /// Asks for everything that the edge serves. Runs in the internet's namespace.
 pub(crate) fn ask(layout: &Layout, stack: &Stack) -> Option<Served> {
     let edge = stack.edge.as_ref()?;
-    let root = fs::read(LocalCa::root_file(&layout.volume(AUTHORITIES_VOLUME))).unwrap_or_default();
+    let root = LocalCa::roots(&layout.volume(AUTHORITIES_VOLUME));
     let mut asking = Asking { edge, root, served: Served::default() };
     for domain in edge.domains() {
         asking.domain(domain);

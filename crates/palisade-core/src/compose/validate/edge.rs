@@ -100,7 +100,7 @@ fn upstream(route: &FileRoute, view: &View<'_>, ports_of: &mut HashMap<usize, Ve
         sink.push(
             Diagnostic::warning(
                 "no-instance",
-                format!("{} has no instance, so this route answers with 502", quoted(name)),
+                format!("{} has no instance, so this route answers with 503", quoted(name)),
             )
             .at(to.span, "")
             .also(service.replicas[0].span, "none is asked for")

@@ -78,9 +78,11 @@ fn what_the_authority_found_wrong_is_said_and_it_is_left_alone_for_a_while() {
     assert_eq!(authority.log().len(), asked);
     assert_eq!(stack.events().len(), events);
     // The clock was wrong when it was noted: that is no reason to wait for years.
-    let mut memory = stack.remembered();
-    memory["again_s"] = (now_s + 400 * 86_400).into();
-    std::fs::write(stack.worker.state.join("domains/shop.example.json"), memory.to_string()).expect("it is there");
+    let wrong_s = now_s + 400 * 86_400;
+    stack.note(|memory| {
+        memory["again_s"] = wrong_s.into();
+        memory["refused"][&authority.directory().url] = wrong_s.into();
+    });
     stack.fail();
     assert!(authority.log().len() > asked);
     assert_eq!(stack.remembered()["failures"], 2);
@@ -128,7 +130,7 @@ fn a_worker_that_is_killed_goes_on_where_it_was() {
         ("the account is made", |stack| {
             stack.worker.state.join("accounts").read_dir().is_ok_and(|mut entries| entries.next().is_some())
         }),
-        ("the order is made", |stack| stack.remembered()["pending"] != Value::Null),
+        ("the order is made", |stack| stack.pending() != Value::Null),
         ("the challenge is answered", |stack| {
             let answers = stack.worker.folder.join("http-01").read_dir();
             answers.is_ok_and(|entries| {
@@ -149,7 +151,7 @@ fn a_worker_that_is_killed_goes_on_where_it_was() {
         let worker = stack.start_worker();
         wait_until(what, || seen(&stack));
         drop(worker);
-        let pending = stack.remembered()["pending"].clone();
+        let pending = stack.pending();
         let outcome = stack.look();
         assert!(matches!(outcome, Outcome::Obtained { .. } | Outcome::Kept { .. }), "{what}: {outcome:?}");
         let file = std::fs::read_to_string(stack.certificate()).expect("it was obtained");

@@ -142,10 +142,10 @@ fn a_certificate_that_was_issued_and_couldnt_be_kept_is_fetched_again_not_ordere
         stack.wait_over();
     }
     // Days later it is still there, and paid for.
-    let mut memory = stack.remembered();
-    let since_s = memory["pending"]["since_s"].as_u64().expect("the order is noted");
-    memory["pending"]["since_s"] = (since_s - 2 * 86_400).into();
-    std::fs::write(stack.memory(), memory.to_string()).expect("it is there");
+    let since_s = stack.pending()["since_s"].as_u64().expect("the order is noted");
+    stack.note(|memory| {
+        memory["orders"][&authority.directory().url]["since_s"] = (since_s - 2 * 86_400).into();
+    });
     std::fs::remove_dir(stack.certificate()).expect("it is empty");
     stack.obtain();
     assert_ne!(stack.served(), "");
@@ -162,12 +162,12 @@ fn an_order_is_not_forgotten_because_its_authority_is_away_for_a_moment() {
     stack.order_from(vec![authority.directory()]);
     std::fs::create_dir(stack.certificate()).expect("the folder is there");
     stack.fail();
-    let pending = stack.remembered()["pending"].clone();
+    let pending = stack.pending();
     assert_ne!(pending, serde_json::Value::Null);
     authority.down();
     stack.wait_over();
     stack.fail();
-    assert_eq!(stack.remembered()["pending"], pending);
+    assert_eq!(stack.pending(), pending);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::stack::serial;
 use crate::support::{DOMAIN, Edge, certificate, settings};
 use crate::upstream::Echo;
 use palisade_core::edge::{Answer, CertificateSource, Order, TlsVersion, WorkerSettings};
-use palisade_edge::acme::prepare;
+use palisade_edge::acme::{copy_given, prepare};
 use palisade_edge::local_ca::LocalCa;
 use rcgen::{CertificateParams, KeyPair};
 use std::net::SocketAddr;
@@ -196,7 +196,7 @@ fn an_edge_starts_without_a_certificate_and_takes_the_first() {
     assert_eq!(shown(edge.https(), &["-servername", DOMAIN]).as_deref(), Some(DOMAIN));
 }
 
-fn worker(told: &palisade_core::edge::Settings, folder: &Path) -> WorkerSettings {
+pub(super) fn worker(told: &palisade_core::edge::Settings, folder: &Path) -> WorkerSettings {
     WorkerSettings::new(&told.edge, told.certificates.clone(), folder.join("state"))
 }
 
@@ -275,10 +275,99 @@ fn given_files_are_put_together_and_checked() {
     let whole = made.signing_key.serialize_pem() + &made.cert.pem();
     assert_eq!(std::fs::read_to_string(told.certificates.join("shop.example.pem")).expect("it is there"), whole);
     std::fs::write(&key, KeyPair::generate().expect("a key").serialize_pem()).expect("the folder is there");
+    // What was there is there, and good enough to start with.
+    let wrong = prepare(&told_worker).expect("there is the copy");
+    assert!(wrong[0].text().contains("is not that of its first certificate"), "{wrong:?}");
+    assert!(wrong[0].text().ends_with("; the certificate from before is served on"), "{wrong:?}");
+    assert_eq!(std::fs::read_to_string(told.certificates.join("shop.example.pem")).expect("it is there"), whole);
+    std::fs::remove_file(told.certificates.join("shop.example.pem")).expect("it is there");
     let error = prepare(&told_worker).expect_err("they don't fit");
     let cause = std::error::Error::source(&error).expect("it has a cause").to_string();
     assert_eq!(error.to_string(), "the certificate given for shop.example");
     assert!(cause.contains("is not that of its first certificate"), "{cause}");
-    // What was there is there.
-    assert_eq!(std::fs::read_to_string(told.certificates.join("shop.example.pem")).expect("it is there"), whole);
+}
+
+/// Two domains with given files, of which the first is in place.
+struct Given {
+    worker: WorkerSettings,
+    folder: crate::support::Folder,
+}
+
+impl Given {
+    fn new() -> Self {
+        let (mut told, folder) = settings();
+        told.edge.certificates.clear();
+        for domain in ["a.example", "b.example"] {
+            let [chain, key] = ["pem", "key"].map(|end| folder.path().join(format!("{domain}.{end}")));
+            told.edge.certificates.insert(domain.to_owned(), CertificateSource::Files { chain, key });
+        }
+        let worker = worker(&told, folder.path());
+        Self { worker, folder }
+    }
+
+    /// From then on, in days, for thirty.
+    fn give(&self, domain: &str, begin_days: i64) {
+        let mut params = CertificateParams::new([domain.to_owned()]).expect("a name");
+        let at = |days: i64| match u64::try_from(days) {
+            Ok(days) => SystemTime::now() + Duration::from_secs(days * 86_400),
+            Err(_) => SystemTime::now() - Duration::from_secs(days.unsigned_abs() * 86_400),
+        };
+        (params.not_before, params.not_after) = (at(begin_days).into(), at(begin_days + 30).into());
+        let key = KeyPair::generate().expect("a key");
+        let chain = params.self_signed(&key).expect("a certificate").pem();
+        std::fs::write(self.folder.path().join(format!("{domain}.pem")), chain).expect("the folder is there");
+        std::fs::write(self.folder.path().join(format!("{domain}.key")), key.serialize_pem()).expect("the same");
+    }
+
+    /// The copy is what is given now.
+    fn is_copied(&self, domain: &str) -> bool {
+        let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
+        let given = ["key", "pem"].map(|end| read(&self.folder.path().join(format!("{domain}.{end}")))).concat();
+        read(&self.worker.folder.join(format!("{domain}.pem"))) == given
+    }
+}
+
+#[test]
+fn a_given_file_that_is_spoilt_holds_up_no_other() {
+    let given = Given::new();
+    given.give("b.example", -1);
+    // The first domain has nothing that could be served, which is an error only at the start, and there as well after all others are in place.
+    let error = prepare(&given.worker).expect_err("nothing is given for a.example");
+    assert_eq!(error.to_string(), "the certificate given for a.example");
+    assert!(given.is_copied("b.example"));
+    given.give("a.example", -1);
+    assert!(prepare(&given.worker).expect("both are there").is_empty());
+    std::fs::remove_file(given.folder.path().join("a.example.key")).expect("it was given");
+    given.give("b.example", -1);
+    for _ in 0..2 {
+        let wrong = copy_given(&given.worker).expect("the folder is there");
+        assert_eq!(wrong.iter().map(|wrong| wrong.domain.as_str()).collect::<Vec<_>>(), ["a.example"]);
+        assert!(wrong[0].text().contains("a.example.key") && wrong[0].has_copy, "{}", wrong[0].text());
+        assert!(given.is_copied("b.example"));
+    }
+}
+
+#[test]
+fn a_given_certificate_that_clients_refuse_replaces_none_that_they_take() {
+    let given = Given::new();
+    given.give("a.example", -40);
+    given.give("b.example", -1);
+    // It is served nevertheless, as there is no other.
+    let wrong = prepare(&given.worker).expect("there is something to serve");
+    assert!(given.is_copied("a.example") && given.is_copied("b.example"));
+    assert_eq!(wrong.len(), 1);
+    let text = wrong[0].text();
+    assert!(text.contains("a.example.pem ended at ") && text.ends_with("Z: clients refuse it"), "{text}");
+    // Said in the same words later.
+    assert_eq!(copy_given(&given.worker).expect("the folder is there")[0].text(), text);
+    for begin_days in [-40, 2] {
+        given.give("b.example", begin_days);
+        let wrong = copy_given(&given.worker).expect("the folder is there");
+        assert!(wrong[1].text().ends_with("; the certificate from before is served on"), "{}", wrong[1].text());
+        assert!(!given.is_copied("b.example"));
+    }
+    given.give("a.example", 0);
+    given.give("b.example", 0);
+    assert!(copy_given(&given.worker).expect("the folder is there").is_empty());
+    assert!(given.is_copied("a.example") && given.is_copied("b.example"));
 }

@@ -52,7 +52,7 @@ fn a_certificate_is_obtained_by_http_01_and_served() {
     assert_eq!(mode(&stack.worker.state.join("accounts").join(&accounts[0])), 0o600);
     assert_eq!(entries(&stack.worker.folder), ["http-01", "shop.example.pem", "tls-alpn-01"]);
     assert_eq!(entries(&stack.worker.folder.join("http-01")), [""; 0]);
-    assert_eq!(stack.remembered()["pending"], serde_json::Value::Null);
+    assert_eq!(stack.pending(), serde_json::Value::Null);
     assert_eq!(stack.kinds(), ["certificate_obtained", "certificate_served"]);
     // It is kept, and the authority isn't asked again.
     let (asked, served) = (authority.log().len(), stack.served());

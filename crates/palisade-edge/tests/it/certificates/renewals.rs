@@ -1,13 +1,12 @@
 //! Certificates are renewed in time, by a worker that runs for long, while connections go on.
 
+use super::between::{Between, Rule};
 use super::pebble::{self, Authority};
 use super::stack::Stack;
-use crate::support::{DOMAIN, PATIENCE, free_address, own_address, wait_until};
-use palisade_core::edge::{AcmeDirectory, Challenge};
-use rcgen::{CertificateParams, KeyPair};
+use crate::support::{DOMAIN, wait_until};
+use palisade_core::edge::Challenge;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
 
 #[test]
 fn a_worker_renews_in_time_and_open_connections_go_on() {
@@ -65,78 +64,15 @@ fn a_worker_renews_in_time_and_open_connections_go_on() {
     assert!(worker.0.try_wait().expect("it is our child").is_some_and(|status| status.success()));
 }
 
-/// What stands before an authority that knows no renewal windows (RFC 9773) and gives it some.
-struct Windows {
-    directory: AcmeDirectory,
-    /// `renewalInfo`'s answer.
-    answer: Arc<Mutex<String>>,
-}
-
-impl Windows {
-    fn before(authority: &Authority, stack: &Stack) -> Self {
-        let key = KeyPair::generate().expect("a key");
-        let certificate = CertificateParams::new([own_address().to_string()]).expect("a name");
-        let certificate = certificate.self_signed(&key).expect("a certificate");
-        let roots = stack.worker.state.parent().expect("it has one").join("roots.pem");
-        let both = std::fs::read_to_string(authority.api_root()).expect("it is there") + &certificate.pem();
-        std::fs::write(&roots, both).expect("the folder is there");
-        let at = free_address();
-        let api = Command::new("curl")
-            .args(["--silent", "--show-error", "--insecure", "--noproxy", "*", &authority.directory().url])
-            .output()
-            .expect("curl is installed");
-        let mut urls: serde_json::Value = serde_json::from_slice(&api.stdout).expect("a directory");
-        urls["renewalInfo"] = format!("https://{at}/renewal").into();
-        let answer = Arc::new(Mutex::new(String::new()));
-        let shared = Arc::clone(&answer);
-        let config =
-            rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-                .with_safe_default_protocol_versions()
-                .expect("versions")
-                .with_no_client_auth()
-                .with_single_cert(
-                    vec![certificate.der().clone()],
-                    rustls_pki_types::PrivateKeyDer::Pkcs8(key.serialize_der().into()),
-                )
-                .expect("they match");
-        let listener = std::net::TcpListener::bind(at).expect("it was free");
-        let config = Arc::new(config);
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let _ = serve(stream, &config, &urls, &shared);
-            }
-        });
-        let directory = AcmeDirectory { url: format!("https://{at}/dir"), root: Some(roots), eab: None };
-        Self { directory, answer }
-    }
-
-    fn say(&self, start: &str, end: &str) {
-        let text = format!(r#"{{"suggestedWindow":{{"start":"{start}","end":"{end}"}}}}"#);
-        *self.answer.lock().expect("nobody panics with it") = text;
-    }
-}
-
-fn serve(
-    stream: std::net::TcpStream,
-    config: &Arc<rustls::ServerConfig>,
-    urls: &serde_json::Value,
-    answer: &Mutex<String>,
-) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    let connection = rustls::ServerConnection::new(Arc::clone(config)).map_err(std::io::Error::other)?;
-    let mut stream = BufReader::new(rustls::StreamOwned::new(connection, stream));
-    let mut line = String::new();
-    stream.read_line(&mut line)?;
-    let mut field = String::new();
-    while stream.read_line(&mut field)? > 2 {
-        field.clear();
-    }
-    let text =
-        if line.contains("/dir") { urls.to_string() } else { answer.lock().expect("nobody panics with it").clone() };
-    let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nRetry-After: 21600\r\nConnection: close\r\n";
-    write!(stream.get_mut(), "{head}Content-Length: {}\r\n\r\n{text}", text.len())?;
-    stream.get_mut().conn.send_close_notify();
-    stream.get_mut().flush()
+/// Gives an authority that knows no renewal windows (RFC 9773) this one.
+fn say(authority: &Between, start: &str, end: &str) {
+    let at = authority.directory.url.replace("/dir", "/renewal");
+    let head = "200 OK\r\nContent-Type: application/json\r\nRetry-After: 21600".to_owned();
+    let window = format!(r#"{{"suggestedWindow":{{"start":"{start}","end":"{end}"}}}}"#);
+    authority.rules([
+        Rule::Replace(r#""keyChange""#.to_owned(), format!(r#""renewalInfo": "{at}", "keyChange""#)),
+        Rule::Answer("/renewal", head, window),
+    ]);
 }
 
 #[test]
@@ -146,16 +82,16 @@ fn a_certificate_that_its_authority_wants_replaced_is_replaced_at_once() {
     }
     let mut stack = Stack::new(Challenge::Http01);
     let authority = Authority::start(stack.wish());
-    let windows = Windows::before(&authority, &stack);
+    let windows = Between::new(&authority, &stack);
     stack.order_from(vec![windows.directory.clone()]);
-    windows.say("2100-01-01T00:00:00Z", "2100-01-02T00:00:00Z");
+    say(&windows, "2100-01-01T00:00:00Z", "2100-01-02T00:00:00Z");
     stack.obtain();
     let first = stack.served();
     // Asked when there is something to ask about: far away, so the last tenth decides, and no change is told.
     assert!(matches!(stack.look(), palisade_edge::acme::Outcome::Kept { .. }));
     assert_eq!(stack.remembered()["window"]["renew_s"].as_u64().map(|time| time > 4_000_000_000), Some(true));
     // It is about to be revoked: the window is in the past (section 4.1), which is seen when it is time to ask again.
-    windows.say("2020-01-01T00:00:00Z", "2020-01-02T00:00:00Z");
+    say(&windows, "2020-01-01T00:00:00Z", "2020-01-02T00:00:00Z");
     assert!(matches!(stack.look(), palisade_edge::acme::Outcome::Kept { .. }), "not asked before it is time");
     let mut memory = stack.remembered();
     memory["window"]["look_s"] = 0.into();

@@ -91,12 +91,27 @@ impl Stack {
         serde_json::from_slice(&text).unwrap_or_default()
     }
 
+    /// Its order on its way, at whichever authority, or nothing.
+    pub(crate) fn pending(&self) -> Value {
+        let orders = self.remembered()["orders"].as_object().cloned().unwrap_or_default();
+        orders.into_values().next().unwrap_or_default()
+    }
+
+    /// Notes something in the worker's place.
+    pub(crate) fn note(&self, change: impl FnOnce(&mut Value)) {
+        let mut memory = self.remembered();
+        change(&mut memory);
+        std::fs::write(self.memory(), memory.to_string()).expect("it is there");
+    }
+
     /// As if the time that it waits had passed.
     pub(crate) fn wait_over(&self) {
-        let mut memory = self.remembered();
-        memory["again_s"] = 0.into();
-        memory["blocked"] = Value::Object(Default::default());
-        std::fs::write(self.memory(), memory.to_string()).expect("it is there");
+        self.note(|memory| {
+            memory["again_s"] = 0.into();
+            for directories in ["blocked", "refused"] {
+                memory[directories] = Value::Object(Default::default());
+            }
+        });
     }
 
     pub(crate) fn events(&self) -> Vec<Value> {

@@ -12,6 +12,11 @@ use crate::scratch::{HOST, Host, patiently};
 
 /// Makes a certificate that signs itself, and its key, in the folder of the file.
 fn make_certificate(host: &Host, domain: &str) {
+    make_certificate_in(host, domain, "given");
+}
+
+/// The same in these files.
+fn make_certificate_in(host: &Host, domain: &str, name: &str) {
     let made = Command::new("timeout")
         .args(["30", "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
         .args(["-days", "30", "-subj", "/CN=given", "-addext", &format!("subjectAltName=DNS:{domain}")])
@@ -20,9 +25,24 @@ fn make_certificate(host: &Host, domain: &str) {
         .output()
         .unwrap();
     assert!(made.status.success(), "{made:?}");
-    for name in ["key", "pem"] {
-        fs::rename(host.folder.join(format!("new.{name}")), host.folder.join(format!("given.{name}"))).unwrap();
+    for end in ["key", "pem"] {
+        fs::rename(host.folder.join(format!("new.{end}")), host.folder.join(format!("{name}.{end}"))).unwrap();
     }
+}
+
+/// Makes a domain's certificate of another one with the same key, which ended years ago.
+fn end_certificate(host: &Host, domain: &str) {
+    make_certificate_in(host, domain, domain);
+    let config = "[ca]\ndefault_ca = own\n[own]\ndatabase = index\nserial = serial\nnew_certs_dir = .\ndefault_md = sha256\n\
+                  policy = any\ncopy_extensions = copy\n[any]\ncommonName = optional\n";
+    for (name, text) in [("ca.conf", config), ("index", ""), ("serial", "01\n")] {
+        fs::write(host.folder.join(name), text).unwrap();
+    }
+    let script = "timeout 30 openssl x509 -x509toreq -copy_extensions copy -in $0.pem -signkey $0.key -out ended.csr && \
+                  timeout 30 openssl ca -batch -notext -config ca.conf -selfsign -keyfile $0.key -in ended.csr \
+                  -startdate 20200101000000Z -enddate 20200201000000Z -out ended.pem && mv ended.pem $0.pem";
+    let ended = Command::new("sh").args(["-c", script, domain]).current_dir(&host.folder).output().unwrap();
+    assert!(ended.status.success(), "{ended:?}");
 }
 
 #[test]
@@ -51,6 +71,63 @@ fn a_given_certificate_that_is_replaced_is_served_without_an_up() {
     patiently("the new certificate", || believed().then_some(()));
     assert_eq!(shop.edges(), ["palisade-edge.1"]);
     shop.0.down();
+}
+
+#[test]
+fn a_given_certificate_that_is_spoilt_is_told_of_once_and_holds_up_no_other() {
+    need_root!("edge::bad_days::a_given_certificate_that_is_spoilt_is_told_of_once_and_holds_up_no_other");
+    let host = Host::new();
+    // The first by name is the one that is spoilt.
+    let domains = ["a.example", "shop.example"];
+    for domain in domains {
+        make_certificate_in(&host, domain, domain);
+    }
+    let given = |domain: &str| format!("{domain}: {{chain: ./{domain}.pem, key: ./{domain}.key}}");
+    let certificates = format!("certificates: {{{}}}", domains.map(given).join(", "));
+    let routes = "- domain: [shop.example, a.example]\n";
+    host.write(
+        &APP.replace("certificates: {default: local}", &certificates).replace("- domain: shop.example\n", routes),
+    );
+    host.up();
+    let believed = |domain: &str| {
+        let mut command = Command::new("timeout");
+        command
+            .args(["30", "curl", "-sS", "--max-time", "20", "--cacert"])
+            .arg(host.folder.join(format!("{domain}.pem")));
+        command.args(["--resolve", &format!("{domain}:443:{HOST}"), &format!("https://{domain}/")]);
+        let output = host.internet.run(|| command.output()).unwrap().unwrap();
+        output.stdout.starts_with(b"version 1 ")
+    };
+    let failed = || {
+        // The command wants files that are there.
+        let events = fs::read_to_string(host.layout.events()).unwrap();
+        let events = events.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        events.filter(|event| event["kind"].as_str().is_some_and(|kind| kind.ends_with("failed"))).collect::<Vec<_>>()
+    };
+    let renewed = |domain: &str| {
+        make_certificate_in(&host, domain, domain);
+        assert!(!believed(domain), "it is another one");
+        patiently("the new certificate", || believed(domain).then_some(()));
+    };
+    assert!(domains.iter().all(|domain| believed(domain)));
+    fs::remove_file(host.folder.join("a.example.key")).unwrap();
+    renewed("shop.example");
+    assert!(believed("a.example"), "the copy is served on");
+    let said = failed();
+    assert_eq!(said.len(), 1, "{said:?}");
+    let (details, text) = (&said[0]["details"], said[0]["details"]["text"].to_string());
+    assert_eq!((&details["domain"], &details["why"]), (&"a.example".into(), &"given".into()), "{details}");
+    assert!(text.contains("a.example.key") && text.contains("served on"), "{text}");
+    // One that has ended is told of once as well, however long ago that is by then.
+    end_certificate(&host, "a.example");
+    patiently("a word about it", || (failed().len() == 2).then_some(()));
+    renewed("shop.example");
+    let said = failed();
+    assert!(said.len() == 2 && said[1]["details"]["text"].to_string().contains("ended at"), "{said:?}");
+    // What is mended is served.
+    renewed("a.example");
+    assert_eq!(failed().len(), 2);
+    host.down();
 }
 
 #[test]

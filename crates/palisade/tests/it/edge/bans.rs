@@ -108,6 +108,26 @@ fn a_network_of_ipv6_is_banned_as_a_whole_and_no_other() {
     host.down();
 }
 
+#[test]
+fn whoever_couldnt_be_banned_at_once_is_banned_and_told_of_later() {
+    need_root!("edge::bans::whoever_couldnt_be_banned_at_once_is_banned_and_told_of_later");
+    let place = Place::new();
+    let host = &place.host;
+    host.write(&file());
+    host.up();
+    // Somebody has a set of another kind where the bans are to be: nothing can be added to it.
+    let table = format!("{}.{}.bans", host.layout.realm, host.layout.project);
+    place.tool(&["nft", "add", "table", "inet", &table]);
+    place.tool(&["nft", "add", "set", "inet", &table, "banned4", "{ type inet_service; flags timeout; }"]);
+    offend(host, STRANGER, " ban_failed ");
+    assert!(ask(host, STRANGER).is_some());
+    place.tool(&["nft", "delete", "table", "inet", &table]);
+    let banned = " banned client=203.0.113.2 for_s=3600";
+    patiently(banned, || host.palisade(&["events"]).expect(0).out.contains(banned).then_some(()));
+    assert_eq!(ask(host, STRANGER), None);
+    host.down();
+}
+
 /// A real sshd of this host that takes this key of root's.
 fn with_sshd(place: &mut Place) {
     let folder = place.host.folder.clone();
