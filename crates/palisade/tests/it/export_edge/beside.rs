@@ -205,6 +205,8 @@ routes:
         ("/admin", "403"),
         ("/admin/x", "403"),
         ("/admins", "web"),
+        ("/x/admin", "web"),
+        ("/x/api/v1.0", "web"),
         ("/api/v1.0", "api"),
         ("/api/v1.0/x?a=/../b;c", "api"),
         ("/api/v1x0", "web"),
