@@ -171,7 +171,7 @@ pub(super) fn known(program: &str, image: Option<&str>, proto: Proto, port: u16)
 }
 
 /// Ports where something else listens at least as often as what is in the table.
-const COMMON: [u16; 8] = [3000, 5005, 8500, 9000, 9001, 9090, 9443, 10000];
+const COMMON: [u16; 9] = [3000, 5005, 8123, 8500, 9000, 9001, 9090, 9443, 10000];
 
 /// What an internal service behind a TCP port is: by its image, or by a port that hardly anything else uses.
 pub(crate) fn usual_internal(image: Option<&str>, port: u16) -> Option<&'static str> {

@@ -63,6 +63,24 @@ fn what_is_wrong_in_a_server_is_found_and_nothing_else() {
         ("location / { proxy_pass http://$arg_to; }", &["open-proxy"]),
         ("location / { proxy_pass $http_x_target; }", &["open-proxy"]),
         ("location / { proxy_pass http://$host:8080; }", &[]),
+        ("location / { proxy_pass http://$hostname:8080; }", &[]),
+        ("location / { proxy_pass http://${arg_to}; }", &["open-proxy"]),
+        ("location / { proxy_pass http://$arg_to.internal; }", &["open-proxy"]),
+        ("location / { proxy_pass http://$uri_of_mine; }", &[]),
+        // What a variable holds is looked for.
+        ("set $u http://127.0.0.1:6379; location / { proxy_pass $u; }", &["internal-port-proxied"]),
+        ("location / { set $app ollama; set $port 11434; proxy_pass http://$app:$port; }", &["internal-port-proxied"]),
+        ("location / { set $app 127.0.0.1:11434; proxy_pass http://${app}$request_uri; }", &["internal-port-proxied"]),
+        ("set $a 127.0.0.1:6379; location / { set $a 127.0.0.1:8080; proxy_pass http://$a; }", &[]),
+        ("location / { set $to $arg_to; proxy_pass http://$to; }", &["open-proxy"]),
+        ("location ~ ^/x/(?<p>[^/]+)/ { set $b $p; proxy_pass http://$b/; }", &["open-proxy"]),
+        (
+            "location ~ ^/x/([^/]+)/ { if ($a) { set $b $1; proxy_pass http://$b/; } }",
+            &["if-in-location", "open-proxy"],
+        ),
+        ("location ~ ^/x/(one|two)/ { set $b $1; proxy_pass http://$b/; }", &[]),
+        ("location /api/ { set $b http://127.0.0.1:8080; proxy_pass $b/v1; }", &[]),
+        ("set $a $a$a; location / { proxy_pass http://$a; }", &[]),
         ("location ~ ^/to/(.*)$ { proxy_pass http://$1; }", &["open-proxy"]),
         ("location ~ ^/to/(?<there>[^/]+)/(.*)$ { proxy_pass http://$there:8080/$2; }", &["open-proxy"]),
         ("location ~ ^/(one|two)/(.*)$ { proxy_pass http://$1:8080/$2; }", &[]),
@@ -122,6 +140,12 @@ fn what_is_wrong_in_a_server_is_found_and_nothing_else() {
         ),
         ("location / { if ($a) { proxy_pass http://127.0.0.1:8080; } }", &["if-in-location"]),
         ("location / { if ($a) { return 403; } }", &[]),
+        (
+            "add_header X-Frame-Options DENY; location / { proxy_pass http://127.0.0.1:8080; if ($request_method = OPTIONS) \
+             { add_header Access-Control-Allow-Origin *; add_header Content-Length 0; return 204; } }",
+            &[],
+        ),
+        ("location / { if ($a) { add_header X-A b; } }", &["if-in-location"]),
         ("if ($a) { return 403; }", &[]),
         ("location / { proxy_pass https://service.example; }", &["upstream-unverified"]),
         ("location / { proxy_pass https://127.0.0.1:8443; }", &[]),
@@ -149,6 +173,18 @@ fn what_is_wrong_with_servers_is_found_and_nothing_else() {
         (format!("server {{ {tls} listen 80; listen [::]:80; server_name a.example; }}"), &["http-not-redirected"]),
         ("server { listen 80; listen [::]:80; server_name a.example; location / { proxy_pass http://127.0.0.1:8080; } }".to_owned(), &["http-only"]),
         ("server { listen 127.0.0.1:80; server_name a.example; location / { proxy_pass http://127.0.0.1:5432; } }".to_owned(), &[]),
+        ("server { listen 10.0.0.5:80; listen [fd00::5]:80; server_name a.example; location / { proxy_pass http://127.0.0.1:8080; } }".to_owned(), &[]),
+        ("server { listen 10.0.0.5:80; listen 192.0.2.5:80; server_name a.example; location / { proxy_pass http://127.0.0.1:8080; } }".to_owned(), &["http-only"]),
+        ("server { listen 192.0.2.5:80; server_name a.example; location / { allow 10.0.0.0/8; deny all; proxy_pass http://127.0.0.1:8080; } }".to_owned(), &[]),
+        ("server { listen 192.0.2.5:80; server_name a.example; location /a { allow 10.0.0.0/8; deny all; proxy_pass http://127.0.0.1:8080; } location /b { proxy_pass http://127.0.0.1:8080; } }".to_owned(), &["http-only"]),
+        ("server { listen 192.0.2.5:80; server_name a.example; location / { auth_basic x; auth_basic_user_file /x; proxy_pass http://127.0.0.1:8080; } }".to_owned(), &["http-only"]),
+        ("upstream app { server 127.0.0.1:8080; keepalive 8; keepalive_timeout 60s; }".to_owned(), &[]),
+        // OpenSSL takes the default server's versions, whoever is asked for.
+        (format!("server {{ listen 443 ssl default_server; listen [::]:443 ssl default_server; ssl_reject_handshake on; }} server {{ {tls} server_name a.example; ssl_protocols TLSv1.2 TLSv1.3; }}"), &["tls-of-default-server"]),
+        (format!("server {{ listen 443 ssl default_server; listen [::]:443 ssl default_server; ssl_reject_handshake on; ssl_protocols TLSv1.3; }} server {{ {tls} server_name a.example; ssl_protocols TLSv1.2 TLSv1.3; }}"), &["tls-of-default-server"]),
+        (format!("server {{ listen 443 ssl default_server; listen [::]:443 ssl default_server; ssl_reject_handshake on; ssl_protocols TLSv1.3 TLSv1.2; }} server {{ {tls} server_name a.example; ssl_protocols TLSv1.2 TLSv1.3; }}"), &[]),
+        (format!("ssl_protocols TLSv1.2 TLSv1.3; server {{ listen 443 ssl default_server; listen [::]:443 ssl default_server; ssl_reject_handshake on; }} server {{ {tls} server_name a.example; }}"), &[]),
+        (format!("server {{ listen 127.0.0.1:443 ssl; server_name b.example; ssl_certificate /c.pem; ssl_certificate_key /k.pem; ssl_protocols TLSv1.3; }} server {{ {tls} server_name a.example; ssl_protocols TLSv1.2 TLSv1.3; }}"), &[]),
         (format!("server {{ {tls} server_name a.example; }} server {{ {tls} server_name b.example; }}"), &["no-default-server"]),
         ("server { listen 80; server_name a.example; return 301 https://a.example$request_uri; }".to_owned(), &["ipv6-missing"]),
         ("limit_req_zone $http_x_forwarded_for zone=a:1m rate=1r/s;".to_owned(), &["limit-by-header"]),
@@ -163,6 +199,28 @@ fn what_is_wrong_with_servers_is_found_and_nothing_else() {
     assert_eq!(ids("limit_req_zone $binary_remote_addr zone=a:1m rate=1r/s;"), [""; 0], "a file of conf.d");
     assert_eq!(ids("location / { proxy_pass http://127.0.0.1:6379; }"), ["internal-port-proxied"], "a snippet");
     assert_eq!(ids(""), [""; 0]);
+}
+
+#[test]
+fn a_fragment_is_of_where_all_of_it_may_stand() {
+    for (text, expected) in [
+        ("ssl_protocols TLSv1.2 TLSv1.3; ssl_session_cache shared:a:10m; ssl_prefer_server_ciphers off;", &[][..]),
+        ("ssl_protocols TLSv1.2 TLSv1.3; add_header X-Frame-Options DENY; gzip on;", &[]),
+        ("proxy_cache_path /var/cache/nginx keys_zone=a:10m; proxy_cache a;", &[]),
+        ("map_hash_bucket_size 128; server_names_hash_bucket_size 128;", &[]),
+        ("ssl_certificate /c.pem; ssl_certificate_key /k.pem;", &[]),
+        ("server 127.0.0.1:8080; server 127.0.0.1:8081; least_conn;", &[]),
+        ("proxy_set_header Host $host; proxy_pass http://127.0.0.1:8080;", &[]),
+        ("load_module modules/a.so;", &[]),
+        ("location / { return 404; } client_header_timeout 10s;", &[]),
+        ("listen 127.0.0.1:80; proxy_pass http://127.0.0.1:8080;", &["wrong-context"]),
+        (
+            "limit_req_zone $binary_remote_addr zone=a:1m rate=1r/s; proxy_pass http://127.0.0.1:8080;",
+            &["wrong-context"],
+        ),
+    ] {
+        assert_eq!(ids(text), expected, "{text}");
+    }
 }
 
 #[test]

@@ -46,16 +46,24 @@ pub(super) fn list<'a>(around: &[&'a Directive], names: &[&str]) -> Vec<&'a Dire
     around.iter().rev().find_map(of).unwrap_or_default()
 }
 
+/// Only some addresses come here.
+pub(super) fn is_for_some_addresses(around: &[&Directive]) -> bool {
+    let access = list(around, &["allow", "deny"]);
+    access.iter().any(|directive| directive.name() == "deny" && directive.arg(0) == Some("all"))
+}
+
+/// nginx alone comes here.
+pub(super) fn is_internal(around: &[&Directive]) -> bool {
+    around.last().is_some_and(|block| block.children().iter().any(|it| it.name() == "internal"))
+}
+
 /// Not everybody comes here: addresses, a password, a client's certificate, or nginx alone.
 pub(super) fn is_restricted(around: &[&Directive]) -> bool {
-    let access = list(around, &["allow", "deny"]);
-    let denies_rest = access.iter().any(|directive| directive.name() == "deny" && directive.arg(0) == Some("all"));
     let is_on = |name: &str| holds(around, name).is_some_and(|directive| directive.arg(0) != Some("off"));
-    let is_internal = around.last().is_some_and(|block| block.children().iter().any(|it| it.name() == "internal"));
     let needs_certificate = holds(around, "ssl_verify_client").is_some_and(|it| it.arg(0) == Some("on"));
     let lua = holds(around, "access_by_lua_block").or_else(|| holds(around, "access_by_lua_file"));
-    denies_rest
-        || is_internal
+    is_for_some_addresses(around)
+        || is_internal(around)
         || needs_certificate
         || lua.is_some()
         || ["auth_basic", "auth_request", "auth_jwt", "auth_oidc"].into_iter().any(is_on)
@@ -79,6 +87,7 @@ pub(super) struct Listen<'a> {
     pub(super) is_v6: bool,
     pub(super) is_unix: bool,
     pub(super) tls: bool,
+    pub(super) is_quic: bool,
     pub(super) default: bool,
 }
 
@@ -105,6 +114,7 @@ impl<'a> Listen<'a> {
             ip: ip.filter(|ip| !ip.is_unspecified()),
             is_unix,
             tls: has("ssl") || has("quic"),
+            is_quic: has("quic"),
             default: has("default_server") || has("default"),
         }
     }
@@ -112,6 +122,14 @@ impl<'a> Listen<'a> {
     /// Only this host comes in here.
     pub(super) fn is_private(&self) -> bool {
         self.is_unix || self.ip.is_some_and(|ip| ip.is_loopback())
+    }
+
+    /// It is an address of a network that isn't the internet.
+    pub(super) fn is_local(&self) -> bool {
+        self.ip.is_some_and(|ip| match ip {
+            IpAddr::V4(ip) => ip.is_private() || ip.is_link_local(),
+            IpAddr::V6(ip) => ip.is_unique_local() || ip.is_unicast_link_local(),
+        })
     }
 }
 
@@ -138,6 +156,7 @@ impl<'a> Server<'a> {
                 is_v6: false,
                 is_unix: false,
                 tls: false,
+                is_quic: false,
                 default: false,
             });
         }

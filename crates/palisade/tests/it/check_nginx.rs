@@ -61,6 +61,8 @@ const JUDGED: &[(&str, &str, bool)] = &[
     ("", "limit_conn_zone $binary_remote_addr zone=a:1m;", false),
     ("", "map $uri $a { default 1; }", false),
     ("", "upstream a { server 127.0.0.1:1; }", false),
+    ("upstream a { server 127.0.0.1:1; keepalive 8; keepalive_timeout 60s; }", "", true),
+    ("", "set $u http://127.0.0.1:1; location / { proxy_pass $u; }", true),
     ("", "log_format a b;", false),
     ("", "proxy_pass http://127.0.0.1:1;", false),
     ("", "location / { server_name a; }", false),

@@ -73,7 +73,7 @@ impl Writer<'_> {
     }
 
     fn certificate(&self, site: &Site<'_>) -> String {
-        format!("{}/{}.pem", self.certificate_folder(), file_name(site.domains.first().unwrap_or(&"")))
+        format!("{}/{}.pem", self.certificate_folder(), file_name(site))
     }
 
     fn head(&self, differs: &[String], lines: &mut Lines) {
@@ -96,20 +96,27 @@ impl Writer<'_> {
             }
         }
         lines.comment("");
-        lines.comment("HAProxy wants certificate and key in one file, readable for root alone:");
+        lines.comment(
+            "HAProxy wants certificate and key in one file, readable for root alone, and doesn't start without:",
+        );
         for site in &self.sites {
             let to = self.certificate(site);
-            let name = file_name(site.domains.first().unwrap_or(&""));
             match site.certificate {
                 CertificateSource::Files { chain, key } => {
                     lines.comment(format!("* (umask 077; cat {} {} > {to})", shown(chain), shown(key)));
                 }
                 CertificateSource::Local => lines.comment(format!("* {to}: for {}", site.domains.join(", "))),
                 CertificateSource::Acme => {
+                    let domain = site.domains.first().unwrap_or(&"");
+                    lines.comment(format!(
+                        "* the first time one that signs itself, with which HAProxy is started: (umask 077; openssl req -x509 -newkey ec \
+                         -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 7 -subj /CN={domain} -keyout {to} -out {to})"
+                    ));
                     let domains: Vec<_> = site.domains.iter().map(|domain| format!("-d {domain}")).collect();
                     lines.comment(format!(
-                        "* certbot certonly --standalone --http-01-address 127.0.0.1 --http-01-port {ACME_PORT} --cert-name {name} {} \
+                        "* then: certbot certonly --standalone --http-01-address 127.0.0.1 --http-01-port {ACME_PORT} --cert-name {} {} \
                          --deploy-hook '(umask 077; cat $RENEWED_LINEAGE/fullchain.pem $RENEWED_LINEAGE/privkey.pem > {to}) && systemctl reload haproxy'",
+                        file_name(site),
                         domains.join(" ")
                     ));
                 }
@@ -126,6 +133,10 @@ impl Writer<'_> {
     fn global(&self, lines: &mut Lines) {
         let edge = self.export.edge;
         lines.open("global");
+        lines.comment("As Debian's package has it: its unit brings /dev/log into the folder, and certificates and pages are read before.");
+        lines.line("user haproxy");
+        lines.line("group haproxy");
+        lines.line("chroot /var/lib/haproxy");
         lines.line("log /dev/log local0");
         lines.line(format!("maxconn {}", edge.limits.connections.max(1)));
         let minimum = match edge.tls_minimum {
@@ -178,22 +189,29 @@ impl Writer<'_> {
 
     fn frontends(&self, lines: &mut Lines) {
         let edge = self.export.edge;
+        let trusted = &edge.trusted_proxies;
         lines.open(format!("frontend {}_http", self.prefix));
         for address in self.bind(edge.http_port) {
             lines.line(format!("bind {address}"));
         }
         self.proxy_protocol(lines);
         lines.line("acl is_challenge path_beg /.well-known/acme-challenge/");
-        if edge.redirect {
-            let port = if edge.https_port == 443 { String::new() } else { format!(":{}", edge.https_port) };
-            lines.line(format!(
-                "http-request redirect code 308 location https://%[req.hdr(host),field(1,:),lower]{port}%[pathq] if !is_challenge"
-            ));
-            lines.line(format!("use_backend {}_challenges if is_challenge", self.prefix));
-            lines.line(format!("default_backend {}_challenges", self.prefix));
+        let port = if edge.https_port == 443 { String::new() } else { format!(":{}", edge.https_port) };
+        let redirect = format!("http-request redirect code 308 location https://%[var(txn.domain)]{port}%[pathq]");
+        let challenges = format!("use_backend {}_challenges if is_challenge", self.prefix);
+        if edge.redirect && trusted.is_empty() {
+            self.path(lines);
+            self.domain(" !is_challenge", lines);
+            lines.line(format!("{redirect} if !is_challenge"));
+            lines.line(challenges);
+            lines.line(format!("default_backend {}_nothing", self.prefix));
         } else {
-            self.asked(lines);
-            lines.line(format!("use_backend {}_challenges if is_challenge", self.prefix));
+            self.asked(" !is_challenge", lines);
+            if edge.redirect {
+                lines.comment("Behind a proxy that ends TLS only it knows what the client speaks.");
+                lines.line(format!("{redirect} if !is_challenge {{ var(txn.proto) -m str http }}"));
+            }
+            lines.line(challenges);
             self.choose(lines);
         }
         lines.depth = 0;
@@ -202,15 +220,14 @@ impl Writer<'_> {
         lines.open(format!("frontend {}_https", self.prefix));
         let default = self.sites.iter().filter(|site| site.is_default);
         let others = self.sites.iter().filter(|site| !site.is_default);
-        let mut certificates: Vec<_> =
+        let certificates: Vec<_> =
             default.chain(others).map(|site| format!("crt {}", self.certificate(site))).collect();
-        certificates.dedup();
         let strict = if edge.default_domain.is_none() { " strict-sni" } else { "" };
         for address in self.bind(edge.https_port) {
             lines.line(format!("bind {address} ssl {}{strict} alpn h2,http/1.1", certificates.join(" ")));
         }
         self.proxy_protocol(lines);
-        self.asked(lines);
+        self.asked("", lines);
         self.choose(lines);
         lines.depth = 0;
         lines.line("");
@@ -223,69 +240,100 @@ impl Writer<'_> {
         }
     }
 
-    /// Who asks, and for what; and what the upstream is told of it.
-    fn asked(&self, lines: &mut Lines) {
-        let edge = self.export.edge;
+    /// Who asks, and for what; and what the upstream is told of it. `but`: the condition of what is answered for any domain.
+    fn asked(&self, but: &str, lines: &mut Lines) {
+        let trusted = &self.export.edge.trusted_proxies;
         self.log(lines);
-        lines.comment(
-            "Which host and which path, decoded once and without doubled slashes; `..` is nobody's honest request.",
-        );
-        lines.line("http-request set-var(txn.host) req.hdr(host),field(1,:),lower");
-        lines.line("http-request set-var(txn.path) path,url_dec,regsub(/+,/,g)");
-        lines.line("http-request deny deny_status 400 if { var(txn.path) -m reg (^|/)[.][.]?(/|$) }");
-        if let Some(default) = &edge.default_domain {
-            let domains = self.sites.iter().flat_map(|site| &site.domains).map(|domain| host_is(domain));
-            let known: Vec<_> = domains.collect();
-            for (at, test) in known.iter().enumerate() {
-                lines.line(format!("acl is_known_{} {test}", at + 1));
-            }
-            let unless: Vec<_> = (1..=known.len()).map(|at| format!("!is_known_{at}")).collect();
-            lines.line(format!("http-request set-var(txn.host) str({default}) if {}", unless.join(" ")));
-        }
-        lines.comment("What clients say of themselves is dropped, unless a trusted proxy says it.");
-        lines.line("http-request set-var(txn.peer) src");
-        let trusted = &edge.trusted_proxies;
-        let unless = match trusted.is_empty() {
-            true => String::new(),
-            false => {
-                lines.line(format!("acl is_trusted var(txn.peer) -m ip {}", spaced(trusted)));
-                " unless is_trusted".to_owned()
-            }
-        };
-        for header in ["X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Forwarded"] {
-            lines.line(format!("http-request del-header {header}{unless}"));
-        }
-        if !trusted.is_empty() && !edge.proxy_protocol {
-            lines.comment(format!(
-                "The client is the last in X-Forwarded-For that isn't a trusted proxy, at most {HOPS} hops away."
-            ));
-            for hop in 1..=HOPS {
-                lines.line(format!(
-                    "http-request set-src req.hdr_ip(x-forwarded-for,-{hop}) if {{ src {} }} {{ req.hdr_cnt(x-forwarded-for) ge {hop} }}",
-                    spaced(trusted)
-                ));
-            }
-        }
-        lines.line("http-request del-header Proxy");
-        lines.line("http-request set-header X-Real-IP %[src]");
+        self.path(lines);
+        self.domain(but, lines);
+        lines.comment("What clients say of themselves is dropped, but for what a trusted proxy has written.");
         lines.line("http-request set-var(txn.proto) str(https) if { ssl_fc }");
         lines.line("http-request set-var(txn.proto) str(http) unless { ssl_fc }");
-        lines.line("acl is_ipv6 var(txn.peer) -m sub :");
-        lines.line("http-request set-var-fmt(txn.node) \"%[var(txn.peer)]\" unless is_ipv6");
-        lines.line("http-request set-var-fmt(txn.node) '\"[%[var(txn.peer)]]\"' if is_ipv6");
-        let add = |lines: &mut Lines, name: &str, value: &str| {
-            lines.line(format!("http-request set-header {name} \"{value}\" unless {{ req.hdr({name}) -m found }}"));
-        };
-        // What a trusted proxy has said is kept, and its own address added.
-        let own = r#"for=%[var(txn.node)];host=\"%[req.hdr(host)]\";proto=%[var(txn.proto)]"#;
-        for (name, value) in [("X-Forwarded-For", "%[var(txn.peer)]"), ("Forwarded", own)] {
-            lines.line(format!(
-                "http-request set-header {name} \"%[req.fhdr({name})], {value}\" if {{ req.hdr({name}) -m found }}"
-            ));
-            lines.line(format!("http-request set-header {name} \"{value}\" unless {{ req.hdr({name}) -m found }}"));
+        if !trusted.is_empty() {
+            self.proxies(trusted, lines);
         }
-        add(lines, "X-Forwarded-Proto", "%[var(txn.proto)]");
-        add(lines, "X-Forwarded-Host", "%[req.hdr(host)]");
+        let known = "'^(x[-_]forwarded[-_].*|x[-_]real[-_]ip|forwarded|proxy)$'";
+        lines.line(format!("http-request del-header {known} -m reg"));
+        lines.comment("In `Forwarded`, addresses of IPv6 stand in brackets and quotes.");
+        let quoted = r#"'regsub("^(.*:.*)$","\"[\1]\"")'"#;
+        lines.line(format!("http-request set-var(txn.node) src,{quoted}"));
+        lines.line(r#"http-request set-var(txn.named) var(txn.domain),'regsub("^(.*:.*)$","\"\1\"")'"#);
+        let each = r#"'regsub("([^, ]*:[^, ]*)","\"[\1]\"",g)','regsub(", ",", for=",g)'"#;
+        let way = if trusted.is_empty() { String::new() } else { "%[var(txn.way)]".to_owned() };
+        if !trusted.is_empty() {
+            lines.line(format!("http-request set-var(txn.way) var(txn.proxies),{each}"));
+        }
+        let chain = if trusted.is_empty() { "%[src]" } else { "%[src]%[var(txn.proxies)]" };
+        let forwarded = format!("for=%[var(txn.node)];proto=%[var(txn.proto)];host=%[var(txn.named)]{way}");
+        for (name, value) in [
+            ("X-Real-IP", "%[src]"),
+            ("X-Forwarded-For", chain),
+            ("X-Forwarded-Proto", "%[var(txn.proto)]"),
+            ("X-Forwarded-Host", "%[var(txn.domain)]"),
+            ("Forwarded", &forwarded),
+        ] {
+            lines.line(format!("http-request set-header {name} {value}"));
+        }
+    }
+
+    /// The path by which routes are looked for. A server behind this one may undo escapes, leave parameters out and walk up at
+    /// `..` in any order: what could so become another route's path is refused, as the edge does.
+    fn path(&self, lines: &mut Lines) {
+        lines.comment("Paths that two programs could read differently are refused: escapes that are none, `.` and `..`, and an escaped slash behind `;`.");
+        lines.line("http-request deny deny_status 405 if { method CONNECT TRACE }");
+        for pattern in [
+            "%([^0-9a-f]|.[^0-9a-f]|.?$|00)",
+            r"([/\\]|%2f|%5c)([.]|%2e)([.]|%2e)?([/\\;]|%2f|%5c|%3b|$)",
+            r"(;|%3b)[^/]*(\\|%2f|%5c)",
+        ] {
+            lines.line(format!("acl is_strange path -m reg -i '{pattern}'"));
+        }
+        lines.line("http-request deny deny_status 400 if is_strange or !{ path_beg / }");
+        lines.comment("Routes are looked for without escapes, parameters of segments (`;…`) and doubled slashes.");
+        let settled = r#"'regsub("[\\\\]","/",g)','regsub(";[^/]*","",g)','regsub("/+","/",g)'"#;
+        lines.line(format!("http-request set-var(txn.path) path,url_dec,{settled}"));
+    }
+
+    /// The domain that is asked for (`txn.domain`), and the one as which it is served (`txn.host`).
+    fn domain(&self, but: &str, lines: &mut Lines) {
+        lines.line(r"acl is_host req.hdr(host) -m reg '^([a-zA-Z0-9._-]+|\[[0-9a-fA-F:.]+\])(:[0-9]*)?$'");
+        lines.line("http-request deny deny_status 400 if { req.hdr(host) -m found } !is_host");
+        lines.line(r#"http-request set-var(txn.domain) req.hdr(host),'regsub(":[0-9]*$","")',rtrim(.),lower"#);
+        lines.line("http-request set-var(txn.host) var(txn.domain)");
+        for domain in self.sites.iter().flat_map(|site| &site.domains) {
+            lines.line(format!("acl is_known {}", host_is(domain)));
+        }
+        match &self.export.edge.default_domain {
+            Some(default) => {
+                lines.line(format!("http-request set-var(txn.domain) str({default}) unless {{ req.hdr(host) -m found }}"));
+                lines.line(format!("http-request set-var(txn.host) str({default}) unless is_known"));
+            }
+            None => lines.line(format!(
+                "http-request return status 421 content-type text/plain string \"Misdirected request\" if !is_known{but}"
+            )),
+        }
+    }
+
+    /// What trusted proxies say: what the client spoke with the nearest, who it is, and over which proxies it came
+    /// (`txn.proxies`). Whoever isn't known by an address is somewhere behind the last who is.
+    fn proxies(&self, trusted: &[Network], lines: &mut Lines) {
+        lines.line(format!("acl is_trusted src -m ip {}", spaced(trusted)));
+        let proto = "req.hdr(x-forwarded-proto,-1),lower";
+        lines.line(format!("http-request set-var(txn.proto) {proto} if is_trusted {{ {proto} -m str http https }}"));
+        lines.comment(format!(
+            "The client is the last in X-Forwarded-For that isn't a trusted proxy, at most {HOPS} hops away."
+        ));
+        lines.line("http-request set-var(txn.hops) int(0)");
+        for hop in 1..=HOPS {
+            let address = format!("req.hdr_ip(x-forwarded-for,-{hop})");
+            let before = hop - 1;
+            let is_here = format!("if {{ var(txn.hops) -m int {hop} }}");
+            lines.line(format!(
+                "http-request set-var(txn.hops) int({hop}) if is_trusted {{ var(txn.hops) -m int {before} }} {{ {address} -m found }}"
+            ));
+            lines.line(format!("http-request set-var-fmt(txn.proxies) \", %[src]%[var(txn.proxies)]\" {is_here}"));
+            lines.line(format!("http-request set-src {address} {is_here}"));
+        }
     }
 
     fn log(&self, lines: &mut Lines) {
@@ -318,13 +366,17 @@ impl Writer<'_> {
         }
         hosts.sort_by_key(|(domain, _)| domain.starts_with("*."));
         for (domain, site) in hosts {
+            let host = host_is(domain);
             for (number, route) in &site.routes {
                 let at = match path(route) {
                     "" => String::new(),
                     path => format!(" {{ var(txn.path) -m reg ^{}(/|$) }}", pattern(path)),
                 };
-                let host = host_is(domain);
                 lines.line(format!("use_backend {}_route_{number} if {{ {host} }}{at}", self.prefix));
+            }
+            // A wildcard is for names without routes of their own.
+            if !site.routes.iter().any(|(_, route)| path(route).is_empty()) {
+                lines.line(format!("use_backend {}_nothing if {{ {host} }}", self.prefix));
             }
         }
         lines.line(format!("default_backend {}_nothing", self.prefix));
@@ -345,7 +397,7 @@ impl Writer<'_> {
         }
         if let Some(it) = route.hsts {
             lines.line(format!(
-                "http-after-response set-header Strict-Transport-Security \"{}\" if {{ ssl_fc }}",
+                "http-after-response set-header Strict-Transport-Security \"{}\" if {{ var(txn.proto) -m str https }}",
                 hsts(it)
             ));
         }
@@ -416,9 +468,9 @@ pub(super) fn window(rate: Rate) -> (u64, u64) {
     (window_ms.max(1), many)
 }
 
-/// The part of a regular expression that matches this text; HAProxy takes one backslash of two away.
+/// The part of a regular expression that matches this text; HAProxy takes one backslash of two away, and quotes that have none.
 fn pattern(text: &str) -> String {
-    literal(text).replace('\\', "\\\\")
+    literal(text).replace('\\', "\\\\").replace('\'', "\\'")
 }
 
 /// Whether the host is that domain, as a test without braces.

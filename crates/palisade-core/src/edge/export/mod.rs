@@ -173,6 +173,10 @@ impl<'a> Export<'a> {
                     .to_owned(),
             );
         }
+        if !self.edge.trusted_proxies.is_empty() && !self.edge.proxy_protocol {
+            all.push("trusted proxies are asked for the client in X-Forwarded-For and X-Forwarded-Proto: what they say in `Forwarded` alone isn't read".to_owned());
+        }
+        all.push("a head that is too large is answered with 400 instead of 431".to_owned());
         let cut = self.edge.limits.body_bytes_per_s_min;
         if cut > 0 {
             all.push(format!(
@@ -250,9 +254,9 @@ fn hsts(hsts: super::Hsts) -> String {
     text
 }
 
-/// `example.org` of `*.example.org`: what a certificate's file is called.
-fn file_name(domain: &str) -> &str {
-    domain.strip_prefix("*.").unwrap_or(domain)
+/// What a site's certificate is called: by its first domain, `_.example.org` for `*.example.org`, as the edge does it.
+fn file_name(site: &Site<'_>) -> String {
+    site.domains.first().map_or_else(String::new, |domain| domain.replacen('*', "_", 1))
 }
 
 /// A time for a configuration: whole seconds where it is that, else milliseconds.

@@ -3,11 +3,12 @@
 //! Everything but the outermost blocks stands in `http`, so that the same text is a whole nginx.conf or a file of
 //! `conf.d`. Whatever a `location` sets with `add_header` is set in each: those of outer blocks don't count there.
 
+mod request;
 mod server;
 
 use super::super::{AccessLog, CertificateSource, LogFormat, Route};
 use super::{Export, Lines, Site, Unwritable, Version, Written};
-use super::{file_name, retry_after_s, shown};
+use super::{file_name, media_types, retry_after_s, shown};
 use std::collections::BTreeSet;
 
 /// Where nginx's own parameter for HTTP/2 became a directive.
@@ -61,6 +62,20 @@ impl Writer<'_> {
             all.push("connections of a client are counted while a request is on its way, and each request of HTTP/2 counts as one".to_owned());
         }
         all.push("a WebSocket on which nobody sends anything for as long as the upstream's timeout is closed: let it send pings".to_owned());
+        if self.routes().any(|(_, route)| !route.compress.is_empty() && !media_types(route).contains(&"text/html")) {
+            all.push(
+                "nothing is compressed where text/html isn't listed: nginx always compresses that with the rest"
+                    .to_owned(),
+            );
+        }
+        all.push("fields with `_` in their names are dropped, whatever they are".to_owned());
+        all.push(format!(
+            "of X-Forwarded-… fields of clients these are dropped, and unknown ones aren't: {}",
+            request::DROPPED.iter().filter_map(|name| name.strip_prefix("X-Forwarded-")).collect::<Vec<_>>().join(", ")
+        ));
+        if self.is_by_header() {
+            all.push("`Forwarded` names the client and the nearest proxy, not those between".to_owned());
+        }
         if edge.proxy_protocol {
             all.push("every connection must begin with the PROXY protocol, not only those of trusted proxies: let nobody else in".to_owned());
         }
@@ -79,6 +94,9 @@ impl Writer<'_> {
             all.push(
                 "the log isn't rotated by nginx: logrotate does that below /var/log/nginx on most systems".to_owned(),
             );
+        }
+        if self.export.options.conf_d {
+            all.push("versions and ciphers of TLS, and limits of a head, are those of whichever server is the default of your other files at the same address, until it is known which name is asked for: give it the same `ssl_protocols`, `ssl_ciphers` and `large_client_header_buffers`".to_owned());
         }
         if edge.default_domain.is_none() && self.export.options.conf_d {
             all.push("unknown names are answered by whichever server is the default of your other files: a file of conf.d can't claim that".to_owned());
@@ -119,10 +137,13 @@ impl Writer<'_> {
             self.sites.iter().filter(|site| *site.certificate == CertificateSource::Acme).collect();
         if !ordered.is_empty() {
             lines.comment("");
-            lines.comment("Certificates, before nginx is started for the first time, and with --webroot once it runs:");
+            lines.comment(
+                "Certificates. nginx doesn't start without them: order them the first time with --standalone in the place of \
+                 `--webroot -w FOLDER`, while nobody listens at port 80; then as it stands here with --force-renewal, so that they are renewed without a pause.",
+            );
             for site in ordered {
                 let domains: Vec<_> = site.domains.iter().map(|domain| format!("-d {domain}")).collect();
-                let name = file_name(site.domains.first().unwrap_or(&""));
+                let name = file_name(site);
                 lines.comment(format!(
                     "* certbot certonly --webroot -w {} --cert-name {name} {} --deploy-hook \"systemctl reload nginx\"",
                     shown(&export.options.acme_root),
@@ -185,32 +206,8 @@ impl Writer<'_> {
         lines.line("default upgrade;");
         lines.line("\"\" \"\";");
         lines.close("}");
-        lines.comment("What clients say of themselves is dropped, unless a trusted proxy says it.");
-        let trusted = &self.export.edge.trusted_proxies;
-        // With the PROXY protocol the peer is who came to the proxy.
-        let is_peer = trusted.is_empty() || self.export.edge.proxy_protocol;
-        let peer = if is_peer { "$remote_addr" } else { "$realip_remote_addr" };
-        lines.open(format!("geo {peer} ${p}_trusted {{"));
-        lines.line("default 0;");
-        for network in trusted {
-            lines.line(format!("{network} 1;"));
-        }
-        lines.close("}");
-        lines.open(format!("map {peer} ${p}_node {{"));
-        lines.line(format!("default {peer};"));
-        lines.line(format!(r#""~:" "\"[{peer}]\"";"#));
-        lines.close("}");
-        let forwarded = format!("for=${p}_node;host=\\\"$host\\\";proto=$scheme");
-        let said = |lines: &mut Lines, name: &str, header: &str, own: &str, both: &str| {
-            lines.open(format!("map \"${p}_trusted:${header}\" ${p}_{name} {{"));
-            lines.line(format!("default \"{own}\";"));
-            lines.line(format!("\"~^1:.\" \"{both}\";"));
-            lines.close("}");
-        };
-        said(lines, "for", "http_x_forwarded_for", peer, &format!("$http_x_forwarded_for, {peer}"));
-        said(lines, "proto", "http_x_forwarded_proto", "$scheme", "$http_x_forwarded_proto");
-        said(lines, "host", "http_x_forwarded_host", &self.host(), "$http_x_forwarded_host");
-        said(lines, "forwarded", "http_forwarded", &forwarded, &format!("$http_forwarded, {forwarded}"));
+        self.refused(lines);
+        self.origin(lines);
         let waits: BTreeSet<u64> = self.limited().map(|(_, route)| retry_after_s(route.rate)).collect();
         if !waits.is_empty() {
             lines.comment("When who is limited may come again; an upstream's own 429 is left as it is.");

@@ -126,6 +126,10 @@ fn hidden_files(case: &Case<'_>, at: At<'_, '_>, sink: &mut Sink) {
 
 fn lost_headers(at: At<'_, '_>, sink: &mut Sink) {
     let [outer @ .., block] = at.around else { return };
+    // An answer without content needs no protection.
+    if block.children().iter().any(|child| child.name() == "return" && child.arg(0) == Some("204")) {
+        return;
+    }
     // Each block is judged once, at its first header.
     let first = block.children().iter().find(|child| child.name() == "add_header");
     if !first.is_some_and(|first| std::ptr::eq(first, at.directive)) || holds(at.around, "add_header_inherit").is_some()
@@ -149,7 +153,11 @@ fn lost_headers(at: At<'_, '_>, sink: &mut Sink) {
 
 fn evil_if(at: At<'_, '_>, sink: &mut Sink) {
     let harmless = ["return", "rewrite", "set", "break", "limit_rate", "limit_rate_after", "access_log"];
-    let evil = at.directive.children().iter().find(|child| !harmless.contains(&child.name()));
+    // What belongs to an answer that is given right here, as to the question of a browser before it asks another site.
+    let of_answer = ["add_header", "default_type", "charset", "expires"];
+    let answers = at.directive.children().iter().any(|child| child.name() == "return");
+    let is_harmless = |name: &str| harmless.contains(&name) || answers && of_answer.contains(&name);
+    let evil = at.directive.children().iter().find(|child| !is_harmless(child.name()));
     if let Some(evil) = evil {
         let found = rules::IF_IS_EVIL
             .hit(format!("{} in an `if` of a location", quoted(evil.name())))

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::diagnostic::{Sink, quoted};
 
+use super::super::parse::Directive;
 use super::super::rules;
 use super::super::view::{At, holds, is_http, walk};
 use super::{Case, kind};
@@ -95,13 +96,13 @@ const PLACES: &[(&str, &[&str])] = &[
             "proxy_buffering",
             "proxy_http_version",
             "proxy_cache",
-            "keepalive_timeout",
             "set_real_ip_from",
             "real_ip_header",
             "gzip_types",
             "autoindex",
         ],
     ),
+    ("hslu", &["keepalive_timeout"]),
     ("hslj", &["add_header", "error_page", "root", "gzip", "sendfile"]),
     ("hsljx", &["access_log"]),
     ("hslx", &["allow", "deny", "auth_basic", "auth_basic_user_file"]),
@@ -124,6 +125,23 @@ const GONE: &[(&str, &str)] = &[
     ("http2_idle_timeout", "say `keepalive_timeout` instead (since 1.19.7)"),
 ];
 
+/// The narrowest context in which all of these may stand, of those that files are included in.
+pub(super) fn narrowest(directives: &[Directive]) -> Option<&'static str> {
+    let fits = |letter: char| directives.iter().filter_map(letters).all(|letters| letters.contains(letter));
+    let found = ['l', 's', 'u', 'h', 'e', 'm'].into_iter().find(|letter| fits(*letter))?;
+    LETTERS.iter().find(|(letter, ..)| *letter == found).map(|(_, context, _)| *context)
+}
+
+/// Letters of the contexts in which a directive may stand, if that is known.
+fn letters(directive: &Directive) -> Option<&'static str> {
+    // Entries of an upstream are servers, too.
+    match (directive.name(), &directive.block) {
+        ("server", Some(_)) => Some("h"),
+        ("server", None) => Some("u"),
+        (name, _) => PLACES.iter().find(|(_, names)| names.contains(&name)).map(|(letters, _)| *letters),
+    }
+}
+
 pub(super) fn check(case: &Case<'_>, at: At<'_, '_>, sink: &mut Sink) {
     if !is_http(at.around) {
         return;
@@ -136,13 +154,7 @@ pub(super) fn check(case: &Case<'_>, at: At<'_, '_>, sink: &mut Sink) {
         sink.push(rules::GONE.hit(message).at(directive.span(), "").hint(*instead));
         return;
     }
-    // Entries of an upstream are servers, too.
-    let Some((letters, _)) = PLACES.iter().find(|(_, names)| names.contains(&name)) else {
-        if name == "server" && directive.block.is_some() && here != "http" {
-            misplaced(at, here, "h", sink);
-        }
-        return;
-    };
+    let Some(letters) = letters(directive) else { return };
     if !LETTERS.iter().any(|(_, context, _)| *context == here) {
         // A block of somebody else's module: its rules aren't known.
         return;

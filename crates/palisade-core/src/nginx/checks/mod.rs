@@ -5,6 +5,7 @@ mod context;
 mod locations;
 mod proxy;
 mod servers;
+mod set;
 mod tls;
 
 use crate::diagnostic::Sink;
@@ -45,19 +46,18 @@ pub(super) fn all(loaded: &Loaded, source: &dyn Source, known: Known<'_>, sink: 
     proxy::versions(&case, sink);
 }
 
-/// A file of conf.d or sites-enabled isn't a whole configuration: what it holds says where it belongs.
+/// A file of conf.d, sites-enabled or snippets isn't a whole configuration: what it holds says where it belongs.
 fn outermost(root: &[Directive]) -> &'static str {
     let has = |names: &[&str]| root.iter().any(|directive| names.contains(&directive.name()));
     if has(&["http", "events", "stream", "mail"]) {
         "main"
+    } else if let Some(narrowest) = context::narrowest(root) {
+        narrowest
     } else if has(&["server", "upstream", "map", "geo", "limit_req_zone", "limit_conn_zone", "log_format"]) {
         "http"
-    } else if has(&["location", "listen", "server_name"]) {
-        "server"
-    } else if has(&["user", "worker_processes", "pid", "load_module"]) {
-        "main"
     } else {
-        "location"
+        // Something is misplaced wherever it belongs.
+        "server"
     }
 }
 

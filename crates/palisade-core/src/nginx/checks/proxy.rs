@@ -6,11 +6,12 @@ use crate::audit::usual_internal;
 use crate::diagnostic::{Diagnostic, Sink, Span, quoted};
 use crate::stack::{Proto, Service, Stack};
 
-use super::super::parse::{Directive, Word};
+use super::super::parse::Directive;
 use super::super::rules;
 use super::super::view::{At, Server, holds, is_http, is_restricted, list, server_of, walk};
 use super::Case;
 use super::locations::{captures_anything, expression};
+use super::set;
 
 /// Parts of paths that say what they are for.
 const SOCKETS: [&str; 6] = ["ws", "wss", "websocket", "websockets", "socket.io", "cable"];
@@ -36,7 +37,8 @@ fn target(text: &str) -> Option<Target<'_>> {
         None => (rest, None),
     };
     let (host, port) = match address.rsplit_once(':') {
-        Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()),
+        // What follows may be a variable with the path.
+        Some((host, port)) if !port.ends_with(']') => (host, port.split('$').next().and_then(|port| port.parse().ok())),
         _ => (address, None),
     };
     (!host.is_empty()).then_some(Target { scheme, host, port, uri })
@@ -56,41 +58,43 @@ pub(super) fn check(case: &Case<'_>, at: At<'_, '_>, sink: &mut Sink) {
         _ => return,
     }
     let Some(word) = at.directive.args.first() else { return };
-    if is_open(word, at) && is_http(at.around) {
+    let text = set::expanded(&word.text, at.around);
+    if is_open(&text, at) && is_http(at.around) {
         let found = rules::OPEN_PROXY.hit("the client says where its request is sent").at(word.span, "it chooses this");
         sink.push(found.hint("name the service here, or choose among known ones by a `map` with a default"));
         return;
     }
-    let Some(target) = target(&word.text) else { return };
+    let Some(target) = target(&text) else { return };
     for place in places(case, &target, word.span) {
         judge(case, at, place, sink);
     }
     if is_http(at.around) {
-        uri(at, &target, word.span, sink);
+        // With a variable in it the path stays as the client sent it.
+        if !word.text.contains('$') {
+            uri(at, &target, word.span, sink);
+        }
         unverified(at, &target, word.span, sink);
         websocket(at, sink);
     }
 }
 
 /// A variable that the client fills is the whole address, or its host.
-fn is_open(word: &Word, at: At<'_, '_>) -> bool {
-    let rest = word.text.split_once("://").map_or(word.text.as_str(), |(_, rest)| rest);
-    let client = ["$arg_", "$http_", "$cookie_", "$host", "$request_uri", "$uri"];
+fn is_open(text: &str, at: At<'_, '_>) -> bool {
+    let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
+    let Some((variable, behind)) = set::variable(rest) else { return false };
     // `$host` is one of the names of a server that names them all.
     let names = server_of(at.around).map(|server| Server::of(server).names);
     let anybody = names.is_none_or(|names| names.is_empty() || names.iter().any(|name| name.contains(['*', '~', '_'])));
-    client.iter().any(|variable| rest.starts_with(variable) && (*variable != "$host" || anybody))
-        || captured(rest).is_some_and(|name| {
-            let expression = at.around.last().and_then(|block| expression(block));
-            expression.is_some_and(|expression| captures_anything(&expression.text, name))
-        })
-}
-
-/// The variable that is all of the host, without its `$`.
-fn captured(address: &str) -> Option<&str> {
-    let host = address.split(['/', ':']).next()?.strip_prefix('$')?;
-    let bare = host.strip_prefix('{').and_then(|host| host.strip_suffix('}')).unwrap_or(host);
-    bare.chars().all(|c| c.is_ascii_alphanumeric() || c == '_').then_some(bare)
+    let is_clients = match variable {
+        "host" => anybody,
+        "request_uri" | "uri" => true,
+        _ => ["arg_", "http_", "cookie_"].iter().any(|kind| variable.starts_with(kind)),
+    };
+    is_clients
+        || (behind.is_empty() || behind.starts_with(['/', ':', '$'])) && {
+            let expression = at.around.iter().rev().find_map(|block| expression(block));
+            expression.is_some_and(|expression| captures_anything(&expression.text, variable))
+        }
 }
 
 /// One address that requests are sent to.

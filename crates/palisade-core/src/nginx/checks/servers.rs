@@ -1,12 +1,12 @@
 //! Servers as wholes: what they speak, with which certificates, and who comes in without TLS.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::diagnostic::{Diagnostic, Sink, quoted};
 
 use super::super::parse::Directive;
 use super::super::rules;
-use super::super::view::{At, Listen, Server, has_below, holds, is_http, list, walk};
+use super::super::view::{At, Listen, Server, has_below, holds, is_for_some_addresses, is_http, is_internal, walk};
 use super::Case;
 
 /// Directives that hand requests to a service.
@@ -39,6 +39,7 @@ pub(super) fn check(case: &Case<'_>, sink: &mut Sink) {
         families(seen, sink);
     }
     defaults(case, &all, sink);
+    versions(case, &all, sink);
     tokens(case, &all, sink);
 }
 
@@ -97,7 +98,9 @@ fn is_public_http(listen: &Listen<'_>) -> bool {
 
 fn without_tls(seen: &Seen<'_>, all: &[Seen<'_>], sink: &mut Sink) {
     let server = &seen.server;
-    let Some(open) = server.listens.iter().find(|listen| !listen.tls && !listen.is_private()) else { return };
+    let is_open = |listen: &&Listen<'_>| !listen.tls && !listen.is_private();
+    let public = server.listens.iter().find(|listen| is_open(listen) && !listen.is_local());
+    let Some(open) = public.or_else(|| server.listens.iter().find(is_open)) else { return };
     let redirects = redirects(server.directive);
     if redirects {
         return;
@@ -115,7 +118,7 @@ fn without_tls(seen: &Seen<'_>, all: &[Seen<'_>], sink: &mut Sink) {
         sink.push(found.hint(
             "serve it in the server with `ssl` alone; here: `location ^~ /.well-known/acme-challenge/ { root …; }` and `location / { return 308 https://$host$request_uri; }`",
         ));
-    } else if !server.has_tls() && with_tls.is_none() && has_below(server.directive, &PASSES) && !guarded(seen) {
+    } else if !server.has_tls() && with_tls.is_none() && !open.is_local() && hands_on(&seen.around) {
         let found =
             point(rules::HTTP_ONLY.hit("a service is handed to everybody without TLS"), seen, "no `listen … ssl`");
         sink.push(found.hint("order a certificate and redirect to https: `palisade export nginx` writes it out"));
@@ -147,10 +150,15 @@ fn is_refusal(directive: &Directive) -> bool {
         && directive.arg(0).is_some_and(|status| status.starts_with('4'))
 }
 
-/// Everybody is asked for something before anything is passed on.
-fn guarded(seen: &Seen<'_>) -> bool {
-    let access = list(&seen.around, &["allow", "deny"]);
-    access.iter().any(|directive| directive.name() == "deny" && directive.arg(0) == Some("all"))
+/// Something in the innermost block is passed on for whoever asks. A password doesn't count, as it could be read on the way.
+fn hands_on(around: &[&Directive]) -> bool {
+    let is_closed = is_for_some_addresses(around) || is_internal(around);
+    around.last().is_some_and(|block| {
+        block.children().iter().any(|child| {
+            PASSES.contains(&child.name()) && !is_closed
+                || child.block.is_some() && hands_on(&[around, &[child]].concat())
+        })
+    })
 }
 
 fn families(seen: &Seen<'_>, sink: &mut Sink) {
@@ -188,10 +196,53 @@ fn defaults(case: &Case<'_>, all: &[Seen<'_>], sink: &mut Sink) {
         let found = rules::NO_DEFAULT.hit(format!("port {port} has no default server"));
         let found = point(found, first, "it gets whoever asks for an unknown name");
         sink.push(found.hint(match port {
-            443 => "add `server { listen 443 ssl default_server; listen [::]:443 ssl default_server; ssl_reject_handshake on; }`",
+            443 => "add `server { listen 443 ssl default_server; listen [::]:443 ssl default_server; ssl_reject_handshake on; }`, with the `ssl_protocols` of the others if they aren't in `http`",
             _ => "add `server { listen 80 default_server; listen [::]:80 default_server; return 444; }`",
         }));
     }
+}
+
+/// A version of TLS is picked before it is known which server is asked for.
+fn versions(case: &Case<'_>, all: &[Seen<'_>], sink: &mut Sink) {
+    let mut addresses: BTreeMap<_, Vec<(&Seen<'_>, bool)>> = BTreeMap::new();
+    for seen in all {
+        for listen in seen.server.listens.iter().filter(|listen| listen.tls && !listen.is_quic && !listen.is_unix) {
+            addresses.entry((listen.port, listen.ip, listen.is_v6)).or_default().push((seen, listen.default));
+        }
+    }
+    let mut told = BTreeSet::new();
+    for servers in addresses.values() {
+        let chosen = servers.iter().find(|(_, is_default)| *is_default);
+        // What isn't here may be the first.
+        let Some((default, _)) = chosen.or_else(|| servers.first().filter(|_| case.is_whole)) else { continue };
+        let decides = protocols(default);
+        for (seen, _) in servers.iter().filter(|(seen, _)| protocols(seen).1 != decides.1) {
+            if !told.insert(std::ptr::from_ref(seen.server.directive)) {
+                continue;
+            }
+            let found = rules::TLS_OF_DEFAULT
+                .hit("the default server of this address decides which versions of TLS are spoken");
+            let found = match protocols(seen).0 {
+                Some(own) => found.at(own.span(), "this counts for nothing"),
+                None => point(found, seen, "no `ssl_protocols` here"),
+            };
+            let (span, label) = match decides.0 {
+                Some(theirs) => (theirs.span(), "this counts"),
+                None => (default.server.directive.name.span, "the default server, without `ssl_protocols`"),
+            };
+            sink.push(
+                found
+                    .also(span, label)
+                    .hint("say the same `ssl_protocols` in all servers of the address, or once in `http`"),
+            );
+        }
+    }
+}
+
+/// The directive that holds in a server, and the versions in it.
+fn protocols<'a>(seen: &Seen<'a>) -> (Option<&'a Directive>, BTreeSet<&'a str>) {
+    let directive = holds(&seen.around, "ssl_protocols");
+    (directive, directive.into_iter().flat_map(|it| &it.args).map(|word| word.text.as_str()).collect())
 }
 
 fn tokens(case: &Case<'_>, all: &[Seen<'_>], sink: &mut Sink) {

@@ -1,6 +1,6 @@
 //! The `server` blocks: what listens, and what each path leads to.
 
-use super::super::super::{CertificateSource, Route, TlsVersion, UpstreamProtocol};
+use super::super::super::{CertificateSource, Edge, Route, TlsVersion, UpstreamProtocol};
 use super::super::{Lines, Site, file_name, hsts, literal, media_types, path, retry_after_s, shown, time};
 use super::{CIPHERS, HTTP2_DIRECTIVE, PAGES, Writer};
 
@@ -17,7 +17,12 @@ impl Writer<'_> {
         self.listen_https(true, true, lines);
         lines.line("server_name _;");
         lines.line("ssl_reject_handshake on;");
-        lines.line("server_tokens off;");
+        lines.comment(
+            "Versions of TLS, and limits of a head, are this server's until it is known which name is asked for.",
+        );
+        self.tls(lines);
+        self.connection(lines);
+        self.refusal(lines);
         lines.line("return 421;");
         lines.close("}");
     }
@@ -68,30 +73,23 @@ impl Writer<'_> {
         let edge = self.export.edge;
         let names = site.domains.iter().map(|domain| server_name(domain)).collect::<Vec<_>>().join(" ");
         let default = site.is_default && !self.export.options.conf_d;
+        let by_scheme = redirects_by_scheme(edge);
+        let has_http = !edge.redirect || by_scheme;
         lines.line("");
-        if edge.redirect {
-            lines.open("server {");
-            self.listen_http(default, lines);
-            lines.line(format!("server_name {names};"));
-            self.connection(lines);
-            lines.line("access_log off;");
-            self.challenges(lines);
-            lines.open("location / {");
-            let port = if edge.https_port == 443 { String::new() } else { format!(":{}", edge.https_port) };
-            lines.line(format!("return 308 https://$host{port}$request_uri;"));
-            lines.close("}");
-            lines.close("}");
+        if !has_http {
+            self.redirect(site, default, lines);
             lines.line("");
         }
         lines.open("server {");
-        if !edge.redirect {
+        if has_http {
             self.listen_http(default, lines);
         }
         let first =
             default || self.export.options.conf_d && self.sites.first().is_some_and(|first| std::ptr::eq(first, site));
         self.listen_https(default, first, lines);
         lines.line(format!("server_name {names};"));
-        self.tls(site, lines);
+        self.certificate(site, lines);
+        self.tls(lines);
         self.connection(lines);
         self.real_ip(lines);
         match edge.access_log {
@@ -103,7 +101,15 @@ impl Writer<'_> {
         for status in self.pages() {
             lines.line(format!("error_page {status} {PAGES}/{status}.html;"));
         }
-        if !edge.redirect {
+        self.told_to_upstreams(site, lines);
+        self.refusal(lines);
+        if by_scheme {
+            lines.comment("Behind a proxy that ends TLS only it knows what the client speaks.");
+            lines.open(format!("if (${}_redirected) {{", self.prefix));
+            lines.line(self.redirection());
+            lines.close("}");
+        }
+        if has_http {
             self.challenges(lines);
         }
         for (number, route) in &site.routes {
@@ -118,18 +124,51 @@ impl Writer<'_> {
         lines.close("}");
     }
 
-    fn tls(&self, site: &Site<'_>, lines: &mut Lines) {
+    /// The server for plain HTTP, where all of it leads to HTTPS.
+    fn redirect(&self, site: &Site<'_>, default: bool, lines: &mut Lines) {
+        let names = site.domains.iter().map(|domain| server_name(domain)).collect::<Vec<_>>().join(" ");
+        lines.open("server {");
+        self.listen_http(default, lines);
+        lines.line(format!("server_name {names};"));
+        self.connection(lines);
+        lines.line("access_log off;");
+        self.refusal(lines);
+        self.challenges(lines);
+        lines.open("location / {");
+        lines.line(self.redirection());
+        lines.close("}");
+        lines.close("}");
+    }
+
+    fn redirection(&self) -> String {
+        let port = match self.export.edge.https_port {
+            443 => String::new(),
+            port => format!(":{port}"),
+        };
+        format!("return 308 https://$host{port}$request_uri;")
+    }
+
+    fn refusal(&self, lines: &mut Lines) {
+        lines.open(format!("if (${}_refused) {{", self.prefix));
+        lines.line("return 400;");
+        lines.close("}");
+    }
+
+    fn certificate(&self, site: &Site<'_>, lines: &mut Lines) {
         let (chain, key) = match site.certificate {
             CertificateSource::Files { chain, key } => (shown(chain), shown(key)),
             CertificateSource::Acme | CertificateSource::Local => {
                 let folder =
                     self.export.options.certificates.as_ref().map_or("/etc/letsencrypt/live".to_owned(), |f| shown(f));
-                let name = file_name(site.domains.first().unwrap_or(&""));
+                let name = file_name(site);
                 (format!("{folder}/{name}/fullchain.pem"), format!("{folder}/{name}/privkey.pem"))
             }
         };
         lines.line(format!("ssl_certificate \"{chain}\";"));
         lines.line(format!("ssl_certificate_key \"{key}\";"));
+    }
+
+    fn tls(&self, lines: &mut Lines) {
         match self.export.edge.tls_minimum {
             TlsVersion::V1_2 => {
                 lines.line("ssl_protocols TLSv1.2 TLSv1.3;");
@@ -152,7 +191,9 @@ impl Writer<'_> {
         lines.line(format!("client_body_timeout {};", time(limits.body_timeout_ms)));
         lines.line(format!("send_timeout {};", time(limits.body_timeout_ms)));
         lines.line(format!("keepalive_timeout {};", time(limits.idle_timeout_ms)));
-        lines.line(format!("large_client_header_buffers 4 {};", (limits.header_bytes_max / 4).max(1_024)));
+        // One buffer, so that a single field may be as large as the head.
+        lines.line(format!("large_client_header_buffers 1 {};", limits.header_bytes_max.max(1_024)));
+        lines.line("underscores_in_headers off; # services may take X_Real_IP for X-Real-IP");
         lines.line("reset_timedout_connection on;");
     }
 
@@ -185,8 +226,10 @@ impl Writer<'_> {
         match path(route) {
             "" => lines.open("location / {"),
             path => {
-                lines.comment(format!("{path} and what is below it, by whole segments."));
-                lines.open(format!(r#"location ~ "^{}(?:/|\z)" {{"#, literal(path)));
+                lines.comment(format!(
+                    "{path} and what is below it, by whole segments; `;…` in one doesn't count, and \\ is a slash (\\x5c)."
+                ));
+                lines.open(format!("location ~ \"{}\" {{", below(path)));
             }
         }
         for network in &route.deny {
@@ -207,10 +250,10 @@ impl Writer<'_> {
             lines.line(format!("limit_conn {p}_connections_{number} {connections};"));
             lines.line("limit_conn_status 429;");
         }
-        self.headers(route, lines);
+        self.headers(number, route, lines);
         lines.line(format!("client_max_body_size {};", body_limit(route.body_bytes_max)));
-        let types: Vec<_> = media_types(route).into_iter().filter(|kind| *kind != "text/html").collect();
-        if !route.compress.is_empty() {
+        let (html, types): (Vec<_>, Vec<_>) = media_types(route).into_iter().partition(|kind| *kind == "text/html");
+        if !html.is_empty() {
             lines.line("gzip on;");
             lines.line("gzip_proxied any;");
             lines.line("gzip_vary on;");
@@ -224,32 +267,49 @@ impl Writer<'_> {
     }
 
     /// `add_header` of a location; all that it has.
-    fn headers(&self, route: &Route, lines: &mut Lines) {
+    fn headers(&self, number: usize, route: &Route, lines: &mut Lines) {
         if route.rate.is_some() || route.connections_per_client.is_some() {
             let wait = retry_after_s(route.rate);
             lines.line(format!("add_header Retry-After ${}_retry_{wait} always;", self.prefix));
         }
         if let Some(it) = route.hsts {
-            lines.line(format!("add_header Strict-Transport-Security \"{}\" always;", hsts(it)));
+            let policy = match self.export.edge.redirect {
+                true => format!("\"{}\"", hsts(it)),
+                false => format!("${}_hsts_{number}", self.prefix),
+            };
+            lines.line(format!("add_header Strict-Transport-Security {policy} always;"));
         }
         if self.has_quic() {
             lines.line(format!("add_header Alt-Svc 'h3=\":{}\"; ma=86400' always;", self.export.edge.https_port));
         }
     }
 
+    /// Once for all locations of the server, in which nothing of the kind may stand then.
+    fn told_to_upstreams(&self, site: &Site<'_>, lines: &mut Lines) {
+        for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::H2c] {
+            if !site.routes.iter().any(|(_, route)| route.protocol == protocol) {
+                continue;
+            }
+            let module = module(protocol);
+            lines.line("");
+            if protocol == UpstreamProtocol::Http1 {
+                lines.line("proxy_http_version 1.1;");
+                lines.line("proxy_set_header Upgrade $http_upgrade;");
+                lines.line(format!("proxy_set_header Connection ${}_connection;", self.prefix));
+            }
+            for (name, value) in self.told() {
+                lines.line(format!("{module}_set_header {name} {value};"));
+            }
+        }
+        lines.line("");
+    }
+
     fn pass(&self, route: &Route, lines: &mut Lines) {
-        let p = &self.prefix;
         let upstream = self.upstream_name(&route.to);
-        let module = match route.protocol {
-            UpstreamProtocol::Http1 => "proxy",
-            UpstreamProtocol::H2c => "grpc",
-        };
+        let module = module(route.protocol);
         match route.protocol {
             UpstreamProtocol::Http1 => {
                 lines.line(format!("proxy_pass http://{upstream};"));
-                lines.line("proxy_http_version 1.1;");
-                lines.line("proxy_set_header Upgrade $http_upgrade;");
-                lines.line(format!("proxy_set_header Connection ${p}_connection;"));
                 lines
                     .comment("Passed on as it comes: server-sent events, and uploads that nobody wants on disk first.");
                 lines.line("proxy_buffering off;");
@@ -260,14 +320,6 @@ impl Writer<'_> {
                 lines.line(format!("grpc_pass grpc://{upstream};"));
             }
         }
-        let mut set = |name: &str, value: &str| lines.line(format!("{module}_set_header {name} {value};"));
-        set("Host", &self.host());
-        set("X-Real-IP", "$remote_addr");
-        set("X-Forwarded-For", &format!("${p}_for"));
-        set("X-Forwarded-Proto", &format!("${p}_proto"));
-        set("X-Forwarded-Host", &format!("${p}_host"));
-        set("Forwarded", &format!("${p}_forwarded"));
-        set("Proxy", "\"\"");
         if route.hsts.is_some() {
             lines.line(format!("{module}_hide_header Strict-Transport-Security;"));
         }
@@ -279,7 +331,7 @@ impl Writer<'_> {
         lines.line(format!("{module}_next_upstream_tries 2;"));
     }
 
-    fn pages(&self) -> impl Iterator<Item = u16> {
+    pub(super) fn pages(&self) -> impl Iterator<Item = u16> {
         self.export.error_pages.iter().copied().filter(|status| (400..=599).contains(status))
     }
 
@@ -292,11 +344,36 @@ impl Writer<'_> {
         lines.line("internal;");
         lines.line(format!("alias \"{}/\";", shown(folder).trim_end_matches('/')));
         lines.line("default_type text/html;");
-        if let Some((_, route)) = site.routes.last() {
-            self.headers(route, lines);
+        if let Some((number, route)) = site.routes.last() {
+            self.headers(*number, route, lines);
         }
         lines.close("}");
     }
+}
+
+/// Whether plain HTTP is redirected only if no trusted proxy says that the client speaks TLS with it.
+pub(super) fn redirects_by_scheme(edge: &Edge) -> bool {
+    edge.redirect && !edge.trusted_proxies.is_empty()
+}
+
+/// nginx's module that passes requests on.
+fn module(protocol: UpstreamProtocol) -> &'static str {
+    match protocol {
+        UpstreamProtocol::Http1 => "proxy",
+        UpstreamProtocol::H2c => "grpc",
+    }
+}
+
+/// A path and all below it, for what nginx has decoded: parameters of segments (`;…`) are left out, `\` is a slash, and empty
+/// segments don't count. A backslash is written `\x5c`, as nginx takes one of two away.
+fn below(path: &str) -> String {
+    const PARAMETER: &str = r"(?:;[^/\x5c]*)?";
+    const SLASH: &str = r"[/\x5c]";
+    let mut pattern = "^".to_owned();
+    for segment in path.split('/').skip(1) {
+        pattern += &format!("{SLASH}(?:{PARAMETER}{SLASH})*{}{PARAMETER}", literal(segment));
+    }
+    pattern + &format!(r"(?:{SLASH}|\z)")
 }
 
 /// nginx takes 0 for no limit at all, and nothing that has more than 63 bits.
