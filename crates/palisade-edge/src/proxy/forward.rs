@@ -6,6 +6,7 @@ use super::http1::{self, Bounds, ExchangeError, Framing, Timeouts};
 use super::pool::Instance;
 use super::routes::Lane;
 use super::{Body, Proxy, Refused, h2c, upgrade};
+use crate::limit::Slot;
 use crate::server::Client;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{self, HeaderValue};
@@ -20,6 +21,8 @@ pub(super) struct Forwarded<'a> {
     pub(super) lane: &'a Lane,
     pub(super) origin: Origin<'a>,
     pub(super) parts: &'a Parts,
+    /// The client's place among requests at once. Whoever goes on after the answer takes it along.
+    pub(super) slot: &'a mut Option<Slot>,
 }
 
 impl Forwarded<'_> {
@@ -90,7 +93,7 @@ impl Proxy {
                         return Err(StatusCode::BAD_GATEWAY.into());
                     };
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-                    upgrade::join(request.client, upgrade, connection, active);
+                    upgrade::join(request.client, upgrade, connection, (active, request.slot.take()));
                     return Ok(response);
                 }
                 Ok(mut answered) => {
