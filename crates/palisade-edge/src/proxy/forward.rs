@@ -21,8 +21,6 @@ pub(super) struct Forwarded<'a> {
     pub(super) lane: &'a Lane,
     pub(super) origin: Origin<'a>,
     pub(super) parts: &'a Parts,
-    /// The client's place among requests at once. Whoever goes on after the answer takes it along.
-    pub(super) slot: &'a mut Option<Slot>,
 }
 
 impl Forwarded<'_> {
@@ -40,12 +38,13 @@ impl Forwarded<'_> {
 }
 
 impl Proxy {
-    /// Whatever an instance answers; or why none does.
+    /// Whatever an instance answers; or why none does. A connection that goes on after its answer takes the client's `slot` along.
     pub(super) async fn forward(
         &self,
         request: Forwarded<'_>,
         body: Incoming,
         upgrade: Option<hyper::upgrade::OnUpgrade>,
+        slot: &mut Option<Slot>,
     ) -> Result<Response<Body>, Refused> {
         if body.size_hint().lower() > request.lane.route.body_bytes_max {
             if request.parts.version == Version::HTTP_2 {
@@ -54,7 +53,7 @@ impl Proxy {
             return Err(Refused::closing(StatusCode::PAYLOAD_TOO_LARGE));
         }
         match request.lane.route.protocol {
-            UpstreamProtocol::Http1 => self.forward_http1(request, body, upgrade).await,
+            UpstreamProtocol::Http1 => self.forward_http1(request, body, upgrade, slot).await,
             UpstreamProtocol::H2c => self.forward_h2c(request, body).await,
         }
     }
@@ -64,6 +63,7 @@ impl Proxy {
         request: Forwarded<'_>,
         mut body: Incoming,
         upgrade: Option<hyper::upgrade::OnUpgrade>,
+        slot: &mut Option<Slot>,
     ) -> Result<Response<Body>, Refused> {
         let parts = request.parts;
         let protocol = upgrade.as_ref().and_then(|_| head::wanted_protocol(parts));
@@ -93,7 +93,7 @@ impl Proxy {
                         return Err(StatusCode::BAD_GATEWAY.into());
                     };
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-                    upgrade::join(request.client, upgrade, connection, (active, request.slot.take()));
+                    upgrade::join(request.client, upgrade, connection, (active, slot.take()));
                     return Ok(response);
                 }
                 Ok(mut answered) => {

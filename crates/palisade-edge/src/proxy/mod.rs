@@ -207,8 +207,8 @@ impl Proxy {
         let mut slot = self.shared.limits.request(lane.number, way.client, self.shared.now_ms())?;
         let origin = Origin { address, proxies: &way.proxies, scheme, domain };
         let upgrade = upgrade.filter(|_| body.is_end_stream() && head::wanted_protocol(&parts).is_some());
-        let request = Forwarded { client, lane, origin, parts: &parts, slot: &mut slot };
-        let mut response = self.forward(request, body, upgrade).await?;
+        let request = Forwarded { client, lane, origin, parts: &parts };
+        let mut response = self.forward(request, body, upgrade, &mut slot).await?;
         response.body_mut().hold(slot);
         if scheme == "https"
             && let Some(hsts) = &lane.hsts
