@@ -11,8 +11,8 @@ pub(super) struct LogFile {
     path: PathBuf,
     bytes_max: u64,
     files: u32,
-    /// With its length. `None`: it has yet to be opened.
-    open: Option<(File, u64)>,
+    /// `None`: it has yet to be opened.
+    open: Option<File>,
 }
 
 /// Why lines weren't written, and how many.
@@ -47,10 +47,12 @@ impl LogFile {
 
     /// Writes what the current file has room for, or one line if the file is empty.
     fn write_some(&mut self, lines: &[u8]) -> io::Result<usize> {
-        let (mut file, length) = match self.open.take() {
+        let mut file = match self.open.take() {
             Some(open) => open,
-            None => self.open()?,
+            None => OpenOptions::new().append(true).create(true).mode(0o640).open(&self.path)?,
         };
+        // During an update two edges append to it.
+        let length = file.metadata()?.len();
         let room = usize::try_from(self.bytes_max.saturating_sub(length)).unwrap_or(usize::MAX);
         let fitting = match lines.get(..room) {
             None => lines.len(),
@@ -65,19 +67,9 @@ impl LogFile {
             }
             fitting => fitting,
         };
-        if let Err(error) = file.write_all(lines.get(..whole).unwrap_or(lines)) {
-            // Half a line is worse than none. A device has no length.
-            let _ = file.set_len(length);
-            return Err(error);
-        }
-        self.open = Some((file, length + whole as u64));
+        append(&mut file, length, lines.get(..whole).unwrap_or(lines))?;
+        self.open = Some(file);
         Ok(whole)
-    }
-
-    fn open(&self) -> io::Result<(File, u64)> {
-        let file = OpenOptions::new().append(true).create(true).mode(0o640).open(&self.path)?;
-        let length = file.metadata()?.len();
-        Ok((file, length))
     }
 
     /// `log` becomes `log.1`, that `log.2`, and the last one goes.
@@ -97,4 +89,23 @@ impl LogFile {
         }
         Ok(())
     }
+}
+
+/// Writes these lines behind what is there. Half a line is worse than none, so what can't be written whole is taken back, unless
+/// somebody else has written more. A device has no length.
+fn append(file: &mut File, length: u64, lines: &[u8]) -> io::Result<()> {
+    let mut written = 0;
+    while written < lines.len() {
+        match file.write(lines.get(written..).unwrap_or_default()) {
+            Ok(more @ 1..) => written += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            failed => {
+                if file.metadata()?.len() == length + written as u64 {
+                    let _ = file.set_len(length);
+                }
+                return Err(failed.err().unwrap_or_else(|| io::ErrorKind::WriteZero.into()));
+            }
+        }
+    }
+    Ok(())
 }

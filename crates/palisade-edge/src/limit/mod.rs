@@ -32,6 +32,10 @@ use table::Table;
 /// Clients (at one route each) whose requests are counted at once: 2.6 MiB.
 pub const CLIENTS: usize = 65_536;
 
+/// So many connections, idle ones included, a client may have for each that its routes let it use, and in any case.
+const CONNECTIONS_FOLD: u32 = 8;
+const CONNECTIONS_MIN: u32 = 256;
+
 /// The limits of all routes, shared by all workers.
 #[derive(Debug)]
 pub struct Limits {
@@ -81,8 +85,8 @@ impl Limits {
             refused: AtomicU64::new(0),
         };
         let name = |route: &&Route| format!("{}{}", route.domains.first().map_or("", String::as_str), route.path);
-        // A connection belongs to no route before it asks. Where every route says how many a client may have, more than all of
-        // those are of no use to it.
+        // A connection belongs to no route before it asks, and one on which nobody asks counts for none. Where every route says how
+        // many a client may have, very many more are of no use to it, whoever it stands for.
         let at_once = routes.iter().map(|route| route.connections_per_client);
         let connections_max = at_once.collect::<Option<Vec<u32>>>().filter(|all| !all.is_empty());
         Self {
@@ -91,7 +95,10 @@ impl Limits {
             routes: routes.iter().map(limits).collect(),
             requests: Arc::new(Concurrent::new()),
             connections: Arc::new(Concurrent::new()),
-            connections_max: connections_max.map(|all| all.into_iter().fold(0, u32::saturating_add)),
+            connections_max: connections_max.map(|all| {
+                let useful = all.into_iter().fold(0, u32::saturating_add);
+                useful.saturating_mul(CONNECTIONS_FOLD).max(CONNECTIONS_MIN)
+            }),
             offenders: Offenders::new(),
         }
     }

@@ -152,10 +152,29 @@ fn requests_at_once_are_counted_until_they_end() {
     let mut report = Report::default();
     limits.report(&mut report, 1, 1);
     assert_eq!(report.to_ban, [ToBan { client: "198.51.100.9".parse().unwrap(), for_s: 60 }]);
-    let connections: Vec<_> = (0..5).map(|_| limits.connection(client)).collect();
-    assert_eq!(connections.iter().filter(|slot| slot.is_some()).count(), 3);
-    drop(connections);
-    assert_eq!(limits.connections.clients(), 0);
+}
+
+#[test]
+fn idle_connections_count_only_when_there_are_very_many() {
+    let client = address("198.51.100.9");
+    let many = |at_once: &[Option<u32>]| {
+        let routes = at_once.iter().map(|&at_once| {
+            let mut route = route("a.example", None);
+            route.connections_per_client = at_once;
+            route
+        });
+        let limits = Limits::new(&edge(routes.collect()));
+        let connections: Vec<_> = (0..2_000).map(|_| limits.connection(client)).collect();
+        let count = connections.iter().filter(|slot| slot.is_some()).count();
+        drop(connections);
+        assert_eq!(limits.connections.clients(), 0);
+        count
+    };
+    assert_eq!(many(&[Some(1), Some(2)]), 256);
+    assert_eq!(many(&[Some(50), Some(100)]), 1_200);
+    // Who may use one route as often as he likes may have any number.
+    assert_eq!(many(&[Some(1), None]), 2_000);
+    assert_eq!(many(&[]), 2_000);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The body of an answer to a client.
 
-use super::clock::Limit;
+use super::owed::{Owed, Part};
 use super::{h2c, http1};
 use crate::access_log::Entry;
 use crate::compress::Encoder;
@@ -9,6 +9,7 @@ use crate::server::Pulse;
 use bytes::Bytes;
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
@@ -21,7 +22,7 @@ pub(crate) struct Body {
     source: Source,
     request: Option<Answering>,
     /// For HTTP/2, where a stream may stand still while its connection doesn't.
-    stalled: Option<Limit>,
+    owed: Option<Rc<Owed>>,
     /// Why it ends. It is said only when what came before has had a chance to be sent.
     fault: Option<BodyError>,
     /// The client's place among requests at once.
@@ -115,10 +116,10 @@ impl Body {
         self.log = Some(entry);
     }
 
-    /// The request ends with this. A client that doesn't take what there is for longer than the limit is cut.
-    pub(super) fn of(&mut self, request: Answering, stalled: Option<Limit>) {
+    /// The request ends with this.
+    pub(super) fn of(&mut self, request: Answering, owed: Option<Rc<Owed>>) {
         self.request = Some(request);
-        self.stalled = stalled;
+        self.owed = owed;
     }
 
     /// From now on it is compressed. Without an encoder it breaks off: its head says already that it is.
@@ -180,21 +181,15 @@ impl Source {
 }
 
 impl hyper::body::Body for Body {
-    type Data = Bytes;
+    type Data = Part;
     type Error = BodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Part>, BodyError>>> {
         let this = self.get_mut();
-        if let Some(stalled) = &this.stalled {
-            stalled.progress();
-        }
         if let Some(fault) = this.fault.take() {
             return Poll::Ready(Some(Err(fault)));
         }
         let frame = ready!(this.poll_part(context));
-        if let (Some(stalled), Some(Ok(_)), Some(request)) = (&this.stalled, &frame, &this.request) {
-            stalled.cuts(&request.0);
-        }
         if let Some(Err(fault)) = frame {
             this.fault = Some(fault);
             context.waker().wake_by_ref();
@@ -203,7 +198,8 @@ impl hyper::body::Body for Body {
         if let (Some(entry), Some(Ok(frame))) = (&mut this.log, &frame) {
             entry.sent(frame.data_ref().map_or(0, Bytes::len));
         }
-        Poll::Ready(frame)
+        let owed = this.owed.as_ref();
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(|bytes| Part::new(bytes, owed)))))
     }
 
     fn is_end_stream(&self) -> bool {

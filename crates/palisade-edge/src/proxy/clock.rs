@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Instant;
+use tokio::task::AbortHandle;
 
 /// How often the clock ticks; limits are kept to this.
 pub(crate) const TICK_MS: u64 = 250;
@@ -31,7 +32,28 @@ struct Waiting {
 enum Then {
     Nothing,
     Wake(Waker),
+    GiveUp(Stalled),
     Cut(Arc<Pulse>),
+}
+
+/// A task whose client takes nothing.
+#[derive(Debug)]
+struct Stalled {
+    task: AbortHandle,
+    pulse: Arc<Pulse>,
+    limit_ms: u64,
+}
+
+impl Stalled {
+    /// Ends the task; or, if what is left of it is beyond reach, the connection. What is to be done after the same time again.
+    fn give_up(self) -> Then {
+        if self.task.is_finished() {
+            self.pulse.leave();
+            return Then::Cut(self.pulse);
+        }
+        self.task.abort();
+        Then::GiveUp(self)
+    }
 }
 
 impl Clock {
@@ -60,6 +82,10 @@ impl Clock {
                 match std::mem::replace(&mut waiting.then, Then::Nothing) {
                     Then::Nothing => {}
                     Then::Wake(waker) => waker.wake(),
+                    Then::GiveUp(stalled) => {
+                        waiting.due_ms = now.saturating_add(stalled.limit_ms);
+                        waiting.then = stalled.give_up();
+                    }
                     Then::Cut(pulse) => pulse.cut(),
                 }
             }
@@ -109,11 +135,18 @@ impl Limit {
         false
     }
 
-    /// From now on the connection is cut when nothing happens for too long.
-    pub(crate) fn cuts(&self, pulse: &Arc<Pulse>) {
+    /// Something has happened, and whoever waits goes on waiting from then on.
+    pub(crate) fn restart(&self) {
         if let Some(waiting) = self.clock.waiting.borrow_mut().get_mut(self.key) {
             waiting.due_ms = self.clock.due_ms(self.limit_ms);
-            waiting.then = Then::Cut(Arc::clone(pulse));
+        }
+    }
+
+    /// This task, which sends on this connection, is given up when nothing happens for too long.
+    pub(crate) fn gives_up(&self, task: AbortHandle, pulse: &Arc<Pulse>) {
+        if let Some(waiting) = self.clock.waiting.borrow_mut().get_mut(self.key) {
+            let pulse = Arc::clone(pulse);
+            waiting.then = Then::GiveUp(Stalled { task, pulse, limit_ms: self.limit_ms });
         }
     }
 }

@@ -6,6 +6,7 @@ use super::http1::{self, Bounds, ExchangeError, Framing, Timeouts};
 use super::pool::Instance;
 use super::routes::Lane;
 use super::{Body, Proxy, Refused, h2c, upgrade};
+use crate::limit::Slot;
 use crate::server::Client;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{self, HeaderValue};
@@ -37,12 +38,13 @@ impl Forwarded<'_> {
 }
 
 impl Proxy {
-    /// Whatever an instance answers; or why none does.
+    /// Whatever an instance answers; or why none does. A connection that goes on after its answer takes the client's `slot` along.
     pub(super) async fn forward(
         &self,
         request: Forwarded<'_>,
         body: Incoming,
         upgrade: Option<hyper::upgrade::OnUpgrade>,
+        slot: &mut Option<Slot>,
     ) -> Result<Response<Body>, Refused> {
         if body.size_hint().lower() > request.lane.route.body_bytes_max {
             if request.parts.version == Version::HTTP_2 {
@@ -51,7 +53,7 @@ impl Proxy {
             return Err(Refused::closing(StatusCode::PAYLOAD_TOO_LARGE));
         }
         match request.lane.route.protocol {
-            UpstreamProtocol::Http1 => self.forward_http1(request, body, upgrade).await,
+            UpstreamProtocol::Http1 => self.forward_http1(request, body, upgrade, slot).await,
             UpstreamProtocol::H2c => self.forward_h2c(request, body).await,
         }
     }
@@ -61,6 +63,7 @@ impl Proxy {
         request: Forwarded<'_>,
         mut body: Incoming,
         upgrade: Option<hyper::upgrade::OnUpgrade>,
+        slot: &mut Option<Slot>,
     ) -> Result<Response<Body>, Refused> {
         let parts = request.parts;
         let protocol = upgrade.as_ref().and_then(|_| head::wanted_protocol(parts));
@@ -90,7 +93,7 @@ impl Proxy {
                         return Err(StatusCode::BAD_GATEWAY.into());
                     };
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-                    upgrade::join(request.client, upgrade, connection, active);
+                    upgrade::join(request.client, upgrade, connection, (active, slot.take()));
                     return Ok(response);
                 }
                 Ok(mut answered) => {

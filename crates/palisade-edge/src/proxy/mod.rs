@@ -6,6 +6,7 @@ mod forward;
 mod h2c;
 mod head;
 mod http1;
+mod owed;
 mod plain_http;
 mod pool;
 mod routes;
@@ -14,6 +15,7 @@ mod upgrade;
 
 pub(crate) use body::Body;
 pub(crate) use clock::{Clock, TICK_MS};
+pub(crate) use owed::Owed;
 
 use crate::access_log::Seen;
 use crate::address::Address;
@@ -23,7 +25,6 @@ use crate::forwarded::{self, Way};
 use crate::limit::Refusal;
 use crate::server::{Client, Scheme, Shared};
 use body::Answering;
-use clock::Limit;
 use forward::Forwarded;
 use head::Origin;
 use hyper::body::{Body as _, Incoming};
@@ -146,8 +147,13 @@ impl Proxy {
         }
     }
 
-    /// Answers a request, whatever happens.
-    pub(crate) async fn answer(&self, client: &Client, request: Request<Incoming>) -> Response<Body> {
+    /// Answers a request, whatever happens. What the client is `owed` then is counted, if somebody asks.
+    pub(crate) async fn answer(
+        &self,
+        client: &Client,
+        request: Request<Incoming>,
+        owed: Option<Rc<Owed>>,
+    ) -> Response<Body> {
         let answering = Answering::begin(&client.pulse);
         let version = request.version();
         let way = forwarded::way(&self.shared.settings.edge.trusted_proxies, client.peer.ip(), request.headers());
@@ -166,8 +172,7 @@ impl Proxy {
             response.body_mut().log(entry);
         }
         self.count(response.status().as_u16());
-        let stalled = (version == Version::HTTP_2).then(|| Limit::new(&self.clock, self.limits.body_timeout_ms));
-        response.body_mut().of(answering, stalled);
+        response.body_mut().of(answering, owed);
         response
     }
 
@@ -199,10 +204,11 @@ impl Proxy {
             Found::NoPath => return Err(StatusCode::NOT_FOUND.into()),
             Found::Route(lane) => lane,
         };
-        let slot = self.shared.limits.request(lane.number, way.client, self.shared.now_ms())?;
+        let mut slot = self.shared.limits.request(lane.number, way.client, self.shared.now_ms())?;
         let origin = Origin { address, proxies: &way.proxies, scheme, domain };
         let upgrade = upgrade.filter(|_| body.is_end_stream() && head::wanted_protocol(&parts).is_some());
-        let mut response = self.forward(Forwarded { client, lane, origin, parts: &parts }, body, upgrade).await?;
+        let request = Forwarded { client, lane, origin, parts: &parts };
+        let mut response = self.forward(request, body, upgrade, &mut slot).await?;
         response.body_mut().hold(slot);
         if scheme == "https"
             && let Some(hsts) = &lane.hsts

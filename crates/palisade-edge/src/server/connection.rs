@@ -6,7 +6,8 @@ use super::unread::Left;
 use super::wire::{Phase, Pulse, Stream, Wire};
 use super::worker::Worker;
 use crate::address::Address;
-use crate::proxy::Body;
+use crate::limit::Slot;
+use crate::proxy::{Body, Owed};
 use crate::proxy_protocol;
 use crate::tls::ACME_ALPN;
 use hyper::body::Incoming;
@@ -15,6 +16,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -47,6 +49,8 @@ pub(crate) struct Client {
     pub(crate) scheme: Scheme,
     pub(crate) pulse: Arc<Pulse>,
     worker: Rc<Worker>,
+    /// Its place among the connections of its address.
+    slot: Option<Rc<Slot>>,
 }
 
 impl Client {
@@ -58,7 +62,9 @@ impl Client {
     pub(crate) fn tunnel(&self, task: impl Future<Output = ()> + 'static) {
         self.pulse.set(Phase::Tunnel);
         let place = Place::take(&self.worker, &self.pulse);
+        let slot = self.slot.clone();
         tokio::task::spawn_local(async move {
+            let _slot = slot;
             let _ = place.until_cut(pin!(task)).await;
         });
     }
@@ -87,7 +93,7 @@ pub(super) async fn serve(worker: Rc<Worker>, scheme: Scheme, mut stream: TcpStr
     let shared = Arc::clone(&worker.shared);
     let is_proxy = shared.settings.edge.trusted_proxies.iter().any(|network| network.contains(peer.ip()));
     let slot = if is_proxy { Some(None) } else { shared.limits.connection(peer.ip()) };
-    let Some(_slot) = slot else { return };
+    let Some(slot) = slot else { return };
     let pulse = Arc::new(Pulse::new(&stream));
     let place = Place::take(&worker, &pulse);
     if is_proxy && shared.settings.edge.proxy_protocol {
@@ -97,7 +103,7 @@ pub(super) async fn serve(worker: Rc<Worker>, scheme: Scheme, mut stream: TcpStr
         }
     }
     let peer = Address::from(peer.ip().to_canonical());
-    let client = Rc::new(Client { peer, scheme, pulse, worker: Rc::clone(&worker) });
+    let client = Rc::new(Client { peer, scheme, pulse, worker: Rc::clone(&worker), slot: slot.map(Rc::new) });
     match scheme {
         Scheme::Http => serve_http1(&place, client, stream).await,
         Scheme::Https => {
@@ -125,7 +131,7 @@ pub(super) async fn serve_translated(worker: Rc<Worker>, peer: SocketAddr, strea
     let pulse = Arc::new(Pulse::translated());
     let place = Place::take(&worker, &pulse);
     let peer = Address::from(peer.ip().to_canonical());
-    let client = Rc::new(Client { peer, scheme: Scheme::Https, pulse, worker: Rc::clone(&worker) });
+    let client = Rc::new(Client { peer, scheme: Scheme::Https, pulse, worker: Rc::clone(&worker), slot: None });
     serve_http2(&place, client, stream).await;
 }
 
@@ -151,7 +157,7 @@ async fn speak_http1<S: Stream>(place: &Place, client: &Rc<Client>, wire: Wire<S
     if limits.header_fields_max != USUAL_FIELDS_MAX {
         builder.max_headers(usize::from(limits.header_fields_max));
     }
-    let service = service_fn(|request| answer(client, request));
+    let service = service_fn(|request| answer(client, request, None));
     // Whoever would begin where the last one ended could rest again at once, and for ever.
     client.pulse.may_have_rests(!wire.has_returned());
     let mut connection = builder.serve_connection(TokioIo::new(wire), service).with_upgrades();
@@ -183,7 +189,8 @@ async fn speak_http1<S: Stream>(place: &Place, client: &Rc<Client>, wire: Wire<S
 async fn serve_http2<S: Stream>(place: &Place, client: Rc<Client>, stream: S) {
     let limits = &place.worker.shared.settings.edge.limits;
     let wire = Wire::new(stream, Arc::clone(&client.pulse), None);
-    let mut builder = http2::Builder::new(LocalExecutor);
+    let streams = Streams { client, next: Rc::default() };
+    let mut builder = http2::Builder::new(streams.clone());
     builder
         .max_concurrent_streams(STREAMS_MAX)
         .initial_stream_window_size(STREAM_WINDOW)
@@ -192,7 +199,7 @@ async fn serve_http2<S: Stream>(place: &Place, client: Rc<Client>, stream: S) {
         .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
         .max_local_error_reset_streams(LOCAL_RESETS_MAX)
         .max_header_list_size(limits.header_bytes_max);
-    let service = service_fn(|request| answer(&client, request));
+    let service = service_fn(|request| answer(&streams.client, request, Some(streams.begin())));
     let connection = &mut builder.serve_connection(TokioIo::new(wire), service);
     let shutdown = |it: Pin<&mut http2::Connection<_, _, _>>| it.graceful_shutdown();
     let _ = Draining { place, connection, told: false, http_1: false, shutdown }.await;
@@ -201,12 +208,13 @@ async fn serve_http2<S: Stream>(place: &Place, client: Rc<Client>, stream: S) {
 fn answer(
     client: &Rc<Client>,
     request: Request<Incoming>,
+    owed: Option<Rc<Owed>>,
 ) -> impl Future<Output = Result<Response<Body>, Infallible>> + use<> {
     let client = Rc::clone(client);
     async move {
         let worker = &client.worker;
         let http_1 = request.version() < Version::HTTP_2;
-        let mut response = worker.proxy.answer(&client, request).await;
+        let mut response = worker.proxy.answer(&client, request, owed).await;
         if client.scheme == Scheme::Https
             && let Some(alternative) = &worker.alternative
         {
@@ -226,6 +234,33 @@ pub(crate) struct LocalExecutor;
 impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor {
     fn execute(&self, task: F) {
         tokio::task::spawn_local(task);
+    }
+}
+
+/// The streams of a client's connection of HTTP/2. The library resets one whose task is given up, and the others go on.
+#[derive(Clone)]
+struct Streams {
+    client: Rc<Client>,
+    /// Of the request that was just taken, until its task begins.
+    next: Rc<Cell<Option<Rc<Owed>>>>,
+}
+
+impl Streams {
+    /// A request has come. The library runs it next.
+    fn begin(&self) -> Rc<Owed> {
+        let worker = &self.client.worker;
+        let owed = Rc::new(Owed::new(&worker.proxy.clock, worker.limits().body_timeout_ms));
+        self.next.set(Some(Rc::clone(&owed)));
+        owed
+    }
+}
+
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Streams {
+    fn execute(&self, task: F) {
+        let task = tokio::task::spawn_local(task).abort_handle();
+        if let Some(owed) = self.next.take() {
+            owed.by(task, &self.client.pulse);
+        }
     }
 }
 
@@ -258,7 +293,8 @@ impl Place {
     /// Until a resting client sends something. False: it is to rest no longer.
     async fn until_asked<S: Stream>(&self, wire: &mut Wire<S>) -> bool {
         std::future::poll_fn(|context| {
-            if self.is_cut(context) || self.worker.draining.get() && !self.worker.is_farewell() {
+            let drains = self.worker.draining.get() && !self.worker.is_farewell();
+            if self.is_cut(context) || self.pulse.is_leaving() || drains {
                 return Poll::Ready(false);
             }
             wire.poll_sent(context).map(|()| true)
@@ -282,7 +318,7 @@ enum Turn<T> {
     Rests,
 }
 
-/// A connection that is told once when the worker drains.
+/// A connection that is told once when the worker drains, or when it takes its leave.
 struct Draining<'a, C, F> {
     place: &'a Place,
     connection: &'a mut C,
@@ -297,7 +333,8 @@ impl<C: Future + Unpin, F: Fn(Pin<&mut C>) + Unpin> Draining<'_, C, F> {
     fn tell(&mut self) {
         let worker = &self.place.worker;
         let quiet = matches!(self.place.pulse.phase(), Phase::New | Phase::Head | Phase::Idle);
-        if worker.draining.get() && !self.told && !(self.http_1 && quiet && worker.is_farewell()) {
+        let drains = worker.draining.get() && !(self.http_1 && quiet && worker.is_farewell());
+        if !self.told && (drains || self.place.pulse.is_leaving()) {
             self.told = true;
             (self.shutdown)(Pin::new(&mut *self.connection));
         }

@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
@@ -20,8 +20,12 @@ use tokio_rustls::server::TlsStream;
 const SPEED_MS: u32 = 10_000;
 /// An idle connection of HTTP/1 is one that rests after so long.
 const REST_MS: u64 = 1_000;
-/// What a client still sends is taken for so long after the answer, so that the answer isn't lost by a reset.
-const LINGER_MS: u64 = 2_000;
+/// What a client still sends is taken for so long after the answer, so that the answer isn't lost by a reset; in all, and as long as
+/// nothing comes. It is what nginx does.
+const LINGER_MS: u64 = 30_000;
+const LINGER_SILENT_MS: u32 = 5_000;
+/// Who was told that an idle connection ends has so long to end it.
+const PARTING_MS: u64 = 5_000;
 
 /// What a connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +42,8 @@ pub(crate) enum Phase {
     Tunnel = 4,
     /// The last answer was sent.
     Lingering = 5,
+    /// It was idle for too long, and the client has taken everything: the last thing it gets is a farewell.
+    Parting = 6,
 }
 
 /// What the thread that serves a connection knows of it. It is shared with the connection's bytes, which a protocol that it is
@@ -57,26 +63,30 @@ pub(crate) struct Pulse {
     taken_ms: AtomicU64,
     slow_ms: AtomicU32,
     slow_from: AtomicU64,
+    /// So long nothing has come while it lingers.
+    silent_ms: AtomicU32,
     /// What has come so far ends with a request's end.
     whole: AtomicBool,
     /// A reader of HTTP/1 is there, with buffers that could be given up.
     rests: AtomicBool,
+    /// It takes no new requests, and ends with those that it has.
+    leaving: AtomicBool,
     /// It is to end now.
     cut: AtomicBool,
-    descriptor: AtomicU64,
+    descriptor: AtomicI32,
 }
 
 impl Pulse {
     pub(crate) fn new(stream: &TcpStream) -> Self {
         let pulse = Self::default();
-        pulse.descriptor.store(stream.as_raw_fd() as u64, Relaxed);
+        pulse.descriptor.store(stream.as_raw_fd(), Relaxed);
         pulse
     }
 
     /// Of a connection of HTTP/3, whose bytes no socket of its own has.
     pub(crate) fn translated() -> Self {
         let pulse = Self::default();
-        pulse.descriptor.store(u64::MAX, Relaxed);
+        pulse.descriptor.store(-1, Relaxed);
         pulse
     }
 
@@ -87,6 +97,7 @@ impl Pulse {
             2 => Phase::Busy,
             4 => Phase::Tunnel,
             5 => Phase::Lingering,
+            6 => Phase::Parting,
             _ => Phase::Idle,
         }
     }
@@ -107,7 +118,7 @@ impl Pulse {
         let left = self.requests.load(Relaxed).saturating_sub(1);
         self.requests.store(left, Relaxed);
         if left == 0 && self.phase() == Phase::Busy {
-            self.set(Phase::Idle);
+            self.set(if self.is_leaving() { Phase::Parting } else { Phase::Idle });
         }
     }
 
@@ -133,6 +144,19 @@ impl Pulse {
             && !self.blocked.load(Relaxed)
     }
 
+    /// The client is told at the next look to ask elsewhere.
+    pub(crate) fn leave(&self) {
+        self.leaving.store(true, Relaxed);
+        if self.phase() == Phase::Idle {
+            self.set(Phase::Parting);
+        }
+    }
+
+    /// The client is to be told, if it can be, that nothing more is answered.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving.load(Relaxed)
+    }
+
     /// Ends the connection at the next look.
     pub(crate) fn cut(&self) {
         self.cut.store(true, Relaxed);
@@ -142,7 +166,13 @@ impl Pulse {
         self.cut.load(Relaxed)
     }
 
-    /// Looks at the time. True if the connection is to end or to rest, which its task does.
+    /// The last answer was sent, and more of a request comes.
+    fn linger(&self) {
+        self.silent_ms.store(0, Relaxed);
+        self.set(Phase::Lingering);
+    }
+
+    /// Looks at the time. True if the connection is to end, to rest or to take its leave, which its task does.
     pub(super) fn look(&self, clock: &Clock, limits: &ConnectionLimits) -> bool {
         if self.is_cut() {
             return true;
@@ -155,27 +185,59 @@ impl Pulse {
             }
             since => since,
         };
-        let most = match self.phase() {
-            Phase::New | Phase::Head => Some(limits.header_timeout_ms),
-            Phase::Idle => Some(limits.idle_timeout_ms),
-            Phase::Lingering => Some(LINGER_MS),
-            Phase::Busy | Phase::Tunnel => None,
+        let lasts = |ms: u64| now > since + ms;
+        let blocked = self.blocked.load(Relaxed);
+        let over = match self.phase() {
+            Phase::New | Phase::Head => lasts(limits.header_timeout_ms) || self.is_slow(blocked, now, limits),
+            Phase::Idle if lasts(limits.idle_timeout_ms) => return self.look_idle(blocked, now, limits),
+            Phase::Idle | Phase::Busy | Phase::Tunnel => self.is_slow(blocked, now, limits),
+            Phase::Parting => lasts(PARTING_MS),
+            Phase::Lingering => lasts(LINGER_MS) || self.is_silent(),
         };
-        if most.is_some_and(|most| now > since + most) || self.is_slow(now, limits) {
+        if over {
             self.cut();
             return true;
         }
-        self.may_rest(now)
+        self.may_rest(now) || self.is_leaving()
     }
 
-    /// The client takes what is sent to it too slowly.
-    fn is_slow(&self, now: u64, limits: &ConnectionLimits) -> bool {
-        if !self.blocked.load(Relaxed) {
+    /// It was idle for too long; but time doesn't count in which the client took what it had asked for.
+    fn look_idle(&self, blocked: bool, now: u64, limits: &ConnectionLimits) -> bool {
+        let took = self.taken_ms.load(Relaxed) != 0;
+        let owed = blocked || self.unsent() > 0;
+        if self.is_slow(owed, now, limits) {
+            self.cut();
+        } else if owed {
+            return self.may_rest(now);
+        } else if took {
+            self.since_ms.store(now, Relaxed);
+            return false;
+        } else {
+            self.leave();
+        }
+        true
+    }
+
+    /// Nothing has come for a while.
+    fn is_silent(&self) -> bool {
+        let silent_ms = self.silent_ms.load(Relaxed) + TICK_MS as u32;
+        self.silent_ms.store(silent_ms, Relaxed);
+        silent_ms > LINGER_SILENT_MS
+    }
+
+    /// Bytes that the kernel holds because the client hasn't acknowledged them.
+    fn unsent(&self) -> u64 {
+        unsent(self.descriptor.load(Relaxed))
+    }
+
+    /// The client takes what is owed to it too slowly.
+    fn is_slow(&self, owed: bool, now: u64, limits: &ConnectionLimits) -> bool {
+        if !owed {
             self.taken_ms.store(0, Relaxed);
             self.slow_ms.store(0, Relaxed);
             return false;
         }
-        let taken = self.written.load(Relaxed).saturating_sub(unsent(self.descriptor.load(Relaxed) as RawFd));
+        let taken = self.written.load(Relaxed).saturating_sub(self.unsent());
         if self.taken_ms.load(Relaxed) == 0 || taken > self.taken.load(Relaxed) {
             self.taken_ms.store(now, Relaxed);
             self.taken.store(taken, Relaxed);
@@ -200,7 +262,6 @@ impl Pulse {
     }
 }
 
-/// Bytes that the kernel holds because the client hasn't acknowledged them.
 fn unsent(descriptor: RawFd) -> u64 {
     let mut bytes: libc::c_int = 0;
     // SAFETY: SIOCOUTQ writes one int to where the pointer leads, which lives until the call returns. The descriptor is a
@@ -255,7 +316,6 @@ pub(super) struct Wire<S: Stream> {
     /// The client has ended the connection when nothing was owed to it.
     left: bool,
     shut: bool,
-    lingered: usize,
 }
 
 impl<S: Stream> Wire<S> {
@@ -269,7 +329,6 @@ impl<S: Stream> Wire<S> {
             unread: Vec::new(),
             left: false,
             shut: false,
-            lingered: 0,
         }
     }
 
@@ -345,10 +404,11 @@ impl<S: Stream> Wire<S> {
 
 impl<S: Stream> Drop for Wire<S> {
     fn drop(&mut self) {
+        // What the client doesn't take isn't kept for it. The last words of a connection that ends as it should are.
         if self.pulse.is_cut()
+            && !matches!(self.pulse.phase(), Phase::Parting | Phase::Lingering)
             && let Some(tcp) = self.stream.tcp()
         {
-            // What the client doesn't take isn't kept for it.
             let _ = tcp.set_zero_linger();
         }
     }
@@ -423,30 +483,38 @@ impl<S: Stream> AsyncWrite for Wire<S> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        /// More than this isn't taken of what nobody reads.
-        const BYTES_MAX: usize = 8 << 20;
         let this = self.get_mut();
         if this.left {
             // A farewell would only be answered by a reset.
             return Poll::Ready(Ok(()));
         }
         if !this.shut {
-            ready!(Pin::new(&mut this.stream).poll_shutdown(context))?;
+            let polled = Pin::new(&mut this.stream).poll_shutdown(context);
+            this.pulse.blocked.store(polled.is_pending(), Relaxed);
+            ready!(polled)?;
             this.shut = true;
             // The client may be in the middle of a request: a reset now could reach it before the answer does.
             if this.refused.is_none() && this.strict.as_ref().is_none_or(Strict::between_requests) {
                 return Poll::Ready(Ok(()));
             }
-            this.pulse.set(Phase::Lingering);
+            this.pulse.linger();
         }
-        let mut scrap = [0; 4096];
-        while this.lingered < BYTES_MAX {
-            let mut buffer = ReadBuf::new(&mut scrap);
-            match ready!(Pin::new(&mut this.stream).poll_read(context, &mut buffer)) {
-                Ok(()) if !buffer.filled().is_empty() => this.lingered += buffer.filled().len(),
-                _ => break,
+        this.poll_discarded(context).map(Ok)
+    }
+}
+
+impl<S: Stream> Wire<S> {
+    /// Takes what the client still sends until it ends. Nobody reads it, so it isn't decrypted.
+    fn poll_discarded(&self, context: &mut Context<'_>) -> Poll<()> {
+        let Some(tcp) = self.stream.tcp() else { return Poll::Ready(()) };
+        let mut scrap = [0; 16 << 10];
+        while ready!(tcp.poll_read_ready(context)).is_ok() {
+            match tcp.try_read(&mut scrap) {
+                Ok(1..) => self.pulse.silent_ms.store(0, Relaxed),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(0) | Err(_) => break,
             }
         }
-        Poll::Ready(Ok(()))
+        Poll::Ready(())
     }
 }

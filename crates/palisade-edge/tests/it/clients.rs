@@ -1,6 +1,6 @@
 //! What single clients are allowed, who they are, and what is kept of what they did.
 
-use crate::support::{DOMAIN, Edge, PATIENCE, free_address, settings, wait_until};
+use crate::support::{DOMAIN, Edge, PATIENCE, free_address, read_until, settings, wait_until};
 use crate::upstream::{Echo, saying};
 use palisade_core::edge::{AccessLog, Ban, LogFormat, Rate};
 use std::io::{Read, Write};
@@ -127,6 +127,26 @@ fn who_is_refused_is_told_when_to_come_again_and_reported() {
     assert_eq!((report.to_ban.len(), report.to_ban[0].for_s), (1, 600));
     assert_eq!(edge.report().to_ban, [], "it is told once");
     assert_eq!(echo.requests(), 2);
+}
+
+#[test]
+fn connections_on_which_nobody_asks_take_no_place() {
+    let echo = Echo::start();
+    let (mut settings, folder) = settings();
+    settings.edge.routes[0].value.connections_per_client = Some(1);
+    let edge = Edge::with((settings, folder), &[echo.address]);
+    let mut idle: Vec<_> = (0..40).map(|_| edge.connect()).collect();
+    for client in &mut idle {
+        client.write_all(format!("GET / HTTP/1.1\r\nHost: {DOMAIN}\r\n\r\n").as_bytes()).expect("it is sent");
+        let answer = read_until(client, "body: 0\n");
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+    // A request is being answered: there is no place for another one, and it is told so.
+    let asking = format!("POST / HTTP/1.1\r\nHost: {DOMAIN}\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n");
+    idle[0].write_all(asking.as_bytes()).expect("it is sent");
+    read_until(&mut idle[0], "100 Continue\r\n\r\n");
+    let (head, _) = edge.get("/");
+    assert!(head.starts_with("HTTP/1.1 429 ") && head.contains("retry-after: "), "{head}");
 }
 
 #[test]

@@ -1,18 +1,16 @@
 //! A client of HTTP/2 that writes frames by hand and reads only when it is told to.
 
-use crate::support::{DOMAIN, Edge, PATIENCE, connect, roots};
-use rustls::crypto::aws_lc_rs;
-use rustls::{ClientConfig, ClientConnection, StreamOwned};
-use rustls_pki_types::ServerName;
+use crate::support::{DOMAIN, Edge, PATIENCE, Tls, tls};
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::sync::Arc;
 
 pub(crate) const DATA: u8 = 0;
 pub(crate) const HEADERS: u8 = 1;
 pub(crate) const PRIORITY: u8 = 2;
+pub(crate) const RST_STREAM: u8 = 3;
 pub(crate) const SETTINGS: u8 = 4;
 pub(crate) const PING: u8 = 6;
+pub(crate) const GOAWAY: u8 = 7;
 pub(crate) const WINDOW_UPDATE: u8 = 8;
 pub(crate) const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
@@ -52,21 +50,13 @@ impl Frame {
 }
 
 pub(crate) struct Client {
-    stream: StreamOwned<ClientConnection, TcpStream>,
+    stream: Tls,
 }
 
 impl Client {
     /// Connects, with these settings and a window for the whole connection that nobody comes to the end of.
     pub(crate) fn connect(edge: &Edge, settings: &[u8]) -> Self {
-        let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("there are some")
-            .with_root_certificates(roots(edge))
-            .with_no_client_auth();
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        let name = ServerName::try_from(DOMAIN).expect("a name");
-        let connection = ClientConnection::new(Arc::new(config), name).expect("a client");
-        let mut client = Self { stream: StreamOwned::new(connection, connect(edge.https())) };
+        let mut client = Self { stream: tls(edge, &[b"h2"]) };
         client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").expect("it listens");
         client.send(&frame(SETTINGS, 0, 0, settings)).expect("it listens");
         client.send(&frame(WINDOW_UPDATE, 0, 0, &0x3fff_ffff_u32.to_be_bytes())).expect("it listens");

@@ -1,10 +1,11 @@
 //! HTTP/2 with upstreams (gRPC needs it), and what clients may not do with it.
 
-use crate::frames::frame;
-use crate::support::{DOMAIN, Edge, settings};
+use crate::frames::{Client, END_STREAM, GOAWAY, HEADERS, RST_STREAM, frame, request};
+use crate::support::{DOMAIN, Edge, PATIENCE, settings};
 use crate::upstream::{Echo, Grpc};
 use palisade_core::edge::UpstreamProtocol;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 fn edge(upstreams: &[std::net::SocketAddr]) -> Edge {
     let (mut settings, folder) = settings();
@@ -187,16 +188,75 @@ fn a_signal_drains_and_clients_of_http2_are_told() {
 }
 
 #[test]
-fn a_client_that_takes_nothing_of_a_stream_is_cut() {
+fn idle_clients_of_http2_are_told_before_the_connection_ends() {
+    use std::io::{BufRead, BufReader};
+    let (mut settings, folder) = settings();
+    settings.edge.limits.idle_timeout_ms = 500;
+    let echo = Echo::start();
+    let edge = Edge::with((settings, folder), &[echo.address]);
+    let Some(mut client) = node(&edge, "ask('/').on('end', () => console.log('answered')).resume();") else { return };
+    let lines = BufReader::new(client.stdout.take().expect("a pipe")).lines().map(|line| line.expect("text"));
+    assert_eq!(lines.collect::<Vec<_>>(), ["answered", "goaway", "closed"]);
+    let _ = client.wait();
+    // One that doesn't listen.
+    let mut deaf = Client::connect(&edge, &[]);
+    deaf.send(&request(1, "GET", "/", END_STREAM)).expect("it listens");
+    let kinds: Vec<u8> = std::iter::from_fn(|| deaf.next()).map(|frame| frame.kind).collect();
+    assert!(kinds.contains(&GOAWAY), "{kinds:?}");
+    crate::support::wait_until("it is gone", || edge.report().connections == 0);
+}
+
+/// Until the head of this stream's answer. `None`: the edge has ended the connection.
+fn answered(client: &mut Client, stream: u32) -> Option<bool> {
+    loop {
+        let frame = client.next()?;
+        if frame.stream == stream && frame.kind == HEADERS {
+            return Some(frame.is_ok());
+        }
+    }
+}
+
+#[test]
+fn a_stream_that_its_client_leaves_no_room_is_reset_and_the_others_go_on() {
+    let (mut settings, folder) = settings();
+    settings.edge.limits.body_timeout_ms = 1000;
+    settings.edge.routes[0].value.connections_per_client = Some(1);
+    let echo = Echo::start();
+    let edge = Edge::with((settings, folder), &[echo.address]);
+    let mut client = Client::connect(&edge, &[]);
+    client.send(&request(1, "GET", "/big/5000000", END_STREAM)).expect("it listens");
+    let reset = loop {
+        let frame = client.next().expect("the connection goes on");
+        if frame.kind == RST_STREAM {
+            break frame;
+        }
+        assert_ne!(frame.kind, GOAWAY);
+    };
+    assert_eq!((reset.stream, &reset.payload[..]), (1, &8_u32.to_be_bytes()[..]), "CANCEL");
+    // Its place is free again.
+    client.send(&request(3, "GET", "/big/10", END_STREAM)).expect("it listens");
+    assert_eq!(answered(&mut client, 3), Some(true));
+}
+
+/// The library has all of a short answer; nobody can reset its stream.
+#[test]
+fn short_answers_that_nobody_takes_end_the_connection_however_much_else_is_asked_on_it() {
     let (mut settings, folder) = settings();
     settings.edge.limits.body_timeout_ms = 3_000;
     let echo = Echo::start();
     let edge = Edge::with((settings, folder), &[echo.address]);
-    // It keeps the connection busy otherwise.
-    let script = "ask('/big/5000000').on('response', () => console.log('begun')).pause(); setInterval(() => c.ping(() => {}), 100);";
-    let Some(mut client) = node(&edge, script) else { return };
-    crate::support::wait_until("it is there", || edge.report().connections == 1);
-    crate::support::wait_until("it is cut", || edge.report().connections == 0);
-    let _ = client.kill();
-    let _ = client.wait();
+    // Each stream has room for one byte.
+    let mut client = Client::connect(&edge, &[0, 4, 0, 0, 0, 1]);
+    client.send(&request(1, "GET", "/big/100", END_STREAM)).expect("it listens");
+    assert_eq!(answered(&mut client, 1), Some(true));
+    let deadline = Instant::now() + PATIENCE;
+    for stream in (3..).step_by(2) {
+        assert!(Instant::now() < deadline, "it goes on");
+        // Nothing that would have to be taken.
+        if client.send(&request(stream, "HEAD", "/", END_STREAM)).is_err() || answered(&mut client, stream).is_none() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    crate::support::wait_until("it is gone", || edge.report().connections == 0);
 }

@@ -1,7 +1,8 @@
 //! Clients and upstreams that are too slow, too many or too long.
 
-use crate::support::{DOMAIN, Edge, PATIENCE, read_all, read_until, settings, wait_until};
+use crate::support::{DOMAIN, Edge, PATIENCE, read_all, read_until, settings, tls, wait_until};
 use crate::upstream::{Echo, raw, read_head};
+use nix::sys::socket::{setsockopt, sockopt::RcvBuf};
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
@@ -143,6 +144,65 @@ fn clients_that_take_nothing_are_cut() {
     let mut rest = Vec::new();
     let ended = client.read_to_end(&mut rest);
     assert!(ended.is_err() || rest.len() < 50_000_000, "{}", rest.len());
+}
+
+/// What it hasn't taken yet is owed to it, though all of it has been handed to the kernel.
+#[test]
+fn an_answer_that_is_taken_late_is_not_lost_when_nobody_asks_any_more() {
+    const BYTES: usize = 500_000;
+    fn ask(client: &mut impl Write) {
+        let request = format!("GET /big/{BYTES} HTTP/1.1\r\nHost: {DOMAIN}\r\n\r\n");
+        client.write_all(request.as_bytes()).expect("it is sent");
+    }
+    fn take(client: &mut impl Read) {
+        read_until(client, "\r\n\r\n");
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).expect("all of it, and then an end, no reset");
+        assert_eq!(answer.len(), BYTES);
+    }
+    let (mut settings, folder) = settings();
+    settings.edge.limits.idle_timeout_ms = 500;
+    let echo = Echo::start();
+    let edge = Edge::with((settings, folder), &[echo.address]);
+    let (mut plain, mut tls) = (edge.connect(), tls(&edge, &[b"http/1.1"]));
+    for socket in [&plain, &tls.sock] {
+        setsockopt(socket, RcvBuf, &(64 << 10)).expect("a socket");
+    }
+    ask(&mut plain);
+    ask(&mut tls);
+    std::thread::sleep(Duration::from_secs(2));
+    take(&mut plain);
+    take(&mut tls);
+    wait_until("all are gone", || edge.report().connections == 0);
+}
+
+#[test]
+fn whoever_sends_slowly_what_is_refused_gets_the_answer() {
+    const PARTS: usize = 16;
+    let echo = Echo::start();
+    let edge = Edge::with(settings(), &[echo.address]);
+    let part = vec![b'x'; 1 << 20];
+    let head = format!("POST / HTTP/1.1\r\nHost: {DOMAIN}\r\nContent-Length: {}\r\n\r\n", PARTS * part.len());
+    let refused = || {
+        let mut client = edge.connect();
+        client.write_all(head.as_bytes()).expect("it is sent");
+        let mut longest = Duration::ZERO;
+        // It reads nothing before all is sent.
+        let whole = (0..PARTS).all(|_| {
+            let begin = Instant::now();
+            std::thread::sleep(Duration::from_millis(200));
+            let sent = client.write_all(&part).is_ok();
+            longest = longest.max(begin.elapsed());
+            sent
+        });
+        let answer = whole.then(|| read_all(&mut client));
+        // Whoever was held up may have been silent for too long.
+        (longest < Duration::from_secs(2)).then_some(answer)
+    };
+    match (0..5).find_map(|_| refused()) {
+        Some(answer) => assert!(answer.is_some_and(|it| it.starts_with("HTTP/1.1 413 ")), "the answer is lost"),
+        None => eprintln!("skipped: the machine is too busy"),
+    }
 }
 
 #[test]

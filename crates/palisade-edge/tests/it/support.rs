@@ -6,15 +6,17 @@ use palisade_core::edge::{
 };
 use palisade_core::names::{InstanceId, ServiceName};
 use palisade_core::place::{Place, Placed};
-use rustls::RootCertStore;
-use rustls_pki_types::CertificateDer;
+use rustls::crypto::aws_lc_rs;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, ServerName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -282,6 +284,22 @@ pub(crate) fn connect(address: SocketAddr) -> TcpStream {
     stream.set_read_timeout(Some(PATIENCE)).expect("a time limit");
     stream.set_write_timeout(Some(PATIENCE)).expect("a time limit");
     stream
+}
+
+/// A client's TLS connection.
+pub(crate) type Tls = StreamOwned<ClientConnection, TcpStream>;
+
+/// A connection to the port for HTTPS that speaks one of these protocols.
+pub(crate) fn tls(edge: &Edge, protocols: &[&[u8]]) -> Tls {
+    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("there are some")
+        .with_root_certificates(roots(edge))
+        .with_no_client_auth();
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    let name = ServerName::try_from(DOMAIN).expect("a name");
+    let connection = ClientConnection::new(Arc::new(config), name).expect("a client");
+    StreamOwned::new(connection, connect(edge.https()))
 }
 
 /// What is read until the other side closes; a reset ends it as well.

@@ -25,13 +25,15 @@ fn websocket() -> SocketAddr {
     })
 }
 
+fn asking() -> String {
+    format!(
+        "GET /ws HTTP/1.1\r\nHost: {DOMAIN}\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n\r\n"
+    )
+}
+
 fn upgrade(edge: &Edge) -> std::net::TcpStream {
     let mut client = edge.connect();
-    client
-        .write_all(
-            format!("GET /ws HTTP/1.1\r\nHost: {DOMAIN}\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n\r\n").as_bytes(),
-        )
-        .expect("it is sent");
+    client.write_all(asking().as_bytes()).expect("it is sent");
     let head = read_until(&mut client, "\r\n\r\n").to_ascii_lowercase();
     assert!(
         head.starts_with("http/1.1 101 ")
@@ -69,6 +71,19 @@ fn a_websocket_passes_both_ways_outlives_idle_limits_and_ends_for_both() {
     sending.join().expect("all is sent");
     assert_eq!(all.len(), 3_000_000);
     wait_until("the connection is gone", || edge.report().connections == 0);
+}
+
+#[test]
+fn an_upgraded_connection_is_one_of_those_that_a_client_may_have_at_once() {
+    let (mut settings, folder) = settings();
+    settings.edge.routes[0].value.connections_per_client = Some(2);
+    let edge = Edge::with((settings, folder), &[websocket()]);
+    let status = || edge.raw(asking().replace("keep-alive, Upgrade", "close"));
+    let (first, _second) = (upgrade(&edge), upgrade(&edge));
+    let refused = status();
+    assert!(refused.starts_with("HTTP/1.1 429 ") && refused.contains("retry-after: "), "{refused}");
+    drop(first);
+    wait_until("there is room", || status().starts_with("HTTP/1.1 426 "));
 }
 
 #[test]

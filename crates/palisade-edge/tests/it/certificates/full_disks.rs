@@ -11,8 +11,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use palisade_core::edge::{AccessLog, CertificateSource, Challenge, LogFormat};
 use palisade_edge::acme::Outcome;
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// A small file system of its own over a folder, seen by this test and what it starts.
 struct SmallDisk(PathBuf);
@@ -283,5 +285,53 @@ fn requests_are_served_while_the_access_log_doesnt_fit_and_no_line_is_half() {
         lines().last().is_some_and(|path| path == "/after")
     });
     // Before the folder that the edge has.
+    drop(disk);
+}
+
+/// During an update the old and the new one append to the same file.
+#[test]
+fn what_doesnt_fit_takes_no_line_of_another_edge_along() {
+    if !SmallDisk::possible("a full disk for two access logs") {
+        return;
+    }
+    let folder = crate::support::Folder::new();
+    let disk = SmallDisk::over(&folder.path().join("log"));
+    let path = disk.0.join("access.log");
+    let echo = Echo::start();
+    let said = folder.path().join("said");
+    let start = |number: u32| {
+        let (mut settings, folder) = settings();
+        settings.edge.access_log =
+            Some(AccessLog { format: LogFormat::Json, query: false, file_bytes_max: 1 << 20, files: 2 });
+        settings.access_log = Some(path.clone());
+        let mut command = Command::new(std::env::current_exe().expect("this program has a path"));
+        command.stderr(File::create(said.with_extension(number.to_string())).expect("its folder is there"));
+        let edge = Edge::start_by(command, (settings, folder));
+        edge.set("web:80", &[echo.address]);
+        edge
+    };
+    let (old, new) = (start(0), start(1));
+    let text = || std::fs::read_to_string(&path).unwrap_or_default();
+    let logged = |path: &str| wait_until("it is logged", || text().contains(path));
+    old.get("/first");
+    logged("/first");
+    for at in 0..10 {
+        new.get(&format!("/new/{at}"));
+    }
+    logged("/new/9");
+    let before = text();
+    disk.fill();
+    wait_until("it doesn't fit", || {
+        old.get("/lost");
+        std::fs::read_to_string(said.with_extension("0")).is_ok_and(|text| text.contains("can't write the access log"))
+    });
+    disk.make_room();
+    wait_until("it is written again", || {
+        old.get("/after");
+        text().contains("/after")
+    });
+    let text = text();
+    assert!(text.starts_with(&before), "{text}");
+    assert!(text.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "{text}");
     drop(disk);
 }
