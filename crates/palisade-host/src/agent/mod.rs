@@ -63,7 +63,9 @@ pub fn replace(layout: &Layout, exe: &Path) -> Result<(), AgentError> {
     };
     let former = match ensure(layout, Path::new(&format!("/proc/self/fd/{}", program.as_raw_fd()))) {
         Ok(_) => "the former one goes on".to_owned(),
-        Err(error) => format!("nor does the former one ({}): services run on, and nothing restarts them", chain(&error)),
+        Err(error) => {
+            format!("nor does the former one ({}): services run on, and nothing restarts them", chain(&error))
+        }
     };
     Err(AgentError::NotReplaced { newer, former })
 }

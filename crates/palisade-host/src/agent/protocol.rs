@@ -41,10 +41,16 @@ pub(super) enum Response {
         #[serde(default)]
         program: Option<String>,
     },
-    Status { instances: Vec<InstanceStatus> },
+    Status {
+        instances: Vec<InstanceStatus>,
+    },
     Done,
-    Hosts { old: Option<Hosts> },
-    Failed { message: String },
+    Hosts {
+        old: Option<Hosts>,
+    },
+    Failed {
+        message: String,
+    },
 }
 
 /// What went wrong between us and an agent.
