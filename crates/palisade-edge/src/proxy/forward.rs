@@ -109,12 +109,13 @@ impl Proxy {
                 Err(failed) => {
                     let (error, mut sending) = *failed;
                     let unanswered = matches!(error, ExchangeError::NoAnswer(_)) && !sending.body_touched();
-                    // An instance may have closed a connection that it thought idle.
-                    if !error.is_clients() && !(unanswered && pooled && repeatable) {
+                    // The instance closed a connection that it thought idle.
+                    let was_idle = unanswered && pooled && repeatable;
+                    if !was_idle && !error.is_clients() {
                         self.complain(request.lane, &instance, &error);
                     }
                     match sending.take_body() {
-                        Some(untouched) if unanswered && (pooled && repeatable || may_repeat) => body = untouched,
+                        Some(untouched) if was_idle || unanswered && may_repeat => body = untouched,
                         _ => return Err(error.refused()),
                     }
                     if !pooled {
