@@ -135,8 +135,8 @@ impl Proxy {
         loop {
             let instance = self.pick(request.lane, &tried)?;
             let active = instance.take();
-            let within_ms = request.left_ms(self, begun_ms)? / request.lane.group.untried(&tried);
-            let stream = match instance.stream(within_ms).await {
+            let untried = request.lane.group.untried(&tried);
+            let (stream, pooled) = match instance.stream(request.left_ms(self, begun_ms)? / untried).await {
                 Ok(stream) => stream,
                 Err(error) => {
                     self.complain(request.lane, &instance, &error);
@@ -175,7 +175,10 @@ impl Proxy {
                         _ => return Err(error.refused()),
                     }
                     may_repeat = false;
-                    tried.push(instance);
+                    // A connection that others had used may have ended for no reason of the instance.
+                    if !pooled || untried > 1 {
+                        tried.push(instance);
+                    }
                 }
             }
         }

@@ -36,7 +36,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use palisade_core::edge::{ConnectionLimits, Upstreams};
 use pool::Group;
-use routes::{Found, Routes};
+use routes::{Found, Lane, Routes};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -217,8 +217,7 @@ impl Proxy {
             Found::NoPath(hsts) => (hsts, Err(StatusCode::NOT_FOUND.into())),
             Found::Route(lane) => {
                 let origin = Origin { address, proxies: &way.proxies, scheme, domain };
-                let request = Forwarded { client, lane, origin, parts: &parts };
-                (lane.hsts.as_ref(), self.serve(request, body, upgrade).await)
+                (lane.hsts.as_ref(), self.serve(client, lane, origin, &parts, body, upgrade).await)
             }
         };
         // Its own answers are of the domain as well.
@@ -234,14 +233,16 @@ impl Proxy {
     /// What comes of a request that has a route.
     async fn serve(
         &self,
-        request: Forwarded<'_>,
+        client: &Client,
+        lane: &Lane,
+        origin: Origin<'_>,
+        parts: &Parts,
         body: Upload,
         upgrade: Option<OnUpgrade>,
     ) -> Result<Response<Body>, Refused> {
-        let (lane, parts) = (request.lane, request.parts);
-        let slot = self.shared.limits.request(lane.number, request.origin.address.ip(), self.shared.now_ms())?;
+        let slot = self.shared.limits.request(lane.number, origin.address.ip(), self.shared.now_ms())?;
         let upgrade = upgrade.filter(|_| body.is_end_stream() && head::wanted_protocol(parts).is_some());
-        let mut response = self.forward(request, body, upgrade).await?;
+        let mut response = self.forward(Forwarded { client, lane, origin, parts }, body, upgrade).await?;
         response.body_mut().hold(slot);
         self.compress(&lane.route.compress, parts, &mut response);
         Ok(response)

@@ -218,23 +218,24 @@ impl Instance {
         }
     }
 
-    /// Room for a request of HTTP/2, on a connection that is there if one has it.
+    /// Room for a request of HTTP/2, on a connection that is there if one has it; and whether it was.
     ///
     /// # Errors
     /// Nothing was sent.
-    pub(super) async fn stream(&self, within_ms: u64) -> io::Result<Stream> {
+    pub(super) async fn stream(&self, within_ms: u64) -> io::Result<(Stream, bool)> {
         if let Some(stream) = self.shared_stream() {
-            return Ok(stream);
+            return Ok((stream, true));
         }
         let until = Instant::now() + Duration::from_millis(within_ms.min(CONNECT_MS));
         while self.opening.begun.get() && !self.gone.get() {
             timeout_at(until, self.opening.wait()).await.map_err(|_| io::ErrorKind::TimedOut)??;
             if let Some(stream) = self.shared_stream() {
-                return Ok(stream);
+                return Ok((stream, false));
             }
         }
         let _begun = self.opening.begin();
-        self.open_shared(within_ms).await.inspect_err(|error| self.opening.failed(error))
+        let opened = self.open_shared(within_ms).await.inspect_err(|error| self.opening.failed(error));
+        opened.map(|stream| (stream, false))
     }
 
     async fn open_shared(&self, within_ms: u64) -> io::Result<Stream> {

@@ -150,7 +150,7 @@ fn requests_are_logged_and_counted_as_what_they_are() {
     told.edge.http3 = true;
     told.edge.access_log = Some(AccessLog { format: LogFormat::Json, query: false, file_bytes_max: 1 << 20, files: 2 });
     told.access_log = Some(log.clone());
-    told.edge.limits.header_timeout_ms = 1_000;
+    told.edge.limits.header_timeout_ms = 6_000;
     let edge = Edge::with((told, folder), &[echo.address]);
     // The client has to go on meanwhile.
     let logged = async |count: usize| loop {

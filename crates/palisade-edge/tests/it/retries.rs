@@ -1,6 +1,6 @@
 //! Another instance gets a request only where nobody can have acted on it.
 
-use crate::support::{DOMAIN, Edge, free_address, settings};
+use crate::support::{DOMAIN, Edge, free_address, settings, wait_until};
 use crate::upstream::{Echo, Grpc, raw, read_head};
 use palisade_core::edge::UpstreamProtocol;
 use std::io::Write;
@@ -82,7 +82,7 @@ fn the_instance_with_fewest_requests_gets_the_next() {
     let edge = Edge::with(settings(), &[slow, echo.address]);
     let mut waiting = Vec::new();
     // Among equals they take turns, so one of two reaches the first.
-    crate::support::wait_until("the first has one", || {
+    wait_until("the first has one", || {
         let mut client = edge.connect();
         client.write_all(format!("GET / HTTP/1.1\r\nHost: {DOMAIN}\r\n\r\n").as_bytes()).expect("it is sent");
         waiting.push(client);
@@ -183,6 +183,6 @@ fn reaching_instances_is_part_of_the_time_that_a_service_has() {
         let (echo, grpc) = (Echo::start(), Grpc::start());
         addresses.push(if protocol == UpstreamProtocol::H2c { grpc.address } else { echo.address });
         edge.set("web:80", &addresses);
-        assert!(edge.get("/").0.starts_with("HTTP/1.1 200 "), "{protocol:?}");
+        wait_until("it is asked", || edge.get("/").0.starts_with("HTTP/1.1 200 "));
     }
 }
