@@ -135,8 +135,8 @@ impl Proxy {
         loop {
             let instance = self.pick(request.lane, &tried)?;
             let active = instance.take();
-            let untried = request.lane.group.untried(&tried);
-            let (stream, pooled) = match instance.stream(request.left_ms(self, begun_ms)? / untried).await {
+            let within_ms = request.left_ms(self, begun_ms)? / request.lane.group.untried(&tried);
+            let (stream, pooled) = match instance.stream(within_ms).await {
                 Ok(stream) => stream,
                 Err(error) => {
                     self.complain(request.lane, &instance, &error);
@@ -176,7 +176,7 @@ impl Proxy {
                     }
                     may_repeat = false;
                     // A connection that others had used may have ended for no reason of the instance.
-                    if !pooled || untried > 1 {
+                    if !pooled {
                         tried.push(instance);
                     }
                 }
