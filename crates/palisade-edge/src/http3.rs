@@ -6,6 +6,7 @@
 
 mod request;
 
+use crate::address::Address;
 use crate::server::{LocalExecutor, Worker};
 use crate::tls::Certificates;
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use hyper_util::rt::TokioIo;
 use palisade_core::edge::ConnectionLimits;
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicServerConfig};
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, Incoming, TokioRuntime, TransportConfig, VarInt};
+use request::Asking;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::rc::Rc;
@@ -154,6 +156,7 @@ async fn connection(worker: Rc<Worker>, incoming: Incoming) {
 }
 
 async fn serve(worker: &Rc<Worker>, connection: quinn::Connection, pipe: tokio::io::DuplexStream) -> Option<()> {
+    let peer = Address::from(connection.remote_address().ip().to_canonical());
     let limits = worker.limits();
     let mut builder = http2::Builder::new(LocalExecutor);
     builder.initial_stream_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
@@ -165,12 +168,13 @@ async fn serve(worker: &Rc<Worker>, connection: quinn::Connection, pipe: tokio::
     // A frame that is there to be ignored, at the end of a stream, hides the end from some clients (aioquic).
     h3.max_field_section_size(limits.header_bytes_max.into()).send_grease(false);
     let mut h3: h3::server::Connection<_, Bytes> = h3.build(h3_quinn::Connection::new(connection)).await.ok()?;
+    let asking = Rc::new(Asking { worker: Rc::clone(worker), peer });
     let mut requests = JoinSet::new();
     loop {
         tokio::select! {
             accepted = h3.accept() => match accepted {
                 Ok(Some(resolver)) => {
-                    requests.spawn_local(request::answer(resolver, sender.clone(), *limits));
+                    requests.spawn_local(request::answer(resolver, sender.clone(), Rc::clone(&asking)));
                 }
                 // The client says that it has no more.
                 Ok(None) => {

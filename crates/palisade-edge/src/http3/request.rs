@@ -1,43 +1,77 @@
 //! One request of HTTP/3, asked over HTTP/2.
 
 use super::{Both, Receiving, Sending};
+use crate::access_log::Unread;
+use crate::address::Address;
+use crate::server::{Scheme, Worker};
 use bytes::{Buf, Bytes};
 use h3::error::{Code, StreamError};
 use h3::server::{RequestResolver, RequestStream};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http2::SendRequest;
-use hyper::header::{CONTENT_LENGTH, HOST};
-use hyper::{HeaderMap, Method, Request, Response, StatusCode, Version};
-use palisade_core::edge::ConnectionLimits;
+use hyper::header::CONTENT_LENGTH;
+use hyper::{HeaderMap, Method, Request, Response, Version};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::time::timeout;
+
+/// Whose requests they are.
+pub(super) struct Asking {
+    pub(super) worker: Rc<Worker>,
+    pub(super) peer: Address,
+}
+
+impl Asking {
+    /// A request that never became whole is logged and counted, as those of the other versions are. The library has answered a head
+    /// that is too long, and reset what it couldn't read.
+    fn note(&self, why: Option<&StreamError>, line: &str) {
+        let status = match why {
+            None => 408,
+            Some(StreamError::HeaderTooBig { .. }) => 431,
+            Some(StreamError::StreamError { .. }) => 400,
+            // The client has gone.
+            Some(_) => 499,
+        };
+        if status == 431 {
+            self.worker.proxy.count(status);
+        }
+        if let Some(log) = &self.worker.shared.log {
+            let scheme = Scheme::Https.as_str();
+            log.unread(&Unread { client: &self.peer, scheme, status, line: line.as_bytes() });
+        }
+    }
+}
 
 /// Answers one request, whatever happens.
 pub(super) async fn answer(
     resolver: RequestResolver<h3_quinn::Connection, Bytes>,
     mut inner: SendRequest<Arriving>,
-    limits: ConnectionLimits,
+    asking: Rc<Asking>,
 ) {
+    let limits = asking.worker.limits();
     let header_timeout = Duration::from_millis(limits.header_timeout_ms);
-    // A head that is too long was answered with 431 by the library.
-    let Ok(Ok((request, stream))) = timeout(header_timeout, resolver.resolve_request()).await else { return };
+    let (request, stream) = match timeout(header_timeout, resolver.resolve_request()).await {
+        Ok(Ok(resolved)) => resolved,
+        Ok(Err(error)) => return asking.note(Some(&error), ""),
+        Err(_) => return asking.note(None, ""),
+    };
     let stream: RequestStream<Both, Bytes> = stream;
     let (mut sending, receiving) = stream.split();
     let (parts, ()) = request.into_parts();
-    if let Some(status) = refused(&parts, &limits) {
-        let _ = sending.send_response(plain(status)).await;
-        let _ = sending.finish().await;
-        return;
-    }
     let mut arriving = Arriving::new(receiving, &parts.headers);
     if may_lack_a_body(&parts.method) && arriving.left.is_none() {
         // Whether there is a body shows only when its first part comes, or the end. Upstreams are to be told rightly.
-        match timeout(header_timeout, arriving.first()).await {
-            Ok(Ok(())) => {}
-            _ => return sending.stop_stream(Code::H3_REQUEST_INCOMPLETE),
+        let error = match timeout(header_timeout, arriving.first()).await {
+            Ok(Ok(())) => None,
+            Ok(Err(ArrivingError::Stream(error))) => Some(Some(error)),
+            Ok(Err(ArrivingError::Length)) | Err(_) => Some(None),
+        };
+        if let Some(error) = error {
+            asking.note(error.as_ref(), &format!("{} {} HTTP/3.0", parts.method, parts.uri.path()));
+            return sending.stop_stream(Code::H3_REQUEST_INCOMPLETE);
         }
     }
     let mut translated = Request::from_parts(parts, arriving);
@@ -58,28 +92,8 @@ pub(super) async fn answer(
     }
 }
 
-/// What HTTP/2 has no way to ask, or what is over a limit that HTTP/3's own library doesn't count.
-fn refused(parts: &hyper::http::request::Parts, limits: &ConnectionLimits) -> Option<StatusCode> {
-    if parts.method == Method::CONNECT {
-        Some(StatusCode::NOT_IMPLEMENTED)
-    } else if parts.uri.authority().is_none() && !parts.headers.contains_key(HOST) {
-        Some(StatusCode::BAD_REQUEST)
-    } else if parts.headers.len() > usize::from(limits.header_fields_max) {
-        Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
-    } else {
-        None
-    }
-}
-
 fn may_lack_a_body(method: &Method) -> bool {
     [Method::GET, Method::HEAD, Method::OPTIONS, Method::DELETE, Method::TRACE].contains(method)
-}
-
-fn plain(status: StatusCode) -> Response<()> {
-    let mut response = Response::new(());
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_LENGTH, 0.into());
-    response
 }
 
 /// Passes the answer on. `None`: it broke off, on either side.

@@ -7,7 +7,7 @@ use crate::compress::Encoder;
 use crate::limit::Slot;
 use crate::server::Pulse;
 use bytes::Bytes;
-use hyper::body::{Body as _, Frame, Incoming, SizeHint};
+use hyper::body::{Frame, SizeHint};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -70,24 +70,6 @@ impl Drop for Answering {
     fn drop(&mut self) {
         self.0.end();
     }
-}
-
-/// Takes what a client still sends, for a while.
-pub(super) fn drain(mut body: Incoming) {
-    const BYTES_MAX: usize = 8 << 20;
-    const TIME: std::time::Duration = std::time::Duration::from_secs(2);
-    if body.is_end_stream() || tokio::runtime::Handle::try_current().is_err() {
-        return;
-    }
-    tokio::task::spawn_local(tokio::time::timeout(TIME, async move {
-        let mut bytes = 0;
-        while let Some(Ok(frame)) = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
-            bytes += frame.data_ref().map_or(0, Bytes::len);
-            if bytes > BYTES_MAX {
-                break;
-            }
-        }
-    }));
 }
 
 impl Body {

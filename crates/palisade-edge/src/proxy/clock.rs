@@ -99,12 +99,19 @@ pub(crate) struct Limit {
     clock: Rc<Clock>,
     key: usize,
     limit_ms: u64,
+    /// How long the next wait may be.
+    next_ms: Cell<u64>,
 }
 
 impl Limit {
     pub(crate) fn new(clock: &Rc<Clock>, limit_ms: u64) -> Self {
+        Self::begun(clock, limit_ms, limit_ms)
+    }
+
+    /// So much of the first wait's time is left.
+    pub(crate) fn begun(clock: &Rc<Clock>, limit_ms: u64, left_ms: u64) -> Self {
         let key = clock.waiting.borrow_mut().insert(Waiting { due_ms: u64::MAX, then: Then::Nothing });
-        Self { clock: Rc::clone(clock), key, limit_ms }
+        Self { clock: Rc::clone(clock), key, limit_ms, next_ms: Cell::new(left_ms) }
     }
 
     /// Something has happened: whoever waits next waits from then on.
@@ -114,9 +121,18 @@ impl Limit {
         }
     }
 
+    /// Something has happened, and whoever waits goes on waiting from now on.
+    pub(crate) fn renew(&self) {
+        if let Some(waiting) = self.clock.waiting.borrow_mut().get_mut(self.key)
+            && waiting.due_ms != u64::MAX
+        {
+            waiting.due_ms = self.clock.due_ms(self.limit_ms);
+        }
+    }
+
     /// Nothing has happened yet. True when that has lasted too long; otherwise the task is woken when it has.
     pub(crate) fn expired(&self, context: &Context<'_>) -> bool {
-        self.expired_after(self.limit_ms, context)
+        self.expired_after(self.next_ms.replace(self.limit_ms), context)
     }
 
     /// The same with another limit, for the time from now on until something happens.

@@ -1,16 +1,16 @@
 //! HTTP/2 without TLS with an upstream, which is what gRPC needs: streams of one connection are shared by all clients of a worker.
 
-use super::body::drain;
 use super::clock::{Clock, Limit};
 use super::http1::{Bounds, ExchangeError, Timeouts};
 use super::pool::{Active, Stream};
+use super::upload::Upload;
 use crate::server::LocalExecutor;
 use bytes::Bytes;
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -37,13 +37,36 @@ pub(super) async fn handshake(stream: TcpStream) -> Result<Sender, hyper::Error>
 }
 
 /// What both ends of a request know of its body.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
+    /// `None` once nobody is to send it any more.
+    body: RefCell<Option<Upload>>,
     /// Some of it was taken, so the request can't be sent again.
     touched: Cell<bool>,
-    ended: Cell<bool>,
     answered: Cell<bool>,
+    /// More of it was wanted than the client had sent.
+    waits_for_client: Cell<bool>,
     fault: Cell<Option<Fault>>,
+    /// How long the upstream is silent. One that takes some of the body isn't.
+    upstream: Limit,
+}
+
+impl Shared {
+    fn new(body: Upload, upstream: Limit) -> Self {
+        Self {
+            body: RefCell::new(Some(body)),
+            touched: Cell::default(),
+            answered: Cell::default(),
+            waits_for_client: Cell::default(),
+            fault: Cell::default(),
+            upstream,
+        }
+    }
+
+    /// The body, if none of it was taken.
+    fn untouched(&self) -> Option<Upload> {
+        if self.touched.get() { None } else { self.body.take() }
+    }
 }
 
 /// Why a client's body isn't sent on.
@@ -55,13 +78,13 @@ pub(super) enum Fault {
     TooLong,
     #[error("the client sent its request too slowly")]
     Slow,
+    #[error("nobody waits for an answer any more")]
+    GivenUp,
 }
 
 /// A client's body on its way to an upstream.
 #[derive(Debug)]
 pub(super) struct RequestBody {
-    /// `None` only once it was taken.
-    body: Option<Incoming>,
     bounds: Bounds,
     bytes: u64,
     shared: Rc<Shared>,
@@ -69,12 +92,6 @@ pub(super) struct RequestBody {
 }
 
 impl RequestBody {
-    fn new(body: Incoming, bounds: Bounds, clock: &Rc<Clock>, timeouts: Timeouts) -> Self {
-        let shared = Rc::new(Shared::default());
-        shared.ended.set(body.is_end_stream());
-        Self { body: Some(body), bounds, bytes: 0, shared, limit: Limit::new(clock, timeouts.client_ms) }
-    }
-
     fn fault(&self, fault: Fault) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         self.shared.fault.set(Some(fault));
         Poll::Ready(Some(Err(fault)))
@@ -87,23 +104,28 @@ impl hyper::body::Body for RequestBody {
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         let this = self.get_mut();
-        let Some(body) = &mut this.body else { return Poll::Ready(None) };
-        match Pin::new(&mut *body).poll_frame(context) {
+        let polled = match &mut *this.shared.body.borrow_mut() {
+            Some(body) => Pin::new(body).poll_frame(context),
+            // An end would make the upstream take it for whole.
+            None => return this.fault(Fault::GivenUp),
+        };
+        this.shared.waits_for_client.set(polled.is_pending());
+        match polled {
             // A stream that is answered may be quiet for as long as the upstream likes.
             Poll::Pending if !this.shared.answered.get() && this.limit.expired(context) => this.fault(Fault::Slow),
             Poll::Pending => Poll::Pending,
             Poll::Ready(None) => {
-                this.shared.ended.set(true);
+                this.shared.upstream.renew();
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Err(_))) => this.fault(Fault::Client),
             Poll::Ready(Some(Ok(frame))) => {
                 this.shared.touched.set(true);
+                this.shared.upstream.renew();
                 this.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
                 if this.bytes > this.bounds.body_bytes_max {
                     return this.fault(Fault::TooLong);
                 }
-                this.shared.ended.set(body.is_end_stream());
                 this.limit.progress();
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -111,69 +133,71 @@ impl hyper::body::Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(Incoming::is_end_stream)
+        self.shared.body.borrow().as_ref().is_some_and(Upload::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.as_ref().map(Incoming::size_hint).unwrap_or_default()
+        self.shared.body.borrow().as_ref().map(Upload::size_hint).unwrap_or_default()
     }
 }
 
-impl Drop for RequestBody {
-    fn drop(&mut self) {
-        if self.bounds.drains
-            && let Some(body) = self.body.take()
-        {
-            drain(body);
-        }
-    }
-}
-
-/// What became of a request that has no answer: why, and its body if nothing of the request was sent.
+/// What became of a request that has no answer.
 pub(super) struct Failed {
     pub(super) error: ExchangeError,
-    pub(super) unsent: Option<Incoming>,
+    /// The upstream may have seen it.
+    pub(super) sent: bool,
+    /// Its body, if none of it was taken.
+    pub(super) untouched: Option<Upload>,
 }
 
 /// Sends a request and waits for the head of its answer.
 pub(super) async fn exchange(
     mut stream: Stream,
     head: Request<()>,
-    body: Incoming,
+    body: Upload,
     bounds: Bounds,
     active: Active,
     clock: &Rc<Clock>,
     timeouts: Timeouts,
 ) -> Result<Response<AnswerBody>, Failed> {
-    let body = RequestBody::new(body, bounds, clock, timeouts);
-    let shared = Rc::clone(&body.shared);
-    let limit = Limit::new(clock, timeouts.upstream_ms);
+    let shared = Rc::new(Shared::new(body, Limit::begun(clock, timeouts.upstream_ms, timeouts.left_ms)));
+    let limit = Limit::new(clock, timeouts.client_ms);
+    let body = RequestBody { bounds, bytes: 0, shared: Rc::clone(&shared), limit };
     let mut answer = pin!(stream.sender().try_send_request(head.map(|()| body)));
-    let answered = std::future::poll_fn(|context| match answer.as_mut().poll(context) {
-        Poll::Ready(answered) => Poll::Ready(Some(answered)),
-        // While the client sends, the upstream may wait.
-        Poll::Pending if !shared.ended.get() => Poll::Pending,
-        Poll::Pending if limit.expired(context) => Poll::Ready(None),
-        Poll::Pending => Poll::Pending,
+    let answered = std::future::poll_fn(|context| {
+        if let Poll::Ready(answered) = answer.as_mut().poll(context) {
+            return Poll::Ready(Some(answered));
+        }
+        if shared.waits_for_client.get() {
+            // The upstream may wait, too.
+            shared.upstream.renew();
+        }
+        match shared.upstream.expired(context) {
+            true => Poll::Ready(None),
+            false => Poll::Pending,
+        }
     });
     match answered.await {
         Some(Ok(response)) => {
             shared.answered.set(true);
-            limit.progress();
-            Ok(response.map(|body| AnswerBody { body, limit, _stream: stream, _active: active }))
+            shared.upstream.progress();
+            Ok(response.map(|body| AnswerBody { body, request: shared, _stream: stream, _active: active }))
         }
         Some(Err(mut failed)) => {
-            let unsent =
-                failed.take_message().map(|request| request.into_body()).filter(|body| !body.shared.touched.get());
+            let sent = failed.take_message().is_none();
             let error = match shared.fault.get() {
                 Some(Fault::TooLong) => ExchangeError::TooLong,
                 Some(Fault::Slow) => ExchangeError::Slow,
                 Some(Fault::Client) => ExchangeError::ClientEnded,
-                None => ExchangeError::Http2(failed.into_error()),
+                Some(Fault::GivenUp) | None => ExchangeError::Http2(failed.into_error()),
             };
-            Err(Failed { error, unsent: unsent.and_then(|mut body| body.body.take()) })
+            Err(Failed { error, sent, untouched: shared.untouched() })
         }
-        None => Err(Failed { error: ExchangeError::Late, unsent: None }),
+        None => {
+            // The library keeps a request for as long as the upstream takes no more of them; its client isn't to wait for that.
+            drop(shared.body.take());
+            Err(Failed { error: ExchangeError::Late, sent: true, untouched: None })
+        }
     }
 }
 
@@ -181,7 +205,7 @@ pub(super) async fn exchange(
 #[derive(Debug)]
 pub(crate) struct AnswerBody {
     body: Incoming,
-    limit: Limit,
+    request: Rc<Shared>,
     _stream: Stream,
     _active: Active,
 }
@@ -200,11 +224,11 @@ impl AnswerBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ExchangeError>>> {
         let polled = Pin::new(&mut self.body).poll_frame(context);
-        if polled.is_pending() && self.limit.expired(context) {
+        if polled.is_pending() && self.request.upstream.expired(context) {
             return Poll::Ready(Some(Err(ExchangeError::Late)));
         }
         let frame = ready!(polled);
-        self.limit.progress();
+        self.request.upstream.progress();
         Poll::Ready(frame.map(|frame| frame.map_err(ExchangeError::Http2)))
     }
 }

@@ -89,9 +89,12 @@ pub(super) fn write_request(
     out.clear();
     out.extend_from_slice(parts.method.as_str().as_bytes());
     out.push(b' ');
-    out.extend_from_slice(parts.uri.path_and_query().map_or("/", |it| it.as_str()).as_bytes());
+    let (slash, path) = path(&parts.uri);
+    out.extend_from_slice(slash.as_bytes());
+    out.extend_from_slice(path.as_bytes());
     out.extend_from_slice(b" HTTP/1.1\r\n");
-    field(out, "host", host(parts, origin));
+    let host = host(parts, origin);
+    field(out, "host", host.as_bytes());
     let has_connection = parts.headers.contains_key(header::CONNECTION);
     for (name, value) in &parts.headers {
         if is_ours(name) || has_connection && named_by_connection(&parts.headers, name) {
@@ -129,17 +132,21 @@ pub(super) fn write_request(
     }
     out.extend_from_slice(b"\r\n");
     field(out, "x-forwarded-proto", origin.scheme.as_bytes());
-    field(out, "x-forwarded-host", origin.domain.as_bytes());
+    field(out, "x-forwarded-host", host.as_bytes());
     out.extend_from_slice(b"forwarded: ");
-    forwarded::write(out, origin.address, origin.proxies, origin.scheme, origin.domain);
+    forwarded::write(out, origin.address, origin.proxies, origin.scheme, host);
     out.extend_from_slice(b"\r\n");
     out.extend_from_slice(b"\r\n");
 }
 
 /// The URI of a request to an upstream that speaks HTTP/2.
 pub(super) fn absolute(parts: &Parts, origin: &Origin<'_>) -> Option<Uri> {
-    let path = parts.uri.path_and_query().map_or("/", |it| it.as_str());
-    Uri::builder().scheme("http").authority(host(parts, origin)).path_and_query(path).build().ok()
+    let builder = Uri::builder().scheme("http").authority(host(parts, origin));
+    let builder = match path(&parts.uri) {
+        ("", path) => builder.path_and_query(path),
+        (slash, path) => builder.path_and_query([slash, path].concat()),
+    };
+    builder.build().ok()
 }
 
 /// The fields of a request to an upstream that speaks HTTP/2.
@@ -158,13 +165,13 @@ pub(super) fn for_http2(parts: &Parts, origin: &Origin<'_>) -> HeaderMap {
     if parts.headers.get_all(header::TE).iter().any(|value| value.as_bytes().eq_ignore_ascii_case(b"trailers")) {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
-    let address = origin.address.as_str();
+    let (address, host) = (origin.address.as_str(), host(parts, origin));
     let chain = forwarded::for_chain(origin.address.ip(), origin.proxies);
     let added = [
         ("x-real-ip", address),
         ("x-forwarded-for", chain.as_str()),
         ("x-forwarded-proto", origin.scheme),
-        ("x-forwarded-host", origin.domain),
+        ("x-forwarded-host", host),
     ];
     for (name, value) in added {
         if let Ok(value) = HeaderValue::from_str(value) {
@@ -172,7 +179,7 @@ pub(super) fn for_http2(parts: &Parts, origin: &Origin<'_>) -> HeaderMap {
         }
     }
     let mut value = Vec::new();
-    forwarded::write(&mut value, origin.address, origin.proxies, origin.scheme, origin.domain);
+    forwarded::write(&mut value, origin.address, origin.proxies, origin.scheme, host);
     if let Ok(value) = HeaderValue::try_from(value) {
         headers.insert(header::FORWARDED, value);
     }
@@ -196,10 +203,17 @@ pub(super) fn drop_connection_fields(headers: &mut HeaderMap) {
     }
 }
 
-fn host<'a>(parts: &'a Parts, origin: &'a Origin<'_>) -> &'a [u8] {
-    match parts.headers.get(header::HOST) {
-        Some(host) => host.as_bytes(),
-        None => parts.uri.authority().map_or(origin.domain, |it| it.as_str()).as_bytes(),
+/// The target's path and query, and the slash that an absolute one may lack (`http://a?b=c`).
+pub(super) fn path(uri: &Uri) -> (&'static str, &str) {
+    let path = uri.path_and_query().map_or("/", |it| it.as_str());
+    (if path.starts_with('?') { "/" } else { "" }, path)
+}
+
+/// The host as the client named it, with its port.
+fn host<'a>(parts: &'a Parts, origin: &'a Origin<'_>) -> &'a str {
+    match parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()) {
+        Some(host) => host,
+        None => parts.uri.authority().map_or(origin.domain, |it| it.as_str()),
     }
 }
 

@@ -12,6 +12,7 @@ mod pool;
 mod routes;
 mod target;
 mod upgrade;
+mod upload;
 
 pub(crate) use body::Body;
 pub(crate) use clock::{Clock, TICK_MS};
@@ -28,17 +29,21 @@ use body::Answering;
 use forward::Forwarded;
 use head::Origin;
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER, STRICT_TRANSPORT_SECURITY};
+use hyper::header::{
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HeaderMap, HeaderValue, RETRY_AFTER, STRICT_TRANSPORT_SECURITY,
+};
 use hyper::http::request::Parts;
-use hyper::{Request, Response, StatusCode, Version};
+use hyper::upgrade::OnUpgrade;
+use hyper::{Method, Request, Response, StatusCode, Version};
 use palisade_core::edge::{ConnectionLimits, Upstreams};
 use pool::Group;
-use routes::{Found, Routes};
+use routes::{Found, Lane, Routes};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use upload::Upload;
 
 /// One worker's proxy.
 pub(crate) struct Proxy {
@@ -75,6 +80,14 @@ impl Refused {
     fn closing(status: StatusCode) -> Self {
         Self { status, close: true, retry_after_s: None }
     }
+}
+
+/// What an answer of the edge's own has to know of its request.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    version: Version,
+    /// The answer has no body, only its length.
+    head: bool,
 }
 
 impl From<StatusCode> for Refused {
@@ -156,17 +169,17 @@ impl Proxy {
     ) -> Response<Body> {
         let answering = Answering::begin(&client.pulse);
         let version = request.version();
+        let asked = Asked { version, head: *request.method() == Method::HEAD };
         let way = forwarded::way(&self.shared.settings.edge.trusted_proxies, client.peer.ip(), request.headers());
         let address = if way.client == client.peer.ip() { client.peer } else { Address::from(way.client) };
         let scheme = way.scheme.unwrap_or(client.scheme.as_str());
         let entry = self.shared.log.as_ref().map(|log| {
             let (method, uri, headers) = (request.method(), request.uri(), request.headers());
+            let version = if client.pulse.is_translated() { Version::HTTP_3 } else { version };
             Box::new(log.begin(&Seen { client: &address, scheme, method, uri, version, headers }))
         });
-        let mut response = match self.respond(client, (&address, &way), scheme, request).await {
-            Ok(response) => response,
-            Err(refused) => plain(refused, version, &self.shared.pages),
-        };
+        let response = self.respond(client, (&address, &way), scheme, asked, request).await;
+        let mut response = response.unwrap_or_else(|refused| plain(refused, asked, &self.shared.pages));
         if let Some(mut entry) = entry {
             entry.answered(response.status().as_u16());
             response.body_mut().log(entry);
@@ -181,11 +194,16 @@ impl Proxy {
         client: &Client,
         (address, way): (&Address, &Way),
         scheme: &'static str,
+        asked: Asked,
         mut request: Request<Incoming>,
     ) -> Result<Response<Body>, Refused> {
         // It belongs to the request, so it is taken while there is one.
         let upgrade = request.headers().contains_key(hyper::header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
         let (parts, body) = request.into_parts();
+        let body = Upload::new(body, parts.version);
+        if parts.version == Version::HTTP_2 && has_too_many(&parts.headers, self.limits.header_fields_max) {
+            return Err(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE.into());
+        }
         // Whatever can't be understood in one way only ends its connection.
         let path = target::path(&parts.method, &parts.uri).map_err(Refused::closing)?;
         let may_lack_domain = parts.version == Version::HTTP_10;
@@ -196,26 +214,42 @@ impl Proxy {
             return Ok(answer);
         }
         let (domain, found) = self.routes.find(&domain, &path);
-        let lane = match found {
+        let (hsts, answer) = match found {
             Found::NoDomain => return Err(StatusCode::MISDIRECTED_REQUEST.into()),
             _ if self.redirect && scheme == "http" => {
                 return plain_http::redirect(domain, self.https_port, &parts.uri);
             }
-            Found::NoPath => return Err(StatusCode::NOT_FOUND.into()),
-            Found::Route(lane) => lane,
+            Found::NoPath(hsts) => (hsts, Err(StatusCode::NOT_FOUND.into())),
+            Found::Route(lane) => {
+                let origin = Origin { address, proxies: &way.proxies, scheme, domain };
+                (lane.hsts.as_ref(), self.serve(client, lane, origin, &parts, body, upgrade).await)
+            }
         };
-        let mut slot = self.shared.limits.request(lane.number, way.client, self.shared.now_ms())?;
-        let origin = Origin { address, proxies: &way.proxies, scheme, domain };
-        let upgrade = upgrade.filter(|_| body.is_end_stream() && head::wanted_protocol(&parts).is_some());
-        let request = Forwarded { client, lane, origin, parts: &parts };
-        let mut response = self.forward(request, body, upgrade, &mut slot).await?;
-        response.body_mut().hold(slot);
+        // Its own answers are of the domain as well.
+        let mut response = answer.unwrap_or_else(|refused| plain(refused, asked, &self.shared.pages));
         if scheme == "https"
-            && let Some(hsts) = &lane.hsts
+            && let Some(hsts) = hsts
         {
             response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, hsts.clone());
         }
-        self.compress(&lane.route.compress, &parts, &mut response);
+        Ok(response)
+    }
+
+    /// What comes of a request that has a route.
+    async fn serve(
+        &self,
+        client: &Client,
+        lane: &Lane,
+        origin: Origin<'_>,
+        parts: &Parts,
+        body: Upload,
+        upgrade: Option<OnUpgrade>,
+    ) -> Result<Response<Body>, Refused> {
+        let mut slot = self.shared.limits.request(lane.number, origin.address.ip(), self.shared.now_ms())?;
+        let upgrade = upgrade.filter(|_| body.is_end_stream() && head::wanted_protocol(parts).is_some());
+        let mut response = self.forward(Forwarded { client, lane, origin, parts }, body, upgrade, &mut slot).await?;
+        response.body_mut().hold(slot);
+        self.compress(&lane.route.compress, parts, &mut response);
         Ok(response)
     }
 
@@ -231,8 +265,14 @@ impl Proxy {
     }
 }
 
+/// Whether there are more fields than that. The pieces into which HTTP/2 cuts cookies are one.
+fn has_too_many(headers: &HeaderMap, fields_max: u16) -> bool {
+    let fields_max = usize::from(fields_max);
+    headers.len() > fields_max && headers.len() - headers.get_all(COOKIE).iter().skip(1).count() > fields_max
+}
+
 /// An answer of the edge's own.
-fn plain(refused: Refused, version: Version, pages: &ErrorPages) -> Response<Body> {
+fn plain(refused: Refused, asked: Asked, pages: &ErrorPages) -> Response<Body> {
     let Refused { status, close, retry_after_s } = refused;
     let (content_type, text) = match pages.get(status.as_u16()) {
         Some(page) => ("text/html; charset=utf-8", page),
@@ -249,9 +289,11 @@ fn plain(refused: Refused, version: Version, pages: &ErrorPages) -> Response<Bod
     if let Some(seconds) = retry_after_s {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
-    if close && version < Version::HTTP_2 {
+    if close && asked.version < Version::HTTP_2 {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    *response.body_mut() = Body::full(text);
+    if !asked.head {
+        *response.body_mut() = Body::full(text);
+    }
     response
 }

@@ -1,6 +1,6 @@
 //! What is answered on the port for plain HTTP, where nothing else is served: challenges of certificate authorities, and where to go.
 
-use super::{Body, Refused};
+use super::{Body, Refused, head};
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION};
 use hyper::{Method, Response, StatusCode, Uri};
 use std::path::Path;
@@ -42,9 +42,9 @@ pub(super) fn redirect(domain: &str, https_port: u16, uri: &Uri) -> Result<Respo
         return Err(StatusCode::NOT_FOUND.into());
     }
     let port = if https_port == 443 { String::new() } else { format!(":{https_port}") };
-    let target = uri.path_and_query().map_or("/", |it| it.as_str());
+    let (slash, target) = head::path(uri);
     let location =
-        HeaderValue::try_from(format!("https://{domain}{port}{target}")).map_err(|_| StatusCode::BAD_REQUEST)?;
+        HeaderValue::try_from(format!("https://{domain}{port}{slash}{target}")).map_err(|_| StatusCode::BAD_REQUEST)?;
     let mut response = Response::new(Body::default());
     *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
     response.headers_mut().insert(LOCATION, location);

@@ -10,6 +10,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// Connections that are kept although nothing is asked on them, for each instance.
 const IDLE_MAX: usize = 128;
@@ -17,7 +19,7 @@ const IDLE_MAX: usize = 128;
 const IDLE_MS: u64 = 4_000;
 /// What can't be asked twice is asked only on a connection that was used this lately, or on a new one.
 const FRESH_MS: u64 = 1_000;
-/// Until a connection must be there.
+/// Until a connection must be there, if there is so much time.
 const CONNECT_MS: u64 = 5_000;
 /// An instance that can't be connected to isn't tried for this long, then for twice as long, up to the last.
 const AVOID_MS: u64 = 500;
@@ -51,6 +53,49 @@ pub(super) struct Instance {
     avoid_ms: Cell<u64>,
     /// Connections of HTTP/2, and the requests on each.
     shared: RefCell<Vec<(h2c::Sender, Rc<Cell<usize>>)>>,
+    opening: Opening,
+}
+
+/// A connection of HTTP/2 that is being opened: whoever comes meanwhile waits for it instead of opening one more.
+#[derive(Debug, Default)]
+struct Opening {
+    begun: Cell<bool>,
+    over: Notify,
+    /// How often it failed, and how it did last.
+    failures: Cell<u64>,
+    failure: Cell<Option<io::ErrorKind>>,
+}
+
+impl Opening {
+    /// As long as the result lives.
+    fn begin(&self) -> Begun<'_> {
+        self.begun.set(true);
+        Begun(self)
+    }
+
+    fn failed(&self, error: &io::Error) {
+        self.failures.set(self.failures.get() + 1);
+        self.failure.set(Some(error.kind()));
+    }
+
+    /// Until it is over, one way or the other.
+    async fn wait(&self) -> io::Result<()> {
+        let failures = self.failures.get();
+        self.over.notified().await;
+        match self.failure.get() {
+            Some(kind) if self.failures.get() != failures => Err(kind.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+struct Begun<'a>(&'a Opening);
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        self.0.begun.set(false);
+        self.0.over.notify_waiters();
+    }
 }
 
 impl Group {
@@ -89,6 +134,12 @@ impl Group {
             .cloned()
     }
 
+    /// How many there are besides those that were tried; at least one.
+    pub(super) fn untried(&self, tried: &[Rc<Instance>]) -> u64 {
+        let count = self.instances.borrow().len().saturating_sub(tried.len());
+        u64::try_from(count).unwrap_or(u64::MAX).max(1)
+    }
+
     /// Closes what nobody has used for long, or the other side has closed.
     pub(super) fn prune(&self) {
         let now = self.clock.now_ms();
@@ -112,6 +163,7 @@ impl Instance {
             avoid_until_ms: Cell::new(0),
             avoid_ms: Cell::new(0),
             shared: RefCell::default(),
+            opening: Opening::default(),
         }
     }
 
@@ -125,7 +177,7 @@ impl Instance {
     ///
     /// # Errors
     /// Nothing was sent.
-    pub(super) async fn connect(&self, repeatable: bool) -> io::Result<(Connection, bool)> {
+    pub(super) async fn connect(&self, repeatable: bool, within_ms: u64) -> io::Result<(Connection, bool)> {
         let now = self.clock.now_ms();
         let kept_ms = if repeatable { IDLE_MS } else { FRESH_MS };
         loop {
@@ -143,12 +195,12 @@ impl Instance {
                 return Ok((connection, true));
             }
         }
-        self.open().await.map(|stream| (Connection::new(stream), false))
+        self.open(within_ms).await.map(|stream| (Connection::new(stream), false))
     }
 
-    async fn open(&self) -> io::Result<TcpStream> {
-        let connect = TcpStream::connect(self.address);
-        let connected = match tokio::time::timeout(Duration::from_millis(CONNECT_MS), connect).await {
+    async fn open(&self, within_ms: u64) -> io::Result<TcpStream> {
+        let within = Duration::from_millis(within_ms.min(CONNECT_MS));
+        let connected = match timeout(within, TcpStream::connect(self.address)).await {
             Ok(connected) => connected,
             Err(_) => Err(io::ErrorKind::TimedOut.into()),
         };
@@ -166,15 +218,28 @@ impl Instance {
         }
     }
 
-    /// Room for a request of HTTP/2, on a connection that is there if one has it.
+    /// Room for a request of HTTP/2, on a connection that is there if one has it; and whether it was.
     ///
     /// # Errors
     /// Nothing was sent.
-    pub(super) async fn stream(&self) -> io::Result<Stream> {
+    pub(super) async fn stream(&self, within_ms: u64) -> io::Result<(Stream, bool)> {
         if let Some(stream) = self.shared_stream() {
-            return Ok(stream);
+            return Ok((stream, true));
         }
-        let sender = h2c::handshake(self.open().await?).await.map_err(io::Error::other)?;
+        let until = Instant::now() + Duration::from_millis(within_ms.min(CONNECT_MS));
+        while self.opening.begun.get() && !self.gone.get() {
+            timeout_at(until, self.opening.wait()).await.map_err(|_| io::ErrorKind::TimedOut)??;
+            if let Some(stream) = self.shared_stream() {
+                return Ok((stream, false));
+            }
+        }
+        let _begun = self.opening.begin();
+        let opened = self.open_shared(within_ms).await.inspect_err(|error| self.opening.failed(error));
+        opened.map(|stream| (stream, false))
+    }
+
+    async fn open_shared(&self, within_ms: u64) -> io::Result<Stream> {
+        let sender = h2c::handshake(self.open(within_ms).await?).await.map_err(io::Error::other)?;
         let requests = Rc::new(Cell::new(0));
         if !self.gone.get() {
             self.shared.borrow_mut().push((sender.clone(), Rc::clone(&requests)));

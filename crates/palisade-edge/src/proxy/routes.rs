@@ -27,7 +27,8 @@ pub(super) struct Routes {
 /// What was found for a request.
 pub(super) enum Found<'a> {
     Route(&'a Rc<Lane>),
-    NoPath,
+    /// With what the domain's routes say of HTTPS, the one with the shortest path first.
+    NoPath(Option<&'a HeaderValue>),
     NoDomain,
 }
 
@@ -64,7 +65,8 @@ impl Routes {
         match lanes {
             Some((domain, lanes)) => {
                 let lane = lanes.iter().find(|lane| leads(&lane.route.path, path));
-                (domain, lane.map_or(Found::NoPath, Found::Route))
+                let hsts = || lanes.iter().rev().find_map(|lane| lane.hsts.as_ref());
+                (domain, lane.map_or_else(|| Found::NoPath(hsts()), Found::Route))
             }
             None => (domain, Found::NoDomain),
         }

@@ -90,6 +90,10 @@ impl Pulse {
         pulse
     }
 
+    pub(crate) fn is_translated(&self) -> bool {
+        self.descriptor.load(Relaxed) == -1
+    }
+
     pub(crate) fn phase(&self) -> Phase {
         match self.phase.load(Relaxed) {
             0 => Phase::New,

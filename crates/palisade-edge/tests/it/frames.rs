@@ -1,4 +1,4 @@
-//! A client of HTTP/2 that writes frames by hand and reads only when it is told to.
+//! HTTP/2 by hand: frames, and a client that reads only when it is told to.
 
 use crate::support::{DOMAIN, Edge, PATIENCE, Tls, tls};
 use std::io::{self, Read, Write};
@@ -13,7 +13,9 @@ pub(crate) const PING: u8 = 6;
 pub(crate) const GOAWAY: u8 = 7;
 pub(crate) const WINDOW_UPDATE: u8 = 8;
 pub(crate) const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub(crate) const ACK: u8 = 1;
+pub(crate) const END_HEADERS: u8 = 4;
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut frame = (u32::try_from(payload.len()).expect("short")).to_be_bytes()[1..].to_vec();
@@ -37,11 +39,22 @@ pub(crate) fn request(stream: u32, method: &str, path: &str, flags: u8) -> Vec<u
 /// A frame that came.
 pub(crate) struct Frame {
     pub(crate) kind: u8,
+    pub(crate) flags: u8,
     pub(crate) stream: u32,
     pub(crate) payload: Vec<u8>,
 }
 
 impl Frame {
+    /// The next one. `None`: the other side has ended the connection.
+    pub(crate) fn read(stream: &mut impl Read) -> Option<Self> {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).ok()?;
+        let [a, b, c, kind, flags, number @ ..] = head;
+        let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+        stream.read_exact(&mut payload).ok()?;
+        Some(Self { kind, flags, stream: u32::from_be_bytes(number), payload })
+    }
+
     /// The head of an answer with status 200.
     pub(crate) fn is_ok(&self) -> bool {
         // It may begin with what the table's size is from now on.
@@ -57,7 +70,7 @@ impl Client {
     /// Connects, with these settings and a window for the whole connection that nobody comes to the end of.
     pub(crate) fn connect(edge: &Edge, settings: &[u8]) -> Self {
         let mut client = Self { stream: tls(edge, &[b"h2"]) };
-        client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").expect("it listens");
+        client.send(PREFACE).expect("it listens");
         client.send(&frame(SETTINGS, 0, 0, settings)).expect("it listens");
         client.send(&frame(WINDOW_UPDATE, 0, 0, &0x3fff_ffff_u32.to_be_bytes())).expect("it listens");
         client
@@ -88,12 +101,7 @@ impl Client {
 
     /// The next frame. `None`: the edge has ended the connection.
     pub(crate) fn next(&mut self) -> Option<Frame> {
-        let mut head = [0; 9];
-        self.stream.read_exact(&mut head).ok()?;
-        let [a, b, c, kind, _, stream @ ..] = head;
-        let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
-        self.stream.read_exact(&mut payload).ok()?;
-        Some(Frame { kind, stream: u32::from_be_bytes(stream), payload })
+        Frame::read(&mut self.stream)
     }
 
     /// Sends this again and again. False when the edge takes no more of it: it has ended the connection, or lets it wait.

@@ -1,8 +1,8 @@
 //! What upstreams and clients are told of each other.
 
 use crate::support::{DOMAIN, Edge, placed, route, settings};
-use crate::upstream::{Echo, saying};
-use palisade_core::edge::Hsts;
+use crate::upstream::{Echo, Grpc, saying};
+use palisade_core::edge::{Hsts, UpstreamProtocol};
 
 #[test]
 fn fields_of_one_connection_stay_there_and_the_edges_own_are_added() {
@@ -23,10 +23,10 @@ fn fields_of_one_connection_stay_there_and_the_edges_own_are_added() {
             "GET /",
             "body: 0",
             "cookie: a=b",
-            &format!("forwarded: for={address};proto=http;host={DOMAIN}"),
+            &format!("forwarded: for={address};proto=http;host=\"{DOMAIN}:8080\""),
             &format!("host: {DOMAIN}:8080"),
             &format!("x-forwarded-for: {address}"),
-            &format!("x-forwarded-host: {DOMAIN}"),
+            &format!("x-forwarded-host: {DOMAIN}:8080"),
             "x-forwarded-proto: http",
             "x-kept: yes",
             &format!("x-real-ip: {address}"),
@@ -55,6 +55,26 @@ fn http2_is_told_on_as_http1() {
             && !text.contains("te:"),
         "{text}"
     );
+}
+
+#[test]
+fn a_target_without_a_path_has_one_behind_the_edge() {
+    let (echo, grpc) = (Echo::start(), Grpc::start());
+    let edge = Edge::with(settings(), &[echo.address]);
+    for (target, expected) in [("http://shop.example?x=1", "GET /?x=1\n"), ("http://shop.example", "GET /\n")] {
+        let answer = edge.raw(format!("GET {target} HTTP/1.1\r\nHost: {DOMAIN}\r\nConnection: close\r\n\r\n"));
+        assert!(answer.contains(expected), "{answer}");
+    }
+    let (mut settings, folder) = settings();
+    settings.edge.routes[0].value.protocol = UpstreamProtocol::H2c;
+    let edge = Edge::with((settings, folder), &[grpc.address]);
+    let answer = edge.raw(format!("GET http://{DOMAIN}?x=1 HTTP/1.1\r\nHost: {DOMAIN}\r\nConnection: close\r\n\r\n"));
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("target: /?x=1\r\n"), "{answer}");
+    let (mut settings, folder) = crate::support::settings();
+    settings.edge.redirect = true;
+    let edge = Edge::start((settings, folder));
+    let answer = edge.raw(format!("GET http://{DOMAIN}?x=1 HTTP/1.1\r\nHost: {DOMAIN}\r\nConnection: close\r\n\r\n"));
+    assert!(answer.contains("location: https://shop.example/?x=1\r\n"), "{answer}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use crate::support::{DOMAIN, Edge, PATIENCE, roots, settings, wait_until};
 use crate::upstream::{Echo, raw, read_head};
 use bytes::{Buf, Bytes};
 use hyper::{HeaderMap, Request, StatusCode};
-use palisade_core::edge::{Answer, Order};
+use palisade_core::edge::{AccessLog, Answer, LogFormat, Order};
 use quinn::crypto::rustls::QuicClientConfig;
 use std::io::Write;
 use std::net::UdpSocket;
@@ -121,11 +121,83 @@ fn requests_take_the_same_way_as_those_of_other_versions() {
         let (status, ..) = ask(&mut sender, get("https://shop.example/a/%2e%2e/b"), None).await;
         assert_eq!(status, StatusCode::BAD_REQUEST);
         let connect = Request::connect("shop.example:443").body(()).expect("a request");
-        assert_eq!(ask(&mut sender, connect, None).await.0, StatusCode::NOT_IMPLEMENTED);
+        assert_eq!(ask(&mut sender, connect, None).await.0, StatusCode::METHOD_NOT_ALLOWED);
         let (status, ..) = ask(&mut sender, get("https://shop.example/again"), None).await;
         assert_eq!(status, StatusCode::OK, "the connection has borne all of it");
     });
     assert!(edge.report().answered["2xx"] >= 6);
+}
+
+/// A frame with fields. Each is a part of them as QPACK without a table of its own.
+fn fields(parts: &[&[u8]]) -> Vec<u8> {
+    let payload = [&[0, 0], parts.concat().as_slice()].concat();
+    let length = 0x8000_0000 | u32::try_from(payload.len()).expect("short");
+    [&[1], length.to_be_bytes().as_slice(), &payload].concat()
+}
+
+/// Sends this on a stream of its own, which is left open.
+async fn send(quic: &Quic, bytes: &[u8]) -> (quinn::SendStream, quinn::RecvStream) {
+    let (mut sending, receiving) = quic.connection.open_bi().await.expect("the connection is there");
+    sending.write_all(bytes).await.expect("it is sent");
+    (sending, receiving)
+}
+
+#[test]
+fn requests_are_logged_and_counted_as_what_they_are() {
+    let echo = Echo::start();
+    let (mut told, folder) = settings();
+    let log = folder.path().join("access.log");
+    told.edge.http3 = true;
+    told.edge.access_log = Some(AccessLog { format: LogFormat::Json, query: false, file_bytes_max: 1 << 20, files: 2 });
+    told.access_log = Some(log.clone());
+    told.edge.limits.header_timeout_ms = 6_000;
+    let edge = Edge::with((told, folder), &[echo.address]);
+    // The client has to go on meanwhile.
+    let logged = async |count: usize| loop {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        match text.lines().nth(count - 1) {
+            Some(line) => return serde_json::from_str::<serde_json::Value>(line).expect("each line is JSON"),
+            None => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    };
+    block_on(async {
+        let (mut sender, connection, quic) = connect(&edge).await;
+        drive(connection);
+        assert_eq!(ask(&mut sender, get("https://shop.example/a"), None).await.0, StatusCode::OK);
+        let line = logged(1).await;
+        assert_eq!((&line["status"], &line["version"]), (&200.into(), &"HTTP/3.0".into()), "{line}");
+        let request = Request::connect("shop.example:443").body(()).expect("a request");
+        let (status, headers, text) = ask(&mut sender, request, None).await;
+        assert_eq!((status, text.as_str()), (StatusCode::METHOD_NOT_ALLOWED, "405 Method Not Allowed\n"));
+        assert_eq!(headers["content-length"], "23");
+        let line = logged(2).await;
+        assert_eq!((&line["status"], &line["method"]), (&405.into(), &"CONNECT".into()), "{line}");
+        let many =
+            (0..110).fold(Request::get("https://shop.example/many"), |it, number| it.header(format!("a{number}"), "b"));
+        let (status, ..) = ask(&mut sender, many.body(()).expect("a request"), None).await;
+        assert_eq!(status, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+        assert_eq!(logged(3).await["path"], "/many");
+        let head = Request::head("https://shop.example/a/../b").body(()).expect("a request");
+        let (status, headers, text) = ask(&mut sender, head, None).await;
+        assert_eq!((status, text.as_str()), (StatusCode::BAD_REQUEST, ""));
+        assert_eq!(
+            (&headers["content-length"], &logged(4).await["status"]),
+            (&"16".parse().expect("a value"), &400.into())
+        );
+        // A head of 40,000 bytes: `GET`, `https`, `/`, the domain, and a long `user-agent`.
+        let long = vec![b'x'; 40_000];
+        let domain = [&[0x50, 12], DOMAIN.as_bytes()].concat();
+        let agent = [&[0x5f, 0x50, 0x7f, 0xc1, 0xb7, 0x02][..], &long].concat();
+        let _long = send(&quic, &fields(&[&[0xd1, 0xd7, 0xc1], &domain, &agent])).await;
+        assert_eq!(logged(5).await["status"], 431);
+        // One without a domain, and one that doesn't come to its end.
+        let _bad = send(&quic, &fields(&[&[0xd1, 0xd7, 0xc1]])).await;
+        assert_eq!(logged(6).await["status"], 400);
+        let _slow = send(&quic, &fields(&[&[0xd1, 0xd7, 0xc1]])[..6]).await;
+        assert_eq!(logged(7).await["status"], 408);
+        quic.close().await;
+    });
+    assert_eq!(edge.report().answered, [("2xx".to_owned(), 1), ("4xx".to_owned(), 4)].into());
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Servers behind the edge: a well-behaved one that says what it was asked, and those that do as they are told.
 
+use crate::frames::{ACK, END_HEADERS, END_STREAM, Frame, HEADERS, PREFACE, SETTINGS, frame};
 use crate::support::own_address;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -158,6 +159,7 @@ async fn call(
     let said = [
         ("method", parts.method.to_string()),
         ("path", parts.uri.path().to_owned()),
+        ("target", parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default()),
         ("x-te", te),
         ("bytes", bytes.len().to_string()),
         ("authority", authority),
@@ -167,6 +169,54 @@ async fn call(
         response.headers_mut().insert(name, value.parse().expect("a value"));
     }
     Ok(response)
+}
+
+/// A server of HTTP/2 without TLS that treats each connection as the function does, frame by frame.
+pub(crate) fn raw_http2(serve: impl Fn(Http2, usize) + Send + Sync + 'static) -> SocketAddr {
+    raw(move |mut stream, number| {
+        let mut preface = [0; PREFACE.len()];
+        if stream.read_exact(&mut preface).is_ok() {
+            serve(Http2(stream), number);
+        }
+    })
+}
+
+/// A connection of HTTP/2 that has just begun.
+pub(crate) struct Http2(TcpStream);
+
+impl Http2 {
+    /// Says so: requests at once at most.
+    pub(crate) fn settings(&mut self, requests_max: u32) {
+        let value = [&[0, 3][..], &requests_max.to_be_bytes()].concat();
+        let _ = self.0.write_all(&frame(SETTINGS, 0, 0, &value));
+    }
+
+    /// The next frame of a request. `None`: the edge has ended the connection.
+    pub(crate) fn next(&mut self) -> Option<Frame> {
+        loop {
+            let got = Frame::read(&mut self.0)?;
+            match got.kind {
+                SETTINGS if got.flags & ACK == 0 => self.0.write_all(&frame(SETTINGS, ACK, 0, &[])).ok()?,
+                _ if got.stream != 0 => return Some(got),
+                _ => {}
+            }
+        }
+    }
+
+    /// The stream of the next request.
+    pub(crate) fn request(&mut self) -> Option<u32> {
+        std::iter::from_fn(|| self.next()).find(|frame| frame.kind == HEADERS).map(|frame| frame.stream)
+    }
+
+    /// 200 and nothing else.
+    pub(crate) fn answer(&mut self, stream: u32) {
+        let _ = self.0.write_all(&frame(HEADERS, END_STREAM | END_HEADERS, stream, &[0x88]));
+    }
+
+    /// Whatever comes is read, and never answered.
+    pub(crate) fn hang(mut self) {
+        while self.next().is_some() {}
+    }
 }
 
 /// A real nginx that serves one file.

@@ -77,12 +77,17 @@ impl AnswerBody {
     ) -> Poll<Option<Result<Frame<Bytes>, ExchangeError>>> {
         let Some(connection) = &mut self.connection else { return Poll::Ready(None) };
         if !self.sending.is_over() {
+            let before = self.sending.progress();
             match self.sending.poll(context, &mut connection.stream) {
                 Poll::Ready(Ok(())) | Poll::Pending => {}
                 Poll::Ready(Err(SendError::Upstream | SendError::Client(_))) => self.sending.give_up(),
                 Poll::Ready(Err(SendError::TooLong | SendError::Slow)) => {
                     return Poll::Ready(Some(Err(ExchangeError::TooLong)));
                 }
+            }
+            // Whoever takes a request isn't silent.
+            if self.sending.progress() != before {
+                self.limit.progress();
             }
         }
         loop {

@@ -136,6 +136,8 @@ impl Answered {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Timeouts {
     pub(super) upstream_ms: u64,
+    /// What is left of that for the upstream's first word: reaching it has taken time already.
+    pub(super) left_ms: u64,
     pub(super) client_ms: u64,
 }
 
@@ -152,7 +154,7 @@ pub(super) async fn exchange(
     clock: &Rc<Clock>,
     timeouts: Timeouts,
 ) -> Result<Answered, Box<(ExchangeError, Sending)>> {
-    let limit = Limit::new(clock, timeouts.upstream_ms);
+    let limit = Limit::begun(clock, timeouts.upstream_ms, timeouts.left_ms);
     let mut waited_for_client = false;
     let head = std::future::poll_fn(|context| {
         let mut waits_for_client = false;

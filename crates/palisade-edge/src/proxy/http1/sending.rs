@@ -1,8 +1,9 @@
 //! A request on its way to an upstream: its head, then its body as the client sends it.
 
 use crate::proxy::clock::Clock;
+use crate::proxy::upload::Upload;
 use bytes::{Buf, Bytes};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Body as _;
 use hyper::http::request::Parts;
 use std::io::{IoSlice, Write};
 use std::pin::Pin;
@@ -20,7 +21,7 @@ pub(in crate::proxy) enum Framing {
 }
 
 impl Framing {
-    pub(in crate::proxy) fn of(parts: &Parts, body: &Incoming) -> Self {
+    pub(in crate::proxy) fn of(parts: &Parts, body: &Upload) -> Self {
         match body.size_hint().exact() {
             Some(0) if body.is_end_stream() && !parts.headers.contains_key(hyper::header::CONTENT_LENGTH) => Self::None,
             Some(length) => Self::Length(length),
@@ -43,9 +44,6 @@ pub(super) enum SendError {
 pub(in crate::proxy) struct Bounds {
     pub(in crate::proxy) body_bytes_max: u64,
     pub(in crate::proxy) bytes_per_s_min: u32,
-    /// What is left of a body that nobody wants is taken nevertheless, for a while: over HTTP/2, where many a client doesn't see
-    /// the answer otherwise.
-    pub(in crate::proxy) drains: bool,
 }
 
 /// Over this time a client's speed is measured.
@@ -62,7 +60,7 @@ pub(in crate::proxy) struct Sending {
     tail: &'static [u8],
     framing: Framing,
     /// `None` only once it was taken.
-    body: Option<Incoming>,
+    body: Option<Upload>,
     /// There is no more to fetch from the client.
     fetched: bool,
     /// All is sent, or sending was given up.
@@ -82,7 +80,7 @@ impl Sending {
     pub(in crate::proxy) fn new(
         head: Vec<u8>,
         framing: Framing,
-        body: Incoming,
+        body: Upload,
         bounds: Bounds,
         clock: &Rc<Clock>,
     ) -> Self {
@@ -110,7 +108,7 @@ impl Sending {
         self.body_bytes > 0
     }
 
-    pub(in crate::proxy) fn take_body(&mut self) -> Option<Incoming> {
+    pub(in crate::proxy) fn take_body(&mut self) -> Option<Upload> {
         self.body.take()
     }
 
@@ -238,17 +236,6 @@ impl Sending {
                     return Ok(());
                 }
             }
-        }
-    }
-}
-
-impl Drop for Sending {
-    fn drop(&mut self) {
-        if self.bounds.drains
-            && !self.fetched
-            && let Some(body) = self.body.take()
-        {
-            crate::proxy::body::drain(body);
         }
     }
 }
