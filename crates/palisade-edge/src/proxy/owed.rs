@@ -8,16 +8,21 @@ use std::rc::Rc;
 use std::sync::Arc;
 use tokio::task::AbortHandle;
 
+/// A client that takes less than this within the limit takes nothing: a byte now and then is no progress.
+const PROGRESS_BYTES: usize = 8 << 10;
+
 /// What a stream's client hasn't taken.
 #[derive(Debug)]
 pub(crate) struct Owed {
     parts: Cell<usize>,
+    /// Bytes that were taken since it was last said to be progress.
+    taken: Cell<usize>,
     limit: Limit,
 }
 
 impl Owed {
     pub(crate) fn new(clock: &Rc<Clock>, limit_ms: u64) -> Self {
-        Self { parts: Cell::new(0), limit: Limit::new(clock, limit_ms) }
+        Self { parts: Cell::new(0), taken: Cell::new(0), limit: Limit::new(clock, limit_ms) }
     }
 
     /// This task sends the stream on this connection, and is given up when nothing of it is taken for too long.
@@ -26,18 +31,28 @@ impl Owed {
     }
 
     fn give(&self) {
-        self.parts.set(self.parts.get() + 1);
-        if self.parts.get() == 1 {
-            self.limit.restart();
+        if self.parts.replace(self.parts.get() + 1) == 0 {
+            self.progress();
         }
     }
 
-    fn taken(&self) {
-        self.parts.set(self.parts.get() - 1);
-        match self.parts.get() {
-            0 => self.limit.progress(),
-            _ => self.limit.restart(),
+    fn take(&self, bytes: usize) {
+        self.taken.set(self.taken.get() + bytes);
+        if self.taken.get() >= PROGRESS_BYTES {
+            self.progress();
         }
+    }
+
+    /// A part has gone.
+    fn leave(&self) {
+        if self.parts.replace(self.parts.get() - 1) == 1 {
+            self.limit.progress();
+        }
+    }
+
+    fn progress(&self) {
+        self.taken.set(0);
+        self.limit.restart();
     }
 }
 
@@ -56,12 +71,18 @@ impl Part {
         }
         Self { bytes, owed: owed.cloned() }
     }
+
+    fn took(&self, bytes: usize) {
+        if let Some(owed) = &self.owed {
+            owed.take(bytes);
+        }
+    }
 }
 
 impl Drop for Part {
     fn drop(&mut self) {
         if let Some(owed) = &self.owed {
-            owed.taken();
+            owed.leave();
         }
     }
 }
@@ -77,9 +98,11 @@ impl Buf for Part {
 
     fn advance(&mut self, count: usize) {
         self.bytes.advance(count);
+        self.took(count);
     }
 
     fn copy_to_bytes(&mut self, length: usize) -> Bytes {
+        self.took(length);
         self.bytes.copy_to_bytes(length)
     }
 }
