@@ -75,7 +75,7 @@ rules! {
     TLS_CIPHERS Error "tls-weak-ciphers" "ciphers are allowed that are broken"
         "Who listens long enough, or sits in between, reads along"
     TLS_OF_DEFAULT Warning "tls-of-default-server" "versions of TLS are those of another server"
-        "The version is picked before the name is known: `ssl_protocols` of the address's default server counts, whatever the others say"
+        "Before nginx 1.29.2 the version is picked before the name is known: `ssl_protocols` of the address's default server counts, whatever the others say"
     CERTIFICATE_MISSING Error "certificate-missing" "TLS without a certificate, or its file isn't there"
         "nginx doesn't start, or answers no handshake for the name"
     NOT_REDIRECTED Warning "http-not-redirected" "what is served with TLS is served without it, too"

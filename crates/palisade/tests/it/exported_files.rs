@@ -2,6 +2,7 @@
 //! do.
 
 use std::fs;
+use std::process::{Command, Stdio};
 
 use crate::export_edge::{Shop, Tool, missing};
 use crate::need_root;
@@ -12,7 +13,7 @@ const EDGES: &[&str] = &[
     r#"[{ domain: shop.example, to: "app:8081" }]"#,
     r#"{ routes: [{ domain: [shop.example, www.shop.example], to: "app:8081", rate_limit: 10/s, compress: true, hsts: { subdomains: true, preload: true } }], default_domain: shop.example }"#,
     r#"{ routes: [{ domain: "*.shop.example", to: "app:8081" }, { domain: www.shop.example, to: "api:9000" }], certificates: local, tls: { minimum: "1.3" } }"#,
-    r#"{ routes: [{ domain: shop.example, path: "/a.b/c-d", to: "api:9000", protocol: grpc, timeout: 1500ms, body_limit: none }], certificates: { shop.example: { chain: ./chain.pem, key: ./key.pem } } }"#,
+    r#"{ routes: [{ domain: shop.example, path: "/it's/a.b/c-d", to: "api:9000", protocol: grpc, timeout: 1500ms, body_limit: none }], certificates: { shop.example: { chain: ./chain.pem, key: ./key.pem } } }"#,
     r#"{ routes: [{ domain: shop.example, to: "app:8081", rate_limit: { per_client: 90/m, burst: 0 }, connections: { per_client: 3 }, ban: { after: 10, for: 1h }, allow: [192.0.2.0/24, "2001:db8::/32"], deny: [192.0.2.7] }], trusted_proxies: [192.0.2.0/24, "2001:db8::1"], proxy_protocol: true }"#,
     r#"{ routes: [{ domain: shop.example, to: "app:8081", hsts: true }, { domain: other.example, path: /x, to: "app:8081" }], redirect: false, access_log: false, error_pages: ./pages, certificates: local }"#,
     r#"{ routes: [{ domain: shop.example, to: "app:8081", compress: ["text/*", image/svg+xml] }], access_log: { format: combined, query: true }, trusted_proxies: [10.0.0.0/8], http3: true, limits: { connections: 100, header_size: 8k, header_fields: 40, idle_timeout: 1s } }"#,
@@ -86,12 +87,51 @@ fn a_file_for_conf_d_goes_into_an_nginx_that_is_there() {
     fs::write(&file, whole).unwrap();
     let (good, said) = shop.tried(Tool::Nginx, &file);
     assert!(good && !said.contains("[warn]"), "{said}");
+    let (_, _, said) = shop.palisade(&["export", "nginx", "--conf-d"]);
+    assert!(said.contains("give it the same `ssl_protocols`"), "{said}");
 
     // Forms of other versions, which no nginx is here for: what they are known to have.
     let (_, new, _) = shop.palisade(&["export", "nginx", "--nginx-version", "1.26.3"]);
     assert!(new.contains("http2 on;") && !new.contains("ssl http2"), "{new}");
     let (code, _, said) = shop.palisade(&["export", "nginx", "--nginx-version", "1.18"]);
     assert_eq!((code, said.contains("older than 1.22")), (2, true), "{said}");
+}
+
+#[test]
+fn a_wildcard_and_its_parent_have_certificates_of_their_own() {
+    let shop = Shop::new(
+        "name: shop\nservices:\n  app: { image: \"app:1\", ports: [\"127.0.0.1:8081:8081\"] }\nx-palisade:\n  edge: { routes: \
+         [{ domain: [shop.example, \"*.shop.example\"], to: \"app:8081\" }], certificates: { shop.example: acme, \
+         \"*.shop.example\": local } }\n",
+    );
+    let (_, haproxy, _) = shop.palisade(&["export", "haproxy"]);
+    let of = |name: &str| haproxy.contains(&format!(" crt /etc/haproxy/certs/{name}.pem "));
+    assert!(of("shop.example") && of("_.shop.example"), "{haproxy}");
+    let (_, nginx, _) = shop.palisade(&["export", "nginx"]);
+    let of = |name: &str| nginx.contains(&format!("\"/etc/letsencrypt/live/{name}/fullchain.pem\""));
+    assert!(of("shop.example") && of("_.shop.example"), "{nginx}");
+}
+
+#[test]
+fn haproxy_starts_with_the_first_certificate_that_its_file_tells_of() {
+    const TEST: &str = "exported_files::haproxy_starts_with_the_first_certificate_that_its_file_tells_of";
+    need_root!("exported_files::haproxy_starts_with_the_first_certificate_that_its_file_tells_of");
+    if let Some(missing) = missing(&["haproxy", "openssl"]) {
+        return skipped(TEST, &missing);
+    }
+    let shop = Shop::new(
+        "name: shop\nservices:\n  app: { image: \"app:1\", ports: [\"127.0.0.1:8081:8081\"] }\nx-palisade:\n  edge: \
+         [{ domain: new.example, to: \"app:8081\" }]\n",
+    );
+    let file = shop.export(Tool::Haproxy, &[]);
+    assert!(!shop.tried(Tool::Haproxy, &file).0, "there is no certificate yet");
+    let text = fs::read_to_string(&file).unwrap();
+    let head = text.lines().map_while(|line| line.strip_prefix('#')).map(str::trim).collect::<Vec<_>>().join(" ");
+    let (_, command) = head.split_once("HAProxy is started: ").unwrap();
+    let (command, _) = command.split_once(" * ").unwrap();
+    assert!(Command::new("sh").args(["-c", command]).stderr(Stdio::null()).status().unwrap().success(), "{command}");
+    let (good, said) = shop.tried(Tool::Haproxy, &file);
+    assert!(good, "{said}");
 }
 
 #[test]

@@ -53,6 +53,9 @@ impl Writer<'_> {
                 "connections of a client are counted as requests on their way: each of HTTP/2 counts as one".to_owned(),
             );
         }
+        if !edge.trusted_proxies.is_empty() {
+            all.push(format!("at most {HOPS} trusted proxies in a row are looked through"));
+        }
         all.push(
             "bodies are held against the limit by their declared length; those without one (chunked) aren't".to_owned(),
         );

@@ -96,7 +96,7 @@ impl Writer<'_> {
             );
         }
         if self.export.options.conf_d {
-            all.push("versions and ciphers of TLS, and limits of a head, are those of whichever server is the default of your other files at the same address, until it is known which name is asked for: give it the same `ssl_protocols`, `ssl_ciphers` and `large_client_header_buffers`".to_owned());
+            all.push("versions of TLS (before nginx 1.29.2) and limits of a head are those of whichever server is the default of your other files at the same address, until it is known which name is asked for: give it the same `ssl_protocols` and `large_client_header_buffers`".to_owned());
         }
         if edge.default_domain.is_none() && self.export.options.conf_d {
             all.push("unknown names are answered by whichever server is the default of your other files: a file of conf.d can't claim that".to_owned());
