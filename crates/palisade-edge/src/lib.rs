@@ -16,6 +16,7 @@ pub mod local_ca;
 mod plain_file;
 mod proxy;
 mod proxy_protocol;
+mod send;
 mod server;
 pub mod tls;
 

@@ -1,6 +1,7 @@
 //! What a server of TLS 1.3 says after a handshake, tickets for the next one, goes out with the first answer instead of alone: nobody
 //! waits for it, and a segment of its own costs more than making the ticket. nginx and haproxy send it alone.
 
+use crate::send::poll_send;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -74,7 +75,7 @@ impl Gather {
         }
         match parts.iter().all(|part| part.is_empty()) {
             true => Poll::Ready(Ok(0)),
-            false => Pin::new(&mut self.tcp).poll_write_vectored(context, parts),
+            false => poll_send(&mut self.tcp, context, parts),
         }
     }
 }

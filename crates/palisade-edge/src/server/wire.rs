@@ -4,6 +4,7 @@ use super::gather::Gather;
 use super::strict::{NO_HEAD, Strict};
 use crate::access_log::Unread;
 use crate::proxy::{Clock, TICK_MS};
+use crate::send::poll_send;
 use bytes::Bytes;
 use palisade_core::edge::ConnectionLimits;
 use std::io;
@@ -471,7 +472,7 @@ impl<S: Stream> AsyncWrite for Wire<S> {
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let polled = Pin::new(&mut this.stream).poll_write_vectored(context, parts);
+        let polled = poll_send(&mut this.stream, context, parts);
         this.wrote(polled)
     }
 

@@ -2,6 +2,7 @@
 
 use crate::proxy::clock::Clock;
 use crate::proxy::upload::Upload;
+use crate::send::poll_send;
 use bytes::{Buf, Bytes};
 use hyper::body::Body as _;
 use hyper::http::request::Parts;
@@ -9,7 +10,6 @@ use std::io::{IoSlice, Write};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 
 /// How the upstream is told where the body ends.
@@ -162,7 +162,7 @@ impl Sending {
             }
             let parts = [IoSlice::new(head), IoSlice::new(&self.data), IoSlice::new(self.tail)];
             let used = if self.data.is_empty() && self.tail.is_empty() { 1 } else { 3 };
-            let sent = match Pin::new(&mut *stream).poll_write_vectored(context, &parts[..used]) {
+            let sent = match poll_send(stream, context, &parts[..used]) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(SendError::Upstream)),
                 Poll::Ready(Ok(sent)) => sent,
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(SendError::Upstream)),
