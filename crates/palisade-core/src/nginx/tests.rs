@@ -58,6 +58,14 @@ fn what_is_wrong_in_a_server_is_found_and_nothing_else() {
         ("location / { proxy_pass http://unix:/var/run/docker.sock:/; }", &["internal-port-proxied"]),
         ("location / { allow 192.0.2.1; deny all; proxy_pass http://127.0.0.1:6379; }", &[]),
         ("location / { auth_basic x; auth_basic_user_file /x; proxy_pass http://127.0.0.1:11434; }", &[]),
+        (
+            "ssl_verify_client optional; location / { if ($ssl_client_verify != SUCCESS) { return 403; } proxy_pass http://127.0.0.1:5984; }",
+            &[],
+        ),
+        (
+            "location / { if ($request_method = POST) { return 405; } proxy_pass http://127.0.0.1:5984; }",
+            &["internal-port-proxied"],
+        ),
         // Grafana, or any program of Node's.
         ("location / { proxy_pass http://127.0.0.1:3000; }", &[]),
         ("location / { proxy_pass http://$arg_to; }", &["open-proxy"]),
@@ -179,6 +187,7 @@ fn what_is_wrong_with_servers_is_found_and_nothing_else() {
         ("server { listen 192.0.2.5:80; server_name a.example; location /a { allow 10.0.0.0/8; deny all; proxy_pass http://127.0.0.1:8080; } location /b { proxy_pass http://127.0.0.1:8080; } }".to_owned(), &["http-only"]),
         ("server { listen 192.0.2.5:80; server_name a.example; location / { auth_basic x; auth_basic_user_file /x; proxy_pass http://127.0.0.1:8080; } }".to_owned(), &["http-only"]),
         ("upstream app { server 127.0.0.1:8080; keepalive 8; keepalive_timeout 60s; }".to_owned(), &[]),
+        (format!("geo $office {{ default 0; 192.0.2.0/24 1; }} server {{ {tls} server_name a.example; if ($office = 0) {{ return 403; }} location / {{ proxy_pass http://127.0.0.1:5984; }} }}"), &[]),
         // OpenSSL takes the default server's versions, whoever is asked for.
         (format!("server {{ listen 443 ssl default_server; listen [::]:443 ssl default_server; ssl_reject_handshake on; }} server {{ {tls} server_name a.example; ssl_protocols TLSv1.2 TLSv1.3; }}"), &["tls-of-default-server"]),
         (format!("server {{ listen 443 ssl default_server; listen [::]:443 ssl default_server; ssl_reject_handshake on; ssl_protocols TLSv1.3; }} server {{ {tls} server_name a.example; ssl_protocols TLSv1.2 TLSv1.3; }}"), &["tls-of-default-server"]),
@@ -196,6 +205,7 @@ fn what_is_wrong_with_servers_is_found_and_nothing_else() {
         ids("events {} stream { server { listen 5432; proxy_pass 127.0.0.1:5432; } }"),
         ["internal-port-proxied"]
     );
+    assert_eq!(ids("events {} stream { server { listen 10.0.0.9:5432; proxy_pass 127.0.0.1:5432; } }"), [""; 0]);
     assert_eq!(ids("limit_req_zone $binary_remote_addr zone=a:1m rate=1r/s;"), [""; 0], "a file of conf.d");
     assert_eq!(ids("location / { proxy_pass http://127.0.0.1:6379; }"), ["internal-port-proxied"], "a snippet");
     assert_eq!(ids(""), [""; 0]);

@@ -66,8 +66,22 @@ pub(super) fn is_restricted(around: &[&Directive]) -> bool {
         || is_internal(around)
         || needs_certificate
         || lua.is_some()
+        || around.iter().any(|block| turns_away(block, around))
         || ["auth_basic", "auth_request", "auth_jwt", "auth_oidc"].into_iter().any(is_on)
         || server_of(around).is_some_and(|server| Server::of(server).is_private())
+}
+
+/// `if ($ssl_client_verify != SUCCESS) { return 403; }`, or the same with what a `geo` says of the address.
+fn turns_away(block: &Directive, around: &[&Directive]) -> bool {
+    let is_known = |name: &str| {
+        let says_it = |it: &Directive| it.name() == "geo" && it.args.last().is_some_and(|word| word.text == name);
+        name == "$ssl_client_verify" || around.iter().any(|outer| outer.children().iter().any(says_it))
+    };
+    let refuses = |it: &Directive| it.name() == "return" && it.arg(0).is_some_and(|status| status.starts_with('4'));
+    block.children().iter().any(|it| {
+        let variable = it.args.iter().map(|word| word.text.trim_matches(['(', ')'])).find(|word| word.starts_with('$'));
+        it.name() == "if" && variable.is_some_and(is_known) && it.children().iter().any(refuses)
+    })
 }
 
 /// The server that these blocks are in.

@@ -327,15 +327,17 @@ impl Writer<'_> {
             "The client is the last in X-Forwarded-For that isn't a trusted proxy, at most {HOPS} hops away."
         ));
         lines.line("http-request set-var(txn.hops) int(0)");
+        // Some write the port as well, which is no part of an address.
+        let bare = r#"'regsub("^\[(.*)\](:[0-9]*)?$","\1")','regsub("^([0-9.]+):[0-9]*$","\1")'"#;
         for hop in 1..=HOPS {
-            let address = format!("req.hdr_ip(x-forwarded-for,-{hop})");
             let before = hop - 1;
             let is_here = format!("if {{ var(txn.hops) -m int {hop} }}");
+            lines.line(format!("http-request set-var(txn.hop_{hop}) req.hdr(x-forwarded-for,-{hop}),{bare}"));
             lines.line(format!(
-                "http-request set-var(txn.hops) int({hop}) if is_trusted {{ var(txn.hops) -m int {before} }} {{ {address} -m found }}"
+                "http-request set-var(txn.hops) int({hop}) if is_trusted {{ var(txn.hops) -m int {before} }} {{ var(txn.hop_{hop}) -m ip 0.0.0.0/0 ::/0 }}"
             ));
             lines.line(format!("http-request set-var-fmt(txn.proxies) \", %[src]%[var(txn.proxies)]\" {is_here}"));
-            lines.line(format!("http-request set-src {address} {is_here}"));
+            lines.line(format!("http-request set-src var(txn.hop_{hop}) {is_here}"));
         }
     }
 

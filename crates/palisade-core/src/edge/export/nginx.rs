@@ -85,6 +85,7 @@ impl Writer<'_> {
         if self.has_quic() && self.export.options.conf_d {
             all.push("`reuseport` is allowed once for each address: if another of your files has it for `quic`, take it out here".to_owned());
         }
+        all.push("a head may be twice as large as `header_size`, a single field as large".to_owned());
         all.push(format!("fields of a head aren't counted (`header_fields_max` {})", edge.limits.header_fields_max));
         all.push(format!(
             "connections are limited for each worker of nginx, not for all of them ({}), and each request that is passed on takes two",

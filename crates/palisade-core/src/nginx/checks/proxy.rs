@@ -175,9 +175,12 @@ fn judge(case: &Case<'_>, at: At<'_, '_>, place: Place, sink: &mut Sink) {
     }
 }
 
-/// Nobody but this host comes in.
+/// Nobody but this host comes in, or those of a network that was chosen for it.
 fn is_stream_private(around: &[&Directive]) -> bool {
-    server_of(around).is_some_and(|server| Server::of(server).is_private())
+    !is_http(around)
+        && server_of(around).is_some_and(|server| {
+            Server::of(server).listens.iter().all(|listen| listen.is_private() || listen.is_local())
+        })
 }
 
 /// The stack's service that answers there, and its own port.

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -363,6 +364,8 @@ fn services_are_told_what_the_edge_tells_them() {
         (&["X-Forwarded-For: 10.0.0.3"], "10.0.0.3 10.0.0.3, 127.0.0.1 http"),
         (&["X-Forwarded-For: 6.6.6.6, unknown"], "127.0.0.1 127.0.0.1 http"),
         (&["X-Forwarded-For: 6.6.6.6, unknown, 10.0.0.3"], "10.0.0.3 10.0.0.3, 127.0.0.1 http"),
+        (&["X-Forwarded-For: 6.6.6.6, 203.0.113.9:4711"], "203.0.113.9 203.0.113.9, 127.0.0.1 http"),
+        (&["X-Forwarded-For: [2001:db8::7]:4711"], "2001:db8::7 2001:db8::7, 127.0.0.1 http"),
         (&["X-Forwarded-For: 2001:db8::7"], "2001:db8::7 2001:db8::7, 127.0.0.1 http"),
         (&["X-Forwarded-For: 2001:db8::7, 2001:db8:f::1"], "2001:db8::7 2001:db8::7, 2001:db8:f::1, 127.0.0.1 http"),
     ] {
@@ -468,8 +471,16 @@ fn heads_may_be_as_large_as_at_the_edge() {
         let many = [of(7_000), of(7_000), of(7_000), of(7_000)];
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         assert_eq!(server.ask("shop.example", "/", &many).answer(), "web", "{}", server.name);
-        let refused = server.ask("shop.example", "/", &[&of(20_000), &of(20_000)]).status;
+        let refused = server.ask("shop.example", "/", &[&of(30_000), &of(30_000), &of(30_000)]).status;
         assert!(matches!(refused, 400 | 431), "{} {refused}", server.name);
+        // Requests may follow each other at once.
+        let request = format!("GET / HTTP/1.1\r\nHost: shop.example\r\n{}\r\n", of(9_000));
+        let last = request.replace("Host", "Connection: close\r\nHost");
+        let mut stream = TcpStream::connect(("127.0.0.1", server.http)).unwrap();
+        stream.write_all(format!("{request}\r\n{request}\r\n{last}\r\n").as_bytes()).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        assert_eq!(text.matches("HTTP/1.1 200").count(), 3, "{} {text}", server.name);
     }
 }
 

@@ -191,8 +191,8 @@ impl Writer<'_> {
         lines.line(format!("client_body_timeout {};", time(limits.body_timeout_ms)));
         lines.line(format!("send_timeout {};", time(limits.body_timeout_ms)));
         lines.line(format!("keepalive_timeout {};", time(limits.idle_timeout_ms)));
-        // One buffer, so that a single field may be as large as the head.
-        lines.line(format!("large_client_header_buffers 1 {};", limits.header_bytes_max.max(1_024)));
+        // A single field may be as large as the head; without a second buffer requests couldn't follow each other at once.
+        lines.line(format!("large_client_header_buffers 2 {};", limits.header_bytes_max.max(1_024)));
         lines.line("underscores_in_headers off; # services may take X_Real_IP for X-Real-IP");
         lines.line("reset_timedout_connection on;");
     }
