@@ -21,12 +21,18 @@ pub fn addresses(concerns: impl Fn(IpAddr) -> bool) -> Result<Vec<IpAddr>, Socke
     let mut candidates = all.iter().filter(|socket| {
         socket.proto == SocketProto::Tcp && socket.state == ESTABLISHED && concerns(socket.remote.ip().to_canonical())
     });
-    // Who holds which socket costs a look at every process.
+    // Who holds which socket costs a look at every process: one for sshd's ports, and one for those who are connected there.
     let Some(first) = candidates.next() else { return Ok(Vec::new()) };
-    let (ports, holders) = (sockets::ssh_ports(None)?, sockets::holders());
-    let sessions = std::iter::once(first).chain(candidates).filter(|socket| {
+    let ports = sockets::ssh_ports(None)?;
+    let mut connected =
+        std::iter::once(first).chain(candidates).filter(|socket| ports.contains(&socket.local.port())).peekable();
+    if connected.peek().is_none() {
+        return Ok(Vec::new());
+    }
+    let holders = sockets::holders();
+    let sessions = connected.filter(|socket| {
         let holders = holders.get(&socket.inode).map_or(&[][..], Vec::as_slice);
-        ports.contains(&socket.local.port()) && !holders.is_empty() && !holders.iter().any(waits_for_login)
+        !holders.is_empty() && !holders.iter().any(waits_for_login)
     });
     Ok(sessions.map(|socket| socket.remote.ip().to_canonical()).collect())
 }
