@@ -12,7 +12,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::need_root;
@@ -174,9 +174,19 @@ impl Drop for Served {
     }
 }
 
+/// Ports that nobody listens on: below those that the kernel gives to whoever doesn't care, and others each time, also in
+/// another process of the tests.
 fn free_ports<const COUNT: usize>() -> [u16; COUNT] {
-    let listeners = [(); COUNT].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-    listeners.map(|listener| listener.local_addr().unwrap().port())
+    static TRIED: AtomicU16 = AtomicU16::new(0);
+    let first = 12_000 + (std::process::id() % 500) as u16 * 40;
+    [(); COUNT].map(|()| {
+        loop {
+            let port = first + TRIED.fetch_add(1, Ordering::Relaxed);
+            if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+                return port;
+            }
+        }
+    })
 }
 
 /// An upstream that answers with the head that it got; a WebSocket's handshake is taken, and what comes is sent back.

@@ -257,10 +257,14 @@ impl Writer<'_> {
         }
         let known = "'^(x[-_]forwarded[-_].*|x[-_]real[-_]ip|forwarded|proxy)$'";
         lines.line(format!("http-request del-header {known} -m reg"));
-        lines.comment("In `Forwarded`, addresses of IPv6 stand in brackets and quotes.");
+        lines.comment("In `Forwarded`, addresses of IPv6 stand in brackets and quotes, and so do hosts with a port.");
         let quoted = r#"'regsub("^(.*:.*)$","\"[\1]\"")'"#;
         lines.line(format!("http-request set-var(txn.node) src,{quoted}"));
-        lines.line(r#"http-request set-var(txn.named) var(txn.domain),'regsub("^(.*:.*)$","\"\1\"")'"#);
+        lines.line("http-request set-var(txn.asked) req.hdr(host)");
+        if self.export.edge.default_domain.is_some() {
+            lines.line("http-request set-var(txn.asked) var(txn.domain) unless { req.hdr(host) -m found }");
+        }
+        lines.line(r#"http-request set-var(txn.named) var(txn.asked),'regsub("^(.*:.*)$","\"\1\"")'"#);
         let each = r#"'regsub("([^, ]*:[^, ]*)","\"[\1]\"",g)','regsub(", ",", for=",g)'"#;
         let way = if trusted.is_empty() { String::new() } else { "%[var(txn.way)]".to_owned() };
         if !trusted.is_empty() {
@@ -272,7 +276,7 @@ impl Writer<'_> {
             ("X-Real-IP", "%[src]"),
             ("X-Forwarded-For", chain),
             ("X-Forwarded-Proto", "%[var(txn.proto)]"),
-            ("X-Forwarded-Host", "%[var(txn.domain)]"),
+            ("X-Forwarded-Host", "%[var(txn.asked)]"),
             ("Forwarded", &forwarded),
         ] {
             lines.line(format!("http-request set-header {name} {value}"));

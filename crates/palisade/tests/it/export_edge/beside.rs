@@ -86,7 +86,9 @@ impl Seen {
         let told = lines.filter_map(|line| line.split_once(": "));
         // nginx passes the host on in its usual form.
         let field = |name: &str, value: &str| match name {
-            "host" => (name.to_owned(), value.to_ascii_lowercase().replace(".:", ":")),
+            "host" | "x-forwarded-host" | "forwarded" => {
+                (name.to_owned(), value.to_ascii_lowercase().replace(".:", ":"))
+            }
             _ => (name.to_owned(), value.to_owned()),
         };
         Self {

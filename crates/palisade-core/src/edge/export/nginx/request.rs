@@ -48,10 +48,16 @@ impl Writer<'_> {
         if self.is_by_header() {
             self.proxies(lines);
         }
-        lines.comment("In `Forwarded`, addresses of IPv6 stand in brackets and quotes.");
-        for (of, name) in [("$remote_addr", "node"), ("$host", "named")] {
-            lines.open(format!("map {of} ${p}_{name} {{"));
-            lines.line(format!("default {of};"));
+        lines.comment("The host is told with the port that the client asked.");
+        lines.open(format!("map $http_host ${p}_port {{"));
+        lines.line("default \"\";");
+        lines.line("\"~(:[0-9]+)$\" $1;");
+        lines.close("}");
+        lines.comment("In `Forwarded`, addresses of IPv6 stand in brackets and quotes, and so do hosts with a port.");
+        let host = self.host();
+        for (of, name) in [("$remote_addr", "node"), (host.as_str(), "named")] {
+            lines.open(format!("map \"{of}\" ${p}_{name} {{"));
+            lines.line(format!("default \"{of}\";"));
             let (before, behind) = if name == "node" { ("[", "]") } else { ("", "") };
             lines.line(format!(r#""~:" "\"{before}{of}{behind}\"";"#));
             lines.close("}");
@@ -117,6 +123,11 @@ impl Writer<'_> {
         }
     }
 
+    /// The host as the upstream is to see it.
+    fn host(&self) -> String {
+        format!("$host${}_port", self.prefix)
+    }
+
     /// Fields for upstreams, with their values.
     pub(super) fn told(&self) -> Vec<(&'static str, String)> {
         let p = &self.prefix;
@@ -129,7 +140,7 @@ impl Writer<'_> {
             ("X-Real-IP", "$remote_addr".to_owned()),
             ("X-Forwarded-For", chain),
             ("X-Forwarded-Proto", proto.clone()),
-            ("X-Forwarded-Host", "$host".to_owned()),
+            ("X-Forwarded-Host", self.host()),
             ("Forwarded", format!("\"for=${p}_node;proto={proto};host=${p}_named{way}\"")),
         ];
         all.extend(DROPPED.map(|name| (name, "\"\"".to_owned())));

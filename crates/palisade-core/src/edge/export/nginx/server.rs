@@ -61,14 +61,6 @@ impl Writer<'_> {
         }
     }
 
-    /// The host as the upstream is to see it: with the port where that isn't the usual one.
-    pub(super) fn host(&self) -> String {
-        match self.export.edge.https_port {
-            443 => "$host".to_owned(),
-            _ => "$host:$server_port".to_owned(),
-        }
-    }
-
     pub(super) fn site(&self, site: &Site<'_>, lines: &mut Lines) {
         let edge = self.export.edge;
         let names = site.domains.iter().map(|domain| server_name(domain)).collect::<Vec<_>>().join(" ");
