@@ -337,18 +337,18 @@ fn services_are_told_what_the_edge_tells_them() {
         let names = ["x-real-ip", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"];
         names.map(|name| seen.told(name).unwrap_or_default().to_owned()).join(" ")
     };
-    assert_eq!(told(&seen), "127.0.0.1 127.0.0.1 http shop.example");
-    assert_eq!(seen.told("forwarded"), Some("for=127.0.0.1;proto=http;host=shop.example"));
+    assert_eq!(told(&seen), "127.0.0.1 127.0.0.1 http shop.example:http");
+    assert_eq!(seen.told("forwarded"), Some("for=127.0.0.1;proto=http;host=\"shop.example:http\""));
     assert_eq!(seen.told("x-mine"), Some("kept"));
     assert!(seen.told.iter().all(|(_, value)| !value.contains("6.6.6.6") && !value.contains("evil")), "{seen:?}");
     for host in ["127.0.0.1", "[::1]", "other.example"] {
         let seen = the_same(&servers, host, "/", &[]);
-        assert_eq!(seen.told("x-forwarded-host"), Some(host), "{seen:?}");
+        assert_eq!(seen.told("x-forwarded-host"), Some(format!("{host}:http").as_str()), "{seen:?}");
     }
 
     let trusted = Server::all(&format!("trusted_proxies: [127.0.0.1/32, 10.0.0.0/8, \"2001:db8:f::/48\"]\n{routes}"));
     let seen = the_same(&trusted, "shop.example", "/", &[&lies[2..], &["X-Forwarded-For: 203.0.113.9"]].concat());
-    assert_eq!(told(&seen), "203.0.113.9 203.0.113.9, 127.0.0.1 http shop.example");
+    assert_eq!(told(&seen), "203.0.113.9 203.0.113.9, 127.0.0.1 http shop.example:http");
     assert!(seen.told.iter().all(|(_, value)| !value.contains("6.6.6.6") && !value.contains("evil")), "{seen:?}");
     for (fields, expected) in [
         (&[][..], "127.0.0.1 127.0.0.1 http"),
@@ -377,7 +377,7 @@ fn services_are_told_what_the_edge_tells_them() {
         if is_long {
             all.iter_mut().for_each(|seen| seen.told.retain(|(name, _)| name != "forwarded"));
         }
-        assert_eq!(told(&all[0]), format!("{expected} shop.example"), "{fields:?}");
+        assert_eq!(told(&all[0]), format!("{expected} shop.example:http"), "{fields:?}");
         for (seen, server) in all.iter().zip(&trusted) {
             assert_eq!(seen, &all[0], "{} and the edge on {fields:?}", server.name);
         }
