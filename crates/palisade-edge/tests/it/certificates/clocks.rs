@@ -34,10 +34,6 @@ fn ends_s(stack: &Stack) -> Option<u64> {
     }
 }
 
-fn orders(authority: &Authority) -> usize {
-    authority.log().matches("Added order").count()
-}
-
 /// Which writing of the worker's notes this is: each look ends with one.
 fn noted(stack: &Stack) -> Option<u64> {
     std::fs::metadata(stack.memory()).ok().map(|data| data.ino())
@@ -76,7 +72,7 @@ fn a_clock_that_jumps_past_the_end_makes_the_worker_order_at_once() {
     kill(Pid::from_raw(worker.0.id().try_into().expect("a pid")), Signal::SIGHUP).expect("it runs");
     wait_until("there is a new one", || ![String::new(), first.clone()].contains(&stack.served()));
     wait_until("the edge takes it for a good one", || ends_s(&stack).is_some());
-    assert_eq!(orders(&authority), 1, "{}", authority.log());
+    assert_eq!(authority.orders(), 1, "{}", authority.log());
 }
 
 #[test]
@@ -88,7 +84,7 @@ fn a_clock_that_is_a_year_late_orders_nothing_and_what_is_served_stays() {
     wait_until("there is a certificate", || stack.kinds().iter().any(|kind| kind == "certificate_served"));
     let first = stack.served();
     wait_for_a_look(&stack, "the jump is noticed", || clock.set("-365d"));
-    assert_eq!(orders(&authority), 1);
+    assert_eq!(authority.orders(), 1);
     assert_eq!(stack.served(), first);
     // The certificate is lost as well. Nobody would be helped by ones that seem to come from the future.
     let kept = std::fs::read(stack.certificate()).expect("it was obtained");
@@ -101,14 +97,14 @@ fn a_clock_that_is_a_year_late_orders_nothing_and_what_is_served_stays() {
     for text in said(&stack, "certificate_failed") {
         assert!(text.contains("this host's clock says") && text.contains("set the clock"), "{text}");
     }
-    assert_eq!(orders(&authority), 1, "{}", authority.log());
+    assert_eq!(authority.orders(), 1, "{}", authority.log());
     assert_eq!(stack.served(), first, "the edge serves on what it had");
     // The clock is set right: nobody has to ask for anything.
     clock.set("+0");
     wait_until("there is another one", || stack.certificate().exists());
     assert_ne!(std::fs::read(stack.certificate()).expect("it was obtained"), kept);
     wait_until("it is served", || ![String::new(), first.clone()].contains(&stack.served()));
-    assert_eq!(orders(&authority), 2, "{}", authority.log());
+    assert_eq!(authority.orders(), 2, "{}", authority.log());
 }
 
 #[test]
@@ -121,10 +117,10 @@ fn a_clock_that_was_ahead_leaves_no_pause_behind() {
     let worker = stack.start_worker_with(&clock.environment());
     wait_until("it can't have one", || !said(&stack, "certificate_failed").is_empty());
     assert!(said(&stack, "certificate_failed")[0].contains("this host's clock says"), "{:?}", stack.events());
-    assert_eq!(orders(&authority), 0, "one that has ended before it comes is none: {}", authority.log());
+    assert_eq!(authority.orders(), 0, "one that has ended before it comes is none: {}", authority.log());
     clock.set("+0");
     // Without a signal: within the pause that there would have been, counted from now.
     wait_until("the clock is right, so there is one", || !stack.served().is_empty());
-    assert_eq!(orders(&authority), 1);
+    assert_eq!(authority.orders(), 1);
     drop(worker);
 }

@@ -71,10 +71,6 @@ fn hidden(folder: &Path) -> Vec<String> {
     entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).filter(|name| name.starts_with('.')).collect()
 }
 
-fn orders(authority: &Authority) -> usize {
-    authority.log().matches("Added order").count()
-}
-
 fn issued(authority: &Authority) -> usize {
     authority.log().matches("Issued certificate").count()
 }
@@ -115,7 +111,7 @@ fn nobody_is_asked_for_a_certificate_that_couldnt_be_kept() {
     let text = renewal_fails(&stack);
     assert!(text.contains(&stack.worker.folder.display().to_string()), "{text}");
     assert!(text.contains("No space left on device") && text.contains("make room"), "{text}");
-    assert_eq!(orders(&authority), 1, "{}", authority.log());
+    assert_eq!(authority.orders(), 1, "{}", authority.log());
     assert_eq!(stack.served(), first);
     assert_eq!(std::fs::read(stack.certificate()).expect("it stays"), file);
     assert_eq!(hidden(&stack.worker.folder), [""; 0], "nothing half-written is left");
@@ -123,7 +119,7 @@ fn nobody_is_asked_for_a_certificate_that_couldnt_be_kept() {
     stack.wait_over();
     stack.obtain();
     assert_ne!(stack.served(), first);
-    assert_eq!((orders(&authority), issued(&authority)), (2, 2));
+    assert_eq!((authority.orders(), issued(&authority)), (2, 2));
 }
 
 #[test]
@@ -140,7 +136,7 @@ fn a_certificate_that_was_issued_and_couldnt_be_kept_is_fetched_again_not_ordere
         let text = stack.fail();
         assert!(text.contains(&stack.certificate().display().to_string()), "{text}");
         assert_eq!(stack.remembered()["failures"], failures, "each pause is longer than the last");
-        assert_eq!((orders(&authority), issued(&authority)), (1, 1), "{}", authority.log());
+        assert_eq!((authority.orders(), issued(&authority)), (1, 1), "{}", authority.log());
         stack.wait_over();
     }
     // Days later it is still there, and paid for.
@@ -151,7 +147,7 @@ fn a_certificate_that_was_issued_and_couldnt_be_kept_is_fetched_again_not_ordere
     std::fs::remove_dir(stack.certificate()).expect("it is empty");
     stack.obtain();
     assert_ne!(stack.served(), "");
-    assert_eq!((orders(&authority), issued(&authority)), (1, 1), "{}", authority.log());
+    assert_eq!((authority.orders(), issued(&authority)), (1, 1), "{}", authority.log());
 }
 
 #[test]
@@ -198,7 +194,7 @@ fn without_room_for_its_notes_the_worker_tries_ever_less_often_and_says_so() {
     assert!(text.contains("No space left on device") && text.contains("make room"), "{text}");
     assert!(text.contains(&stack.worker.state.display().to_string()), "{text}");
     assert_eq!(stack.served(), first);
-    assert_eq!(orders(&authority), 1, "{}", authority.log());
+    assert_eq!(authority.orders(), 1, "{}", authority.log());
     disk.make_room();
     kill(pid, Signal::SIGHUP).expect("it runs");
     wait_until("there is a new one", || ![String::new(), first.clone()].contains(&stack.served()));

@@ -141,6 +141,11 @@ impl Authority {
         self.folder.path().join("root.pem")
     }
 
+    /// How many orders were made.
+    pub(crate) fn orders(&self) -> usize {
+        self.log().matches("Added order").count()
+    }
+
     /// What it says of itself: each request and each look at a domain.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
