@@ -105,8 +105,8 @@ pub(super) fn run(
 /// Tells of each worker that has ended: then nobody receives what it could be told any more.
 fn ends(workers: &[UnboundedSender<Told>]) -> UnboundedReceiver<()> {
     let (tell, ended) = unbounded_channel();
-    for worker in workers.iter().cloned() {
-        let tell = tell.clone();
+    for worker in workers {
+        let (worker, tell) = (worker.clone(), tell.clone());
         tokio::spawn(async move {
             worker.closed().await;
             let _ = tell.send(());
