@@ -1,5 +1,4 @@
-//! One way to write to a socket: a single part by send(2), as writev(2) is checked once more as any file is. Of a
-//! request through the edge that is about one part in a hundred.
+//! One way to write to a socket: a single part by send(2), as what writev(2) writes is checked once more as any file's is.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
