@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
+use std::sync::OnceLock;
 
 use sha2::{Digest, Sha256};
 
@@ -28,9 +29,14 @@ pub fn own(layout: &Layout) -> io::Result<OwnProgram> {
     Ok(OwnProgram { file: layout.program(&digest), digest })
 }
 
-/// What stands for the content of the file that this process runs from: two with the same digest are the same version.
+/// What stands for the content of the file that this process runs from: two with the same digest are the same version. A process
+/// runs from one file for as long as it lives, so that is read once.
 pub fn own_digest() -> io::Result<String> {
-    digest(Path::new(SELF))
+    static OWN: OnceLock<String> = OnceLock::new();
+    match OWN.get() {
+        Some(known) => Ok(known.clone()),
+        None => digest(Path::new(SELF)).map(|read| OWN.get_or_init(|| read).clone()),
+    }
 }
 
 /// Puts this program where `own` says, unless it is there. It is the same file if that is on the same file system.

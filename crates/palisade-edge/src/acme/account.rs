@@ -3,7 +3,7 @@
 use base64::Engine;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use instant_acme::{Account, AccountCredentials, ExternalAccountKey, NewAccount, Problem};
+use instant_acme::{Account, AccountCredentials, ExternalAccountKey, NewAccount};
 use palisade_core::edge::{AcmeDirectory, ExternalAccount};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -11,6 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::client::Https;
+use super::order::kind;
 use super::store::{self, StoreError};
 
 /// Names of files don't get longer than this.
@@ -87,13 +88,9 @@ pub(super) async fn set_email(account: &Account, email: Option<&str>) -> Result<
     let contact = contact(email);
     let contact: Vec<&str> = contact.iter().map(String::as_str).collect();
     account.update_contacts(&contact).await.map_err(|error| match &error {
-        instant_acme::Error::Api(problem) if is_unauthorized(problem) => AccountError::Closed,
+        instant_acme::Error::Api(problem) if kind(problem) == Some("unauthorized") => AccountError::Closed,
         _ => AccountError::Use(error),
     })
-}
-
-fn is_unauthorized(problem: &Problem) -> bool {
-    problem.r#type.as_deref().is_some_and(|kind| kind.ends_with(":unauthorized"))
 }
 
 /// Forgets an account that its authority doesn't know any more, or has closed. It is put aside, not removed.

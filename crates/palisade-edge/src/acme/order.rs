@@ -290,7 +290,7 @@ async fn why(order: &mut Order) -> Option<OrderError> {
 }
 
 /// The last word of a kind, which is a URN.
-fn kind(problem: &Problem) -> Option<&str> {
+pub(super) fn kind(problem: &Problem) -> Option<&str> {
     problem.r#type.as_deref()?.rsplit(':').next()
 }
 

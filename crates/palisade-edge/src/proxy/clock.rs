@@ -151,7 +151,7 @@ impl Limit {
         false
     }
 
-    /// Something has happened, and whoever waits goes on waiting from then on.
+    /// From now on something is waited for, also if nobody waited before.
     pub(crate) fn restart(&self) {
         if let Some(waiting) = self.clock.waiting.borrow_mut().get_mut(self.key) {
             waiting.due_ms = self.clock.due_ms(self.limit_ms);

@@ -1,6 +1,7 @@
 //! The body of a client's request.
 
 use bytes::Bytes;
+use http_body_util::BodyExt;
 use hyper::Version;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use std::pin::Pin;
@@ -63,7 +64,7 @@ fn drain(mut body: Incoming) {
     }
     tokio::task::spawn_local(tokio::time::timeout(TIME, async move {
         let mut bytes = 0;
-        while let Some(Ok(frame)) = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+        while let Some(Ok(frame)) = body.frame().await {
             bytes += frame.data_ref().map_or(0, Bytes::len);
             if bytes > BYTES_MAX {
                 break;

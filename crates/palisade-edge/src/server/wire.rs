@@ -28,6 +28,9 @@ const LINGER_SILENT_MS: u32 = 5_000;
 /// Who was told that an idle connection ends has so long to end it.
 const PARTING_MS: u64 = 5_000;
 
+/// Of a connection without a socket of its own.
+const NO_DESCRIPTOR: RawFd = -1;
+
 /// What a connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -87,12 +90,12 @@ impl Pulse {
     /// Of a connection of HTTP/3, whose bytes no socket of its own has.
     pub(crate) fn translated() -> Self {
         let pulse = Self::default();
-        pulse.descriptor.store(-1, Relaxed);
+        pulse.descriptor.store(NO_DESCRIPTOR, Relaxed);
         pulse
     }
 
     pub(crate) fn is_translated(&self) -> bool {
-        self.descriptor.load(Relaxed) == -1
+        self.descriptor.load(Relaxed) == NO_DESCRIPTOR
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -232,7 +235,11 @@ impl Pulse {
 
     /// Bytes that the kernel holds because the client hasn't acknowledged them.
     fn unsent(&self) -> u64 {
-        unsent(self.descriptor.load(Relaxed))
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: SIOCOUTQ writes one int to where the pointer leads, which lives until the call returns. The descriptor is a
+        // connection's that is registered, so it is open; if it weren't, the call would fail and write nothing.
+        let done = unsafe { libc::ioctl(self.descriptor.load(Relaxed), libc::TIOCOUTQ, &mut bytes) };
+        if done == 0 { u64::try_from(bytes).unwrap_or(0) } else { 0 }
     }
 
     /// The client takes what is owed to it too slowly.
@@ -265,14 +272,6 @@ impl Pulse {
         self.slow_ms.store(self.slow_ms.load(Relaxed) + TICK_MS as u32, Relaxed);
         false
     }
-}
-
-fn unsent(descriptor: RawFd) -> u64 {
-    let mut bytes: libc::c_int = 0;
-    // SAFETY: SIOCOUTQ writes one int to where the pointer leads, which lives until the call returns. The descriptor is a
-    // connection's that is registered, so it is open; if it weren't, the call would fail and write nothing.
-    let done = unsafe { libc::ioctl(descriptor, libc::TIOCOUTQ, &mut bytes) };
-    if done == 0 { u64::try_from(bytes).unwrap_or(0) } else { 0 }
 }
 
 /// A stream that may end in a TCP connection.
