@@ -1,4 +1,4 @@
-//! The host's firewall: one nftables table of ours, replaced whole, read back, and compared.
+//! The host's firewall: one nftables table of ours, changed in one step, read back, and compared.
 //!
 //! Which ports should be open is decided in `palisade_core::firewall`. Other tables are never changed: what they
 //! drop stays dropped, and [`foreign_chains`] names them so that somebody can be told.
@@ -125,7 +125,7 @@ impl Firewall {
                 stacks.values_mut().for_each(|rules| rules.ssh_ports.extend(ssh_ports));
             }
         }
-        Ok(render::transaction(&self.table, &stacks, None))
+        Ok(render::anew(&self.table, &stacks, None))
     }
     /// The same, but what this closes is closed for a time only, whatever becomes of those who should take it back.
     pub fn apply_for_a_time(&self, stack: &str, rules: &FirewallRules, ms: u64) -> Result<(), FirewallError> {
@@ -186,10 +186,16 @@ impl Firewall {
         stacks: &BTreeMap<String, FirewallRules>,
         for_a_time: Option<&ForATime>,
     ) -> Result<(), FirewallError> {
-        let text = render::transaction(&self.table, stacks, for_a_time);
+        let load = |text: &str| nft::run("nft", &["-f", "-"], text).map(drop);
         let mut differences = Vec::new();
-        for _ in 0..ATTEMPTS {
-            nft::run("nft", &["-f", "-"], &text).map_err(self.failed("replace"))?;
+        for attempt in 0..ATTEMPTS {
+            let in_place = match self.current()? {
+                Some(found) if attempt == 0 => load(&render::in_place(&self.table, stacks, for_a_time, &found)).is_ok(),
+                _ => false,
+            };
+            if !in_place {
+                load(&render::anew(&self.table, stacks, for_a_time)).map_err(self.failed("replace"))?;
+            }
             let current = self.current()?;
             differences = match current {
                 None if stacks.is_empty() => return Ok(doors::sync(&self.table, stacks)?),

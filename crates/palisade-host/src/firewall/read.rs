@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use palisade_core::firewall::{Backend, FirewallRules, OpenPort};
 use palisade_core::stack::{PortProto, Proto};
 
-use super::render::{self, ForATime};
+use super::render::{self, Chain, ForATime};
 
 /// What our table in the kernel holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,6 +18,10 @@ pub struct Current {
     /// What each stack opened.
     pub stacks: BTreeMap<String, FirewallRules>,
     chains: BTreeMap<String, FoundChain>,
+    /// The names of its sets.
+    pub(super) sets: BTreeSet<String>,
+    /// What a table of ours never has: kind and name.
+    others: BTreeSet<(String, String)>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,6 +61,7 @@ pub(super) fn current(objects: &[Value]) -> Current {
     let mut current = Current::default();
     for object in objects {
         if let Some(set) = object.get("set") {
+            current.sets.insert(text(set, "name").to_owned());
             let Some((kind, stack)) = text(set, "name").split_once('.') else { continue };
             let rules = current.stacks.entry(stack.to_owned()).or_default();
             if let Some(backend) = Backend::ALL.into_iter().find(|backend| backend.name() == kind) {
@@ -75,6 +80,10 @@ pub(super) fn current(objects: &[Value]) -> Current {
         } else if let Some(rule) = object.get("rule") {
             let found = current.chains.entry(text(rule, "chain").to_owned()).or_default();
             found.rules.push(text(rule, "comment").to_owned());
+        } else if let Some((kind, other)) = object.as_object().and_then(|object| object.iter().next())
+            && !matches!(kind.as_str(), "metainfo" | "table")
+        {
+            current.others.insert((kind.clone(), text(other, "name").to_owned()));
         }
     }
     current
@@ -112,6 +121,12 @@ fn plain(rules: &FirewallRules) -> FirewallRules {
 }
 
 impl Current {
+    /// The chains that aren't among these.
+    pub(super) fn foreign_chains(&self, ours: &[Chain]) -> impl Iterator<Item = &str> {
+        let names: BTreeSet<_> = ours.iter().map(|chain| chain.name).collect();
+        self.chains.keys().map(String::as_str).filter(move |name| !names.contains(name))
+    }
+
     /// In what the table differs from the one that lets in what `wanted` says; empty when it doesn't.
     pub fn differences(&self, wanted: &BTreeMap<String, FirewallRules>) -> Vec<String> {
         self.differences_from(wanted, None)
@@ -131,9 +146,12 @@ impl Current {
             }
         }
         let chains = render::chains(wanted, for_a_time);
-        for name in self.chains.keys().filter(|name| !chains.iter().any(|chain| chain.name == name.as_str())) {
-            differences.push(format!("there is a chain `{name}` that is not ours"));
-        }
+        let sets = render::sets(wanted, for_a_time);
+        let foreign_sets = self.sets.iter().filter(|found| !sets.iter().any(|(name, _)| name == *found));
+        let foreign = (self.foreign_chains(&chains).map(|name| ("chain", name)))
+            .chain(foreign_sets.map(|name| ("set", name.as_str())))
+            .chain(self.others.iter().map(|(kind, name)| (kind.as_str(), name.as_str())));
+        differences.extend(foreign.map(|(kind, name)| format!("there is a {kind} `{name}` that is not ours")));
         for chain in chains {
             let Some(found) = self.chains.get(chain.name) else {
                 differences.push(format!("chain `{}` is missing", chain.name));

@@ -10,6 +10,7 @@ use palisade_core::firewall::FirewallRules;
 use palisade_core::lockout::Risk;
 
 use super::SERVICE_MARK;
+use super::read::Current;
 
 /// A table that closes only for a time, in the kernel itself: when nobody has confirmed it by then and nobody was left to
 /// take it back, what it closed is open again.
@@ -48,32 +49,68 @@ const SETS: [(&str, &str); 5] = [
 const PRIVATE4: &str = "& 255.64.0.0 == 127.64.0.0";
 const PRIVATE6: &str = "fd70:616c:6973:6164::/96";
 
-/// The batch that replaces the table, or removes it when no stack is left.
-pub(super) fn transaction(
+/// The batch that makes a new table in place of whatever is there, or removes it when no stack is left.
+///
+/// Towards packets this isn't one step, although it is one transaction: a new base chain gets its policy `drop` only after
+/// its rules are in use, and the old one is out of the hook before (`nf_tables_commit()`, seen in 6.18). So the last rule
+/// drops what the policy would, and a table that stands is changed by [`in_place`].
+pub(super) fn anew(table: &str, stacks: &BTreeMap<String, FirewallRules>, for_a_time: Option<&ForATime>) -> String {
+    // Adding it first makes the deletion valid whether or not it is there.
+    let mut text = format!("table inet {table}\ndelete table inet {table}\n");
+    if !stacks.is_empty() {
+        text += &definition(table, stacks, for_a_time);
+    }
+    text
+}
+
+/// The batch that changes the table that is there, if some stack is left. Its base chains stay where they hang, so each packet
+/// meets all of the old rules or all of the new ones.
+pub(super) fn in_place(
     table: &str,
     stacks: &BTreeMap<String, FirewallRules>,
     for_a_time: Option<&ForATime>,
+    found: &Current,
 ) -> String {
-    // Adding it first makes the deletion valid whether or not it is there; all of it is one transaction.
-    let mut text = format!("table inet {table}\ndelete table inet {table}\n");
     if stacks.is_empty() {
-        return text;
+        return anew(table, stacks, for_a_time);
     }
-    let _ = writeln!(text, "table inet {table} {{");
+    let mut text = format!("flush table inet {table}\n");
+    for chain in found.foreign_chains(&chains(stacks, for_a_time)) {
+        let _ = writeln!(text, "delete chain inet {table} {chain}");
+    }
+    let wanted = sets(stacks, for_a_time);
+    for set in &found.sets {
+        let verb = if wanted.iter().any(|(name, _)| name == set) { "flush" } else { "delete" };
+        let _ = writeln!(text, "{verb} set inet {table} {set}");
+    }
+    text + &definition(table, stacks, for_a_time)
+}
+
+/// The sets of a table: name, and what is in the braces.
+pub(super) fn sets(stacks: &BTreeMap<String, FirewallRules>, for_a_time: Option<&ForATime>) -> Vec<(String, String)> {
+    let mut sets = Vec::new();
     for (stack, rules) in stacks {
         for (kind, set_type) in SETS {
             let elements = elements(kind, rules).join(", ");
             let elements = if elements.is_empty() { elements } else { format!(" elements = {{ {elements} }}") };
-            let _ = writeln!(text, "  set {kind}.{stack} {{ type {set_type};{elements} }}");
+            sets.push((format!("{kind}.{stack}"), format!("type {set_type};{elements}")));
         }
         if !rules.closes() {
             // Nothing goes by it: it is where it is written who decides.
-            let _ = writeln!(text, "  set {}.{stack} {{ type inet_service; }}", rules.backend);
+            sets.push((format!("{}.{stack}", rules.backend), "type inet_service;".to_owned()));
         }
     }
     if let Some(ForATime { ms, .. }) = for_a_time {
         let elements = format!("ipv4 timeout {ms}ms, ipv6 timeout {ms}ms");
-        let _ = writeln!(text, "  set waiting {{ type nf_proto; flags timeout; elements = {{ {elements} }} }}");
+        sets.push(("waiting".to_owned(), format!("type nf_proto; flags timeout; elements = {{ {elements} }}")));
+    }
+    sets
+}
+
+fn definition(table: &str, stacks: &BTreeMap<String, FirewallRules>, for_a_time: Option<&ForATime>) -> String {
+    let mut text = format!("table inet {table} {{\n");
+    for (name, inside) in sets(stacks, for_a_time) {
+        let _ = writeln!(text, "  set {name} {{ {inside} }}");
     }
     // A chain must stand before those that jump to it.
     for chain in chains(stacks, for_a_time).iter().rev() {
@@ -187,6 +224,9 @@ pub(super) fn chains(stacks: &BTreeMap<String, FirewallRules>, for_a_time: Optio
                 (text, "open again, as nobody confirmed".to_owned())
             })),
         }
+    }
+    if policy == "drop" {
+        input.push(rule("drop", "everything else"));
     }
     vec![
         Chain { name: "input", base: Some(Base { hook: "input", priority: 0, policy }), rules: input },

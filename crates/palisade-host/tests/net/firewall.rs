@@ -6,7 +6,8 @@ use nix::sys::socket::{
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use palisade_core::firewall::{FirewallRules, OpenPort};
 use palisade_core::stack::{PortProto, Proto};
@@ -14,7 +15,7 @@ use palisade_host::firewall::{self, Firewall, SERVICE_MARK};
 use palisade_host::link;
 use palisade_host::probe::Response;
 
-use crate::{HOST4, HOST6, ask, ask_briefly, ask_within, at, nft, scratch};
+use crate::{HOST4, HOST6, Scratch, ask, ask_briefly, at, nft, scratch};
 
 const PRIVATE6: &str = "fd70:616c:6973:6164::7f4d:101";
 
@@ -210,38 +211,104 @@ fn outside_gets_what_is_opened_and_nothing_else() {
     assert_eq!(scratch.host.run(|| table.current()).unwrap().unwrap(), None);
 }
 
+/// Counts datagrams to two ports before the firewall and behind it.
+const WITNESS: &str = "table inet witness {
+  counter open_arrived {}; counter open_passed {}; counter closed_arrived {}; counter closed_passed {};
+  chain before {
+    type filter hook input priority -400
+    udp dport 8085 counter name open_arrived
+    udp dport 9999 counter name closed_arrived
+  }
+  chain behind {
+    type filter hook input priority 400
+    udp dport 8085 counter name open_passed
+    udp dport 9999 counter name closed_passed
+  }
+}";
+
+/// What the witness has counted, by the counter's name.
+fn witnessed() -> BTreeMap<String, u64> {
+    let output = Command::new("nft").args(["-j", "list", "counters", "table", "inet", "witness"]).output().unwrap();
+    let listed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let counters = listed["nftables"].as_array().unwrap().iter().filter_map(|object| object.get("counter"));
+    counters.map(|c| (c["name"].as_str().unwrap().to_owned(), c["packets"].as_u64().unwrap())).collect()
+}
+
+/// The number that the kernel gave the chain where packets from outside come in.
+fn input_handle() -> u64 {
+    let output = Command::new("nft").args(["-j", "list", "chain", "inet", "palisade", "input"]).output().unwrap();
+    let listed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    listed["nftables"].as_array().unwrap().iter().find_map(|o| o["chain"]["handle"].as_u64()).unwrap()
+}
+
+/// Does `work` in the host while the internet sends datagrams to a published port and to a closed one, as fast as it can.
+fn under_fire(scratch: &Scratch, work: impl FnOnce() + Send) {
+    let enough = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let firing = scope.spawn(|| {
+            let fire = || {
+                let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                // Bounded also when the work hangs.
+                for _ in 0..2_000_000 {
+                    if enough.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    socket.send_to(b"!", (HOST4, 8085)).unwrap();
+                    socket.send_to(b"!", (HOST4, 9999)).unwrap();
+                }
+            };
+            scratch.internet.run(fire).unwrap();
+        });
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| scratch.host.run(work).unwrap()));
+        enough.store(true, Ordering::Relaxed);
+        firing.join().unwrap();
+        done.unwrap();
+    });
+}
+
 #[test]
 fn replacing_the_table_opens_and_closes_nothing_meanwhile() {
     let Some(scratch) = scratch("replacing_the_table_opens_and_closes_nothing_meanwhile") else { return };
     let table = Firewall::new("palisade");
-    let start = || {
-        table.apply("shop", &rules()).unwrap();
-        [TcpListener::bind("[::]:8084").unwrap(), TcpListener::bind("[::]:9999").unwrap()]
-    };
-    let listeners = scratch.host.run(start).unwrap();
-    for listener in &listeners {
-        listener.set_nonblocking(true).unwrap();
-    }
-    let (enough, asked, mut replaced) = (AtomicBool::new(false), AtomicUsize::new(0), 0);
-    std::thread::scope(|scope| {
-        let asking = scope.spawn(|| {
-            scratch.internet.run(|| {
-                while !enough.load(Ordering::Relaxed) {
-                    assert_eq!(ask_within(Proto::Tcp, "203.0.113.1:8084", 2000), Response::Open);
-                    assert_eq!(ask_within(Proto::Tcp, "203.0.113.1:9999", 5), Response::Silent);
-                    // Room in the backlog for the next one.
-                    while listeners[0].accept().is_ok() {}
-                    asked.fetch_add(1, Ordering::Relaxed);
-                }
-            })
-        });
-        // How long a replacement takes is up to the kernel's grace periods: 30 ms here, and far more on a busy machine.
-        while !asking.is_finished() && (replaced < 20 || asked.load(Ordering::Relaxed) < 100) {
-            scratch.host.run(|| table.apply("shop", &rules())).unwrap().unwrap();
-            replaced += 1;
+    let _receivers = scratch
+        .host
+        .run(|| {
+            table.apply("shop", &rules()).unwrap();
+            nft(WITNESS);
+            [8085, 9999].map(|port| UdpSocket::bind(("0.0.0.0", port)).unwrap())
+        })
+        .unwrap();
+    let hangs_as = scratch.host.run(input_handle).unwrap();
+    let another = FirewallRules { allow: [PortProto { port: 7, proto: Proto::Udp }].into(), ..Default::default() };
+    under_fire(&scratch, || {
+        for _ in 0..10 {
+            table.apply("shop", &rules()).unwrap();
+            table.apply("another", &another).unwrap();
+            table.apply_for_a_time("shop", &rules(), 60_000).unwrap();
+            table.apply("shop", &rules()).unwrap();
+            table.remove("another", &BTreeSet::new()).unwrap();
         }
-        enough.store(true, Ordering::Relaxed);
-        asking.join().unwrap().unwrap();
+    });
+    let (seen, hangs) = scratch.host.run(|| (witnessed(), input_handle())).unwrap();
+    assert_eq!(hangs, hangs_as, "the chain was made anew");
+    assert!(seen["closed_arrived"] > 1000, "hardly anything was sent: {seen:?}");
+    assert_eq!((seen["closed_passed"], seen["open_passed"]), (0, seen["open_arrived"]), "{seen:?}");
+}
+
+#[test]
+fn confirming_what_was_closed_for_a_time_opens_nothing_meanwhile() {
+    let Some(scratch) = scratch("confirming_what_was_closed_for_a_time_opens_nothing_meanwhile") else { return };
+    let table = Firewall::new("palisade");
+    scratch.host.run(|| nft(WITNESS)).unwrap();
+    under_fire(&scratch, || {
+        for _ in 0..10 {
+            table.apply_for_a_time("shop", &rules(), 60_000).unwrap();
+            nft("reset counters table inet witness");
+            table.apply("shop", &rules()).unwrap();
+            let seen = witnessed();
+            assert_eq!(seen["closed_passed"], 0, "{seen:?}");
+            table.remove("shop", &BTreeSet::new()).unwrap();
+        }
     });
 }
 
@@ -263,6 +330,20 @@ fn meddling_is_seen_and_other_tables_are_named() {
         assert_eq!(differences(), ["the ports of stack `shop` differ", "the rules of chain `input` differ"]);
         nft("add chain inet palisade input { policy accept; }");
         assert!(differences().contains(&"chain `input` hangs elsewhere or has another policy".to_owned()));
+        nft("add set inet palisade odd { type inet_service; }
+             add map inet palisade pairs { type inet_service : verdict; }
+             add chain inet palisade stray { type filter hook forward priority 0; }
+             add chain inet palisade deep
+             add rule inet palisade stray jump deep");
+        for foreign in ["set `odd`", "map `pairs`", "chain `stray`", "chain `deep`"] {
+            let told = format!("there is a {foreign} that is not ours");
+            assert!(differences().contains(&told), "{told}: {:?}", differences());
+        }
+        table.restore(&before).unwrap();
+        assert_eq!(differences(), Vec::<String>::new());
+        // Of the same name, and hung elsewhere: this can't be mended where it is.
+        nft("delete chain inet palisade input
+             add chain inet palisade input { type filter hook input priority 5; policy accept; }");
         table.restore(&before).unwrap();
         assert_eq!(differences(), Vec::<String>::new());
 

@@ -15,7 +15,7 @@ pub fn nftables(export: &Export<'_>) -> String {
         format!("Take it away with `nft delete table inet {table}`."),
         "It is one table of its own: beside other tables (firewalld, ufw, an engine's) it can only subtract, as they can.".to_owned(),
     ]));
-    let _ = writeln!(text, "\ntable inet {table}\ndelete table inet {table}\ntable inet {table} {{");
+    let _ = writeln!(text, "\ntable inet {table}\nflush table inet {table}\ntable inet {table} {{");
     text += "  chain input {\n    type filter hook input priority filter; policy drop;\n\n";
     let _ = writeln!(text, "    iif lo accept comment \"the host with itself\"");
     let _ = writeln!(text, "    ip saddr 127.0.0.0/8 drop comment \"nobody out there is localhost\"");
@@ -32,6 +32,7 @@ pub fn nftables(export: &Export<'_>) -> String {
         let _ = writeln!(text, "\n    # {}", opening.comment);
         let _ = writeln!(text, "    {}{} dport {} accept", to.unwrap_or_default(), port.proto, port.port);
     }
-    text += "  }\n}\n";
+    // Until a transaction's end a new chain's policy is to accept, also while its rules are in use already.
+    text += "\n    drop comment \"everything else\"\n  }\n}\n";
     text
 }
