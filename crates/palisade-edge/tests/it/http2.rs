@@ -191,7 +191,7 @@ fn a_signal_drains_and_clients_of_http2_are_told() {
 fn idle_clients_of_http2_are_told_before_the_connection_ends() {
     use std::io::{BufRead, BufReader};
     let (mut settings, folder) = settings();
-    settings.edge.limits.idle_timeout_ms = 500;
+    settings.edge.limits.idle_timeout_ms = 3_000;
     let echo = Echo::start();
     let edge = Edge::with((settings, folder), &[echo.address]);
     let Some(mut client) = node(&edge, "ask('/').on('end', () => console.log('answered')).resume();") else { return };

@@ -10,7 +10,7 @@ fn edge(format: LogFormat, upstream: &Echo) -> (Edge, std::path::PathBuf) {
     let log = folder.path().join("access.log");
     settings.edge.access_log = Some(AccessLog { format, query: false, file_bytes_max: 1 << 20, files: 2 });
     settings.access_log = Some(log.clone());
-    settings.edge.limits.header_timeout_ms = 2_000;
+    settings.edge.limits.header_timeout_ms = 6_000;
     (Edge::with((settings, folder), &[upstream.address]), log)
 }
 

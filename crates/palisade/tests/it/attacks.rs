@@ -22,7 +22,7 @@ use palisade_host::runtime::{self, EnterOptions, Found, Inside};
 use serde_json::{Value, json};
 
 use crate::need_root;
-use crate::support::{PALISADE, Realm};
+use crate::support::{PALISADE, Realm, eventually};
 
 const SIBLING: u16 = 0;
 const GRANTED: u16 = 1;
@@ -89,6 +89,12 @@ impl Network {
             run("ip", &["-n", namespace, "address", "add", &format!("2001:db8::{number}/64"), "dev", device, "nodad"]);
             run("ip", &["-n", namespace, "link", "set", device, "up"]);
         }
+        // The kernel makes it when it gets to it, after both ends are up.
+        eventually("a link-local address", || {
+            let show = ["-n", &network.host, "-6", "-o", "address", "show", "dev", "out0", "scope", "link"];
+            let output = Command::new("ip").args(show).output().unwrap();
+            (!output.stdout.is_empty()).then_some(())
+        });
         network
     }
     fn path(&self) -> String {

@@ -148,6 +148,7 @@ x-palisade:
     assert!(plan.ends_with(told), "{plan}");
     host.up();
     assert_eq!(host.palisade(&["plan"]).expect(0).out, "shop: nothing to change\n");
+    patiently("its last listener", || host.ps().to_string().contains("9000/tcp").then_some(()));
     host.write(&file("allow: [443]"));
     let plan: Value = serde_json::from_str(&host.palisade(&["plan", "--format", "json"]).expect(1).out).unwrap();
     assert_eq!(plan["reach"]["opens"], serde_json::json!(["443/tcp over IPv4 by eth0"]));

@@ -13,7 +13,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::need_root;
-use crate::scratch::{Host, PATIENCE, Ran, Running, left_of, patiently};
+use crate::scratch::{Host, PATIENCE, Ran, Running, left_at_last, left_of, patiently};
 use crate::support::{PALISADE, skipped};
 
 /// A service that works, with a published and a private port.
@@ -313,7 +313,7 @@ fn ctrl_c_while_a_rehearsal_runs() {
     let ran = rehearsal.end(PATIENCE);
     assert!(ran.err.contains("interrupted; nothing was left behind"), "{}", ran.err);
     ran.expect(130);
-    assert_eq!(left_of(&realm), Vec::<String>::new());
+    assert_eq!(left_at_last(|| left_of(&realm)), Vec::<String>::new());
     host.assert_nothing_left();
 }
 

@@ -190,7 +190,6 @@ fn nobody_starts_a_container_past_the_guard() {
 "#;
         host.write(&format!("{}{once}", shop("hello")));
         engine.palisade(host, &["up", "--wait"]).expect(0);
-        let running = |engine: &Dockerd, container: &str| engine.inspect(container, "{{.State.Running}}") == "true";
         let all_run = |host: &Host| {
             patiently(&format!("{:?}", states(host)), || {
                 states(host).iter().all(|state| state.ends_with("\"running\"")).then_some(())
@@ -201,16 +200,16 @@ fn nobody_starts_a_container_past_the_guard() {
         // The agent starts it again, too: whoever comes second may be told so.
         let _ = engine.docker(&["restart", "--time", "1", "shop-web-1"]);
         patiently("web.1 after docker restart", || {
-            engine.docker(&["inspect", "shop-web-1"]).ok()?;
-            (running(engine, "shop-web-1")
-                && host.pid("web.1")?.to_string() == engine.inspect("shop-web-1", "{{.State.Pid}}"))
-            .then_some(())
+            // It is away and made anew while this asks.
+            let state =
+                engine.docker(&["inspect", "--format", "{{.State.Running}} {{.State.Pid}}", "shop-web-1"]).ok()?;
+            (state == format!("true {}", host.pid("web.1")?)).then_some(())
         });
         assert_guarded(host, engine, "shop-web-1", "web.1");
         engine.docker(&["rm", "--force", "shop-ask-1"]).unwrap();
         patiently("ask.1 after docker rm", || {
-            engine.docker(&["inspect", "shop-ask-1"]).ok()?;
-            running(engine, "shop-ask-1").then_some(())
+            let state = engine.docker(&["inspect", "--format", "{{.State.Running}}", "shop-ask-1"]).ok()?;
+            (state == "true").then_some(())
         });
         assert_guarded(host, engine, "shop-ask-1", "ask.1");
         all_run(host);
@@ -224,7 +223,8 @@ fn nobody_starts_a_container_past_the_guard() {
             patiently(&format!("once.1 after docker {verb:?}"), || {
                 states(host).iter().any(|seen| seen.starts_with("once.1 ") && seen.contains(state)).then_some(())?;
                 let pid = host.pid("once.1").map(|pid| pid.to_string());
-                (pid == is_up.then(|| engine.inspect("shop-once-1", "{{.State.Pid}}"))).then_some(())
+                let inspect = || engine.docker(&["inspect", "--format", "{{.State.Pid}}", "shop-once-1"]).ok();
+                (pid == is_up.then(inspect).flatten()).then_some(())
             });
             host.wait_for_line("once", &format!("run {run}"));
         }
@@ -251,7 +251,11 @@ fn nobody_starts_a_container_past_the_guard() {
         fs::rename(&run, &aside).unwrap();
         for verb in ["start", "restart"] {
             let said = engine.docker(&[verb, "shop-web-1"]);
-            assert!(!running(engine, "shop-web-1"), "`docker {verb}` started it without a guard: {said:?}");
+            assert_ne!(
+                engine.inspect("shop-web-1", "{{.State.Running}}"),
+                "true",
+                "`docker {verb}` started it without a guard: {said:?}"
+            );
         }
         fs::rename(&aside, &run).unwrap();
         engine.palisade(host, &["up", "--wait"]).expect(0);

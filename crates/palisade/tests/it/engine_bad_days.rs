@@ -132,7 +132,12 @@ fn containers_that_are_taken_away_during_an_update() {
                 let name = containers(engine).lines().find(|name| (*name != older) == newer).map(str::to_owned);
                 took = Some(engine.docker(&["rm", "--force", &name.unwrap()]));
             });
-            assert!(matches!(took, Some(Ok(_))), "{took:?}\n{}", ran.err);
+            // Palisade may be about to take the older one away itself.
+            let gone = ["No such container", "already in progress"];
+            let was_there = took.as_ref().is_some_and(|took| {
+                took.as_ref().err().is_none_or(|said| !newer && gone.iter().any(|words| said.contains(words)))
+            });
+            assert!(was_there, "{took:?}\n{}", ran.err);
             patiently(&format!("either version, after:\n{}", ran.err), || served(host));
             engine.palisade(host, &["up", "--wait"]).expect(0);
             serves(host, version + 1);

@@ -1,6 +1,6 @@
 //! What `export nginx` and `export haproxy` write, taken and carried out by the programs themselves.
 //!
-//! Everything listens on loopback, at ports that were free a moment ago.
+//! Everything listens on loopback, at ports that no other test has.
 
 mod beside;
 mod grpc;
@@ -12,9 +12,10 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use crate::free_ports::free_ports;
 use crate::need_root;
 use crate::support::{PALISADE, eventually, skipped};
 
@@ -172,21 +173,6 @@ impl Drop for Served {
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
         let _ = self.0.wait();
     }
-}
-
-/// Ports that nobody listens on: below those that the kernel gives to whoever doesn't care, and others each time, also in
-/// another process of the tests.
-fn free_ports<const COUNT: usize>() -> [u16; COUNT] {
-    static TRIED: AtomicU16 = AtomicU16::new(0);
-    let first = 12_000 + (std::process::id() % 500) as u16 * 40;
-    [(); COUNT].map(|()| {
-        loop {
-            let port = first + TRIED.fetch_add(1, Ordering::Relaxed);
-            if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-                return port;
-            }
-        }
-    })
 }
 
 /// An upstream that answers with the head that it got; a WebSocket's handshake is taken, and what comes is sent back.

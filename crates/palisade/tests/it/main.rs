@@ -22,6 +22,7 @@ mod export;
 mod export_edge;
 mod exported_files;
 mod files;
+mod free_ports;
 mod generations;
 mod host_firewalls;
 mod learn;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::need_root;
-use crate::scratch::{HOST, Host, Ran, Running, left_of};
+use crate::scratch::{HOST, Host, Ran, Running, left_at_last, left_of};
 use crate::support::skipped;
 
 pub(crate) const BARTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/barter");
@@ -34,7 +34,7 @@ fn rehearse(host: &Host, arguments: &[&str]) -> Ran {
     let running = Running::start(host.command(arguments));
     let realm = format!("palisade-rehearse-{}", running.pid());
     let ran = running.end(Duration::from_secs(200));
-    assert_eq!(left_of(&realm), Vec::<String>::new(), "{ran:?}");
+    assert_eq!(left_at_last(|| left_of(&realm)), Vec::<String>::new(), "{ran:?}");
     host.assert_nothing_left();
     ran
 }

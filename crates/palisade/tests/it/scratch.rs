@@ -192,14 +192,7 @@ impl Host {
 
     #[track_caller]
     pub(crate) fn assert_nothing_left(&self) {
-        // A process that is ending has left its cgroup before it is a zombie.
-        let until = Instant::now() + Duration::from_secs(10);
-        let mut left = self.left();
-        while left.iter().any(|what| what.starts_with("process ")) && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(20));
-            left = self.left();
-        }
-        assert_eq!(left, Vec::<String>::new());
+        assert_eq!(left_at_last(|| self.left()), Vec::<String>::new());
     }
 
     /// A message without what differs from run to run.
@@ -269,6 +262,18 @@ pub(crate) fn left_of(realm: &str) -> Vec<String> {
     let names = fs::read_dir("/run/netns").into_iter().flatten().flatten();
     left.extend(names.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| name.contains(realm)));
     left
+}
+
+/// What is left when processes that are ending have ended: one has left its cgroup before it is a zombie.
+pub(crate) fn left_at_last(mut ask: impl FnMut() -> Vec<String>) -> Vec<String> {
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        let left = ask();
+        if !left.iter().any(|what| what.starts_with("process ")) || Instant::now() > until {
+            return left;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Asks until the answer is there.

@@ -167,7 +167,10 @@ fn a_stack_comes_up_guarded_is_reported_and_goes() {
         row(&ps, "app.1").ends_with("8081/tcp  0.0.0.0:8081/tcp").then_some(ps)
     });
     assert!(row(&ps, "db.1").contains("healthy") && row(&ps, "db.1").ends_with("5432/tcp  -"), "{ps}");
-    let (_, logs) = stage.palisade(&["logs", "app"]);
+    let logs = eventually("both lines", || {
+        let (_, logs) = stage.palisade(&["logs", "app"]);
+        (logs.lines().count() >= 2).then_some(logs)
+    });
     assert_eq!(logs, "app.1 | db at 127.77.1.0\napp.1 | outside: Operation not permitted\n");
     let events = eventually("the refusal among the events", || {
         let (_, events) = stage.palisade(&["events"]);

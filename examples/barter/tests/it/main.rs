@@ -1,6 +1,8 @@
 //! The whole application against a real PostgreSQL and the stand-in, all on loopback and started by the stack's own
 //! scripts. Pieces that need neither are tested beside their code.
 
+#[path = "../../../../crates/palisade/tests/it/free_ports.rs"]
+mod free_ports;
 mod processes;
 
 use std::time::Duration;

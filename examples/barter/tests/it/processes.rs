@@ -1,30 +1,23 @@
 //! Starts and stops the stack's parts for tests, on loopback and in a folder of their own. No test stands here.
 
 use std::fs;
-use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use barter::http::BaseUrl;
 
+use crate::free_ports::free_ports;
+
 const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bin");
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A port of 127.0.0.1 that was free a moment ago: below those that the kernel gives to whoever doesn't care, and another
-/// one each time, also in another process of the tests.
+/// A port of 127.0.0.1 that nobody listens on.
 pub(crate) fn free_port() -> u16 {
-    static TRIED: AtomicU16 = AtomicU16::new(0);
-    let first = 10_000 + (std::process::id() % 1_000) as u16 * 20;
-    loop {
-        let port = first + TRIED.fetch_add(1, Ordering::Relaxed);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
+    let [port] = free_ports();
+    port
 }
 
 /// Waits until it holds, or fails the test.

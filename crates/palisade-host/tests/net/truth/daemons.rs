@@ -13,7 +13,7 @@ use super::{Tally, compare, sample, seed};
 use crate::missing;
 
 /// How long a daemon may take to set its rules up.
-const START: Duration = Duration::from_secs(40);
+const START: Duration = Duration::from_secs(120);
 
 /// A program in its own corner; it and all its children end with it.
 struct Daemon(Child);
@@ -36,7 +36,7 @@ mount --bind /mnt/run /run
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 export PATH
 soon() {
-    for _ in $(seq 100); do
+    for _ in $(seq 600); do
         if timeout 3 "$@" >/dev/null 2>&1; then return 0; fi
         sleep 0.1
     done

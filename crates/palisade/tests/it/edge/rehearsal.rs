@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::shop::APP;
 use crate::need_root;
-use crate::scratch::{Host, Running, left_of};
+use crate::scratch::{Host, Running, left_at_last, left_of};
 
 fn rehearse(file: &str) -> (Option<i32>, Value) {
     let host = Host::new();
@@ -14,7 +14,7 @@ fn rehearse(file: &str) -> (Option<i32>, Value) {
     let running = Running::start(host.command(&["rehearse", "--format", "json"]));
     let realm = format!("palisade-rehearse-{}", running.pid());
     let ran = running.end(Duration::from_secs(200));
-    assert_eq!(left_of(&realm), Vec::<String>::new(), "{ran:?}");
+    assert_eq!(left_at_last(|| left_of(&realm)), Vec::<String>::new(), "{ran:?}");
     let report = serde_json::from_str(&ran.out).unwrap_or_else(|error| panic!("{error}: {ran:?}"));
     (ran.code, report)
 }

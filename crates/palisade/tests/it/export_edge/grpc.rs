@@ -5,7 +5,8 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
-use super::{Served, Shop, Tool, free_ports, missing};
+use super::{Served, Shop, Tool, missing};
+use crate::free_ports::free_ports;
 use crate::need_root;
 use crate::support::skipped;
 

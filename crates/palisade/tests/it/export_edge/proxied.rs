@@ -5,7 +5,8 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
-use super::{Answer, Served, Shop, Tool, free_ports, missing, upstream};
+use super::{Answer, Served, Shop, Tool, missing, upstream};
+use crate::free_ports::free_ports;
 use crate::need_root;
 use crate::support::skipped;
 

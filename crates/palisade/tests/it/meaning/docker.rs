@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::case::Case;
 use super::place::{Asker, Place, copy, wait_for};
-use crate::scratch::{STRANGER, left_of};
+use crate::scratch::{STRANGER, left_at_last, left_of};
 
 /// What the services of every case say as their `image`.
 const IMAGE: &str = "palisade-speaker:1";
@@ -91,7 +91,7 @@ impl Docker {
         let realm = self.place.host.layout.realm.clone();
         let data = self.daemon.data.clone();
         drop(self);
-        let mut left = left_of(&realm);
+        let mut left = left_at_last(|| left_of(&realm));
         let mounts =
             fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path().join(&realm));
         left.extend(mounts.filter(|path| path.exists()).map(|path| path.display().to_string()));

@@ -1,7 +1,10 @@
 //! A case under Palisade.
 
+use std::time::{Duration, Instant};
+
 use super::case::{Case, Question};
 use super::place::{Place, copy, wait_for};
+use crate::scratch::left_at_last;
 
 /// Brings it up, asks, and takes it away; what is not as expected is returned.
 pub(crate) fn run(case: &Case) -> Vec<String> {
@@ -14,7 +17,7 @@ pub(crate) fn run(case: &Case) -> Vec<String> {
     });
     if let Some(part) = refused {
         let ran = palisade(&["up", "--wait"]).expect(2);
-        let mut wrong = place.host.left();
+        let mut wrong = left_at_last(|| place.host.left());
         wrong.retain(|line| !line.contains("speak.py"));
         wrong.extend((!ran.err.contains(part)).then(|| format!("not refused with {part:?}: {}", ran.err)));
         return wrong;
@@ -27,13 +30,19 @@ pub(crate) fn run(case: &Case) -> Vec<String> {
         _ => None,
     });
     for part in parts {
-        let events = palisade(&["events"]).expect(0).out;
+        // The agent writes it a little later.
+        let until = Instant::now() + Duration::from_secs(10);
+        let mut events = palisade(&["events"]).expect(0).out;
+        while !events.contains(part) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(100));
+            events = palisade(&["events"]).expect(0).out;
+        }
         if !events.contains(part) {
             wrong.push(format!("no event says {part:?}: {events}"));
         }
     }
     palisade(&["down", "--volumes", "--yes"]).expect(0);
     place.hush();
-    wrong.extend(place.host.left());
+    wrong.extend(left_at_last(|| place.host.left()));
     wrong
 }
