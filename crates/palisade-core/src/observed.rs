@@ -37,6 +37,8 @@ pub struct Observed {
     pub foreign_drops: Vec<String>,
     /// What that table lets in, by stack, for all stacks of the host; `None`: it isn't there.
     pub firewall_of_all: Option<BTreeMap<String, FirewallRules>>,
+    /// Why a boot wouldn't bring that table back, if it wouldn't.
+    pub firewall_at_boot: Option<String>,
     /// Where whoever runs this came in from over SSH.
     pub operator: Option<IpAddr>,
     /// Which ways in were confirmed on this host, when the firewall was closed before.

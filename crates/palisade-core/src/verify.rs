@@ -141,6 +141,10 @@ fn firewall(stack: &Stack, host: &Observed, findings: &mut Vec<Finding>) {
         };
         findings.push(Finding::warning("shut-by-ufw", "firewall", message).remedy(format!("run `{command}`")));
     }
+    if let (true, Some(fault)) = (rules.closes(), &host.firewall_at_boot) {
+        let finding = Finding::error("firewall-at-boot", "firewall", "after a boot Palisade's table wouldn't be there");
+        findings.push(finding.seen(fault).remedy("run `palisade up`"));
+    }
     let message = match &host.firewall {
         None => "Palisade's table isn't there: only what other tables refuse is refused",
         Some(seen) if seen.digest.as_deref() != Some(&rules.digest()) => {

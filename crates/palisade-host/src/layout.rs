@@ -32,6 +32,10 @@ impl Layout {
     pub fn run(&self) -> PathBuf {
         self.realm_run().join(self.project.as_str())
     }
+    /// What was applied.
+    pub fn state(&self) -> PathBuf {
+        self.run().join("state.json")
+    }
     /// The agent's control socket.
     pub fn agent_socket(&self) -> PathBuf {
         self.run().join("agent.sock")

@@ -47,10 +47,20 @@ pub fn keep(own: &OwnProgram) -> io::Result<()> {
     if own_digest()? != own.digest {
         return Err(io::Error::new(io::ErrorKind::NotFound, "it is gone, and this is another version"));
     }
-    let folder = own.file.parent().unwrap_or(Path::new("/"));
+    put(&own.file)
+}
+
+/// Puts this program at `path`, unless this version of it is there.
+pub fn keep_at(path: &Path) -> io::Result<()> {
+    let own = own_digest()?;
+    if digest(path).is_ok_and(|there| there == own) { Ok(()) } else { put(path) }
+}
+
+fn put(path: &Path) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(folder)?;
     fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
-    let beside = own.file.with_extension("new");
+    let beside = path.with_extension("new");
     let _ = fs::remove_file(&beside);
     // A link to the file itself costs nothing; a package manager puts a new file in its place and doesn't write to it.
     let linked = nix::unistd::linkat(
@@ -63,8 +73,10 @@ pub fn keep(own: &OwnProgram) -> io::Result<()> {
     if linked.is_err() {
         fs::copy(SELF, &beside)?;
         fs::set_permissions(&beside, fs::Permissions::from_mode(0o755))?;
+        // Complete also after the power was gone.
+        File::open(&beside)?.sync_all()?;
     }
-    fs::rename(&beside, &own.file)
+    fs::rename(&beside, path)
 }
 
 /// Removes kept programs, but for those with these digests.

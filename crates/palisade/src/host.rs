@@ -9,6 +9,7 @@ use std::time::Duration;
 
 mod clean;
 mod error;
+mod firewall;
 mod instances;
 mod policy;
 mod volumes;
@@ -17,7 +18,6 @@ mod wait;
 use palisade_core::action::Action;
 use palisade_core::apply::{Host, Undo};
 use palisade_core::edge::Edge;
-use palisade_core::firewall::FirewallRules;
 use palisade_core::instance::InstanceSpec;
 use palisade_core::names::InstanceId;
 use palisade_core::observed::EngineState;
@@ -25,14 +25,13 @@ use palisade_guard::Guard;
 use palisade_host::agent::{self as host_agent, AgentError, Client};
 use palisade_host::cgroup::Cgroup;
 use palisade_host::engine;
-use palisade_host::firewall::{Firewall, boot};
+use palisade_host::firewall::Firewall;
+use palisade_host::firewall::pending::Book;
 use palisade_host::layout::Layout;
 use palisade_host::link;
 use palisade_host::runtime::THIS_PROGRAM;
-use palisade_host::session;
 
 use self::instances::applied;
-use crate::confirmation;
 use crate::observe::pins;
 use crate::signals;
 use crate::state::{State, StateError, read_json, write_json};
@@ -45,6 +44,7 @@ pub(crate) struct Adapters {
     state: State,
     guard: Option<Guard>,
     firewall: Firewall,
+    book: Book,
     /// Where the container engine listens, if the stack needs one.
     engine: Option<PathBuf>,
     /// What the edge serves, as the file says it, if the stack has one.
@@ -53,6 +53,8 @@ pub(crate) struct Adapters {
     log_starts: HashMap<InstanceId, u64>,
     /// That what was done can't be noted was told.
     told_unnoted: bool,
+    /// What was done is being undone.
+    undoes: bool,
     /// Interruptions that have had their effect: what was done is being undone because of them.
     heeded: u32,
 }
@@ -62,6 +64,7 @@ impl Adapters {
     pub(crate) fn new(layout: Layout, state: State) -> Self {
         Self {
             firewall: Firewall::new(&layout.realm),
+            book: Book::of(&layout.realm),
             layout,
             state,
             guard: None,
@@ -69,6 +72,7 @@ impl Adapters {
             edge: None,
             log_starts: HashMap::new(),
             told_unnoted: false,
+            undoes: false,
             heeded: 0,
         }
     }
@@ -118,10 +122,13 @@ impl Host for Adapters {
     type Error = HostError;
 
     fn begin_to_undo(&mut self) {
+        self.undoes = true;
         self.heeded = signals::interruptions();
     }
 
     fn perform(&mut self, action: &Action) -> Result<Undo, HostError> {
+        #[cfg(debug_assertions)]
+        pause_before(action);
         match action {
             Action::CreateVolume { name, owner } => self.create_volume(name, owner.as_deref()),
             Action::FetchImage { image, how, .. } => {
@@ -167,28 +174,8 @@ impl Host for Adapters {
             Action::Shift { service, to, policy, .. } => self.shift(service, to, policy),
             Action::Watch { ids, for_ms } => self.watch(ids, Duration::from_millis(*for_ms)),
             Action::Drain { id, timeout_ms } => self.drain(id, Duration::from_millis(*timeout_ms)),
-            Action::SetFirewall { rules, confirm_within_ms } => {
-                let old = self.state.firewall.clone();
-                match confirm_within_ms {
-                    Some(ms) => confirmation::change(&self.layout, rules, *ms)?,
-                    None => {
-                        self.firewall.apply(self.layout.project.as_str(), rules)?;
-                        boot::keep(&self.layout.realm)?;
-                    }
-                }
-                self.state.firewall = Some(rules.clone());
-                self.note();
-                Ok(Undo::Do(vec![old.map_or(Action::RemoveFirewall, set_again)]))
-            }
-            Action::RemoveFirewall => {
-                // Where sshd listens can't be found out: then nothing more than the stack's own is known.
-                let ssh_ports = session::ssh_ports().unwrap_or_default();
-                self.firewall.remove(self.layout.project.as_str(), &ssh_ports)?;
-                boot::keep(&self.layout.realm)?;
-                let old = self.state.firewall.take();
-                self.note();
-                Ok(old.map_or(Undo::Nothing, |rules| Undo::Do(vec![set_again(rules)])))
-            }
+            Action::SetFirewall { rules, confirm_within_ms } => self.set_firewall(rules, *confirm_within_ms),
+            Action::RemoveFirewall => self.remove_firewall(),
             Action::SetHosts { id, hosts } => {
                 let path = self.layout.instance(id).join("applied.json");
                 let old = self.agent()?.set_hosts(id, hosts)?;
@@ -231,9 +218,13 @@ impl Host for Adapters {
     }
 }
 
-/// Going back to what was there closes nothing that it didn't close before.
-fn set_again(rules: FirewallRules) -> Action {
-    Action::SetFirewall { rules, confirm_within_ms: None }
+/// For tests of what others do meanwhile: stops this process before it does what PALISADE_TEST_PAUSE names, until it is told
+/// to go on. No release has this.
+#[cfg(debug_assertions)]
+fn pause_before(action: &Action) {
+    if std::env::var("PALISADE_TEST_PAUSE").is_ok_and(|kind| kind == action.kind()) {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGSTOP);
+    }
 }
 
 /// Without IPv6 on loopback nobody can bind an IPv6-only socket, so none needs an address.

@@ -25,7 +25,7 @@ use palisade_guard::{Guard, GuardError};
 use palisade_host::cgroup::{Cgroup, Mounts};
 use palisade_host::engine;
 use palisade_host::firewall::pending::Book;
-use palisade_host::firewall::{self, Firewall, Ufw};
+use palisade_host::firewall::{self, Firewall, Ufw, boot};
 use palisade_host::layout::Layout;
 use palisade_host::session::{self, Connection};
 use palisade_host::sockets::{self, SocketProto, Which};
@@ -219,6 +219,7 @@ impl Observer<'_> {
         if !nix::unistd::geteuid().is_root() {
             return self.unknown("the firewall", "only root can read it");
         }
+        self.host.firewall_at_boot = boot::fault(&self.layout.realm);
         let firewall = Firewall::new(&self.layout.realm);
         match firewall::foreign_chains(&firewall) {
             Ok(chains) => {

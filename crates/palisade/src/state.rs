@@ -29,7 +29,7 @@ pub(crate) struct State {
     pub(crate) stack: Option<Stack>,
     /// As last given to the guard.
     pub(crate) policy: Option<Policy>,
-    /// As last given to the firewall.
+    /// As last given to the firewall. The host crate reads it as well, where the table is gone that tells it.
     pub(crate) firewall: Option<FirewallRules>,
 }
 
@@ -63,17 +63,13 @@ const VERSION: u32 = 1;
 impl State {
     /// The stack's state; an empty one if there is none.
     pub(crate) fn read(layout: &Layout) -> Result<Self, StateError> {
-        Ok(read_json(&path(layout))?.unwrap_or_default())
+        Ok(read_json(&layout.state())?.unwrap_or_default())
     }
     /// Replaces the file as a whole.
     pub(crate) fn write(&self, layout: &Layout) -> Result<(), StateError> {
         make_private_dir(&layout.run())?;
-        write_json(&path(layout), &Self { version: VERSION, ..self.clone() })
+        write_json(&layout.state(), &Self { version: VERSION, ..self.clone() })
     }
-}
-
-fn path(layout: &Layout) -> PathBuf {
-    layout.run().join("state.json")
 }
 
 /// Reads a JSON file; `None` if it isn't there.

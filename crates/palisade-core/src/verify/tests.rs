@@ -106,6 +106,7 @@ fn each_thing_that_can_be_wrong_has_its_finding() {
     assert_eq!(detached, ["guard-detached"]);
     assert_eq!(after(|host| host.guard.as_mut().unwrap().policy_digest = None), ["policy-differs"]);
     assert_eq!(after(|host| host.firewall = None), ["firewall-differs"]);
+    assert_eq!(after(|host| host.firewall_at_boot = Some("the unit is gone".to_owned())), ["firewall-at-boot"]);
     let by_ufw = after(|host| host.firewall_runs = Backend::Ufw);
     assert_eq!(by_ufw, ["firewall-differs"], "the table was made for a host without ufw");
     let mut stubborn = stack([service("web")]);

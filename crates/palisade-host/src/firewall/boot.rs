@@ -1,5 +1,6 @@
 //! The table after a boot: what was let in last is kept below `/var/lib`, and a unit of our own loads it before the network
-//! is there. No file of the distribution's or of the user's is touched.
+//! is there. No file of the distribution's or of the user's is touched. What the unit runs is kept beside that: the file that
+//! `up` ran from may be another one's by the next boot, or nobody's.
 //!
 //! What isn't confirmed is never kept, so a boot goes back to what was there before.
 
@@ -12,6 +13,7 @@ use palisade_core::firewall::FirewallRules;
 
 use super::{Firewall, FirewallError, Snapshot};
 use crate::layout::HOST_REALM;
+use crate::program;
 use crate::sockets;
 use crate::whole_file;
 
@@ -48,25 +50,30 @@ fn kept(realm: &str) -> PathBuf {
     Path::new("/var/lib").join(realm).join("firewall-at-boot.json")
 }
 
-/// Keeps what the table lets in now. Without a table that closes, nothing is kept: whoever's firewall decides then loads it.
-pub fn keep(realm: &str) -> Result<(), BootError> {
-    let snapshot = Firewall::new(realm).snapshot()?;
-    let closes = snapshot.0.as_ref().is_some_and(|stacks| stacks.values().any(FirewallRules::closes));
+/// This program as the unit runs it. No project is called like its folder.
+fn program_of(realm: &str) -> PathBuf {
+    Path::new("/var/lib").join(realm).join("_boot").join("palisade")
+}
+
+/// Keeps what is let in now, for who has seen to it that nothing waits to be confirmed. Without a table that closes, nothing is
+/// kept: whoever's firewall decides then loads it.
+pub(super) fn keep(realm: &str) -> Result<(), BootError> {
+    let stacks = Firewall::new(realm).stacks()?;
     let path = kept(realm);
-    if !closes {
+    if !stacks.values().any(FirewallRules::closes) {
         remove_unit(realm)?;
         return remove(&path);
     }
     let folder = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(folder).map_err(at("making", folder))?;
-    let json = serde_json::to_vec(&snapshot).map_err(|error| at("writing", &path)(error.into()))?;
+    let json = serde_json::to_vec(&Snapshot(Some(stacks))).map_err(|error| at("writing", &path)(error.into()))?;
     write(&path, &json)?;
     install_unit(realm)
 }
 
-/// Takes away what is kept of a table that isn't there any more, or keeps what it lets in now. Where nothing is kept, nothing
-/// is asked.
-pub fn tidy(realm: &str) -> Result<(), BootError> {
+/// Takes away what is kept of stacks that aren't there any more, or keeps what is let in now. Where nothing is kept, nothing is
+/// asked.
+pub(super) fn tidy(realm: &str) -> Result<(), BootError> {
     if kept(realm).exists() { keep(realm) } else { Ok(()) }
 }
 
@@ -79,7 +86,35 @@ pub fn load(realm: &str) -> Result<(), BootError> {
     for rules in snapshot.0.iter_mut().flat_map(|stacks| stacks.values_mut()) {
         rules.ssh_ports.extend(&configured);
     }
-    Ok(Firewall::new(realm).restore(&snapshot)?)
+    match Firewall::new(realm).restore(&snapshot) {
+        // The table is there. What was opened elsewhere is permanent, and who keeps it may not run yet.
+        Ok(()) | Err(FirewallError::Doors(_)) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Writes the unit and what it runs where they aren't as this version has them.
+pub(super) fn renew(realm: &str) -> Result<(), BootError> {
+    if kept(realm).exists() { install_unit(realm) } else { Ok(()) }
+}
+
+/// Why what is kept wouldn't be loaded at the next boot.
+pub fn fault(realm: &str) -> Option<String> {
+    if !kept(realm).exists() || !has_units(realm) {
+        return None;
+    }
+    let (unit, program) = (Path::new(UNITS).join(UNIT), program_of(realm));
+    if !unit.exists() {
+        Some(format!("{} is gone", unit.display()))
+    } else if !fs::read_link(wanted_by()).is_ok_and(|leads| leads == unit) {
+        Some(format!("{} doesn't lead to {UNIT}", wanted_by().display()))
+    } else if !fs::read_to_string(&unit).is_ok_and(|text| text == unit_text(realm)) {
+        Some(format!("{} isn't as this version of Palisade writes it", unit.display()))
+    } else if !program.exists() {
+        Some(format!("{}, which {UNIT} runs, is gone", program.display()))
+    } else {
+        None
+    }
 }
 
 /// systemd runs here, and it is this network namespace that it brings up: not a test's, a rehearsal's or a container's.
@@ -100,16 +135,21 @@ fn install_unit(realm: &str) -> Result<(), BootError> {
     if !has_units(realm) {
         return Ok(());
     }
-    let program = std::env::current_exe().map_err(at("finding", Path::new("/proc/self/exe")))?;
+    let program = program_of(realm);
+    program::keep_at(&program).map_err(at("keeping this program at", &program))?;
     let unit = Path::new(UNITS).join(UNIT);
-    write(&unit, unit_text(&program, realm).as_bytes())?;
+    let text = unit_text(realm);
+    if !fs::read_to_string(&unit).is_ok_and(|there| there == text) {
+        write(&unit, text.as_bytes())?;
+    }
     let link = wanted_by();
     let folder = link.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(folder).map_err(at("making", folder))?;
-    match std::os::unix::fs::symlink(&unit, &link) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(at("making", &link)(error)),
-        _ => Ok(()),
+    if fs::read_link(&link).is_ok_and(|leads| leads == unit) {
+        return Ok(());
     }
+    remove(&link)?;
+    std::os::unix::fs::symlink(&unit, &link).map_err(at("making", &link))
 }
 
 fn remove_unit(realm: &str) -> Result<(), BootError> {
@@ -117,10 +157,16 @@ fn remove_unit(realm: &str) -> Result<(), BootError> {
         return Ok(());
     }
     remove(&wanted_by())?;
-    remove(&Path::new(UNITS).join(UNIT))
+    remove(&Path::new(UNITS).join(UNIT))?;
+    let program = program_of(realm);
+    remove(&program)?;
+    // Stays if something is in it.
+    let _ = program.parent().map(fs::remove_dir);
+    Ok(())
 }
 
-fn unit_text(program: &Path, realm: &str) -> String {
+/// `env` stands before the program because SELinux lets systemd itself start nothing that is below /var/lib.
+fn unit_text(realm: &str) -> String {
     format!(
         "# Written by `palisade up`, removed by `palisade down`.\n\
          [Unit]\n\
@@ -134,11 +180,11 @@ fn unit_text(program: &Path, realm: &str) -> String {
          [Service]\n\
          Type=oneshot\n\
          RemainAfterExit=yes\n\
-         ExecStart=\"{}\" {VERB} {realm}\n\
+         ExecStart=/usr/bin/env \"{}\" {VERB} {realm}\n\
          \n\
          [Install]\n\
          WantedBy=sysinit.target\n",
-        program.display()
+        program_of(realm).display()
     )
 }
 
@@ -159,9 +205,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_unit_runs_this_program_before_the_network_is_there() {
-        let text = unit_text(Path::new("/usr/local/bin/palisade"), "palisade");
-        assert!(text.contains("ExecStart=\"/usr/local/bin/palisade\" __firewall-at-boot palisade\n"), "{text}");
+    fn the_unit_runs_what_is_kept_before_the_network_is_there() {
+        let text = unit_text("palisade");
+        let runs = "ExecStart=/usr/bin/env \"/var/lib/palisade/_boot/palisade\" __firewall-at-boot palisade\n";
+        assert!(text.contains(runs), "{text}");
         assert!(text.contains("Before=network-pre.target"), "{text}");
     }
 

@@ -92,14 +92,39 @@ fn wanted(stacks: &BTreeMap<String, FirewallRules>, backend: Backend) -> BTreeSe
     stacks.values().filter(|rules| rules.backend == backend).flat_map(FirewallRules::doors).collect()
 }
 
-/// Opens what the stacks need, and closes what we opened and no stack needs any more.
-pub(super) fn sync(realm: &str, stacks: &BTreeMap<String, FirewallRules>) -> Result<(), DoorsError> {
+/// Opens what the stacks need.
+pub(super) fn open(realm: &str, stacks: &BTreeMap<String, FirewallRules>) -> Result<(), DoorsError> {
+    let note = note_path(realm);
+    let mut opened: BTreeSet<Opened> = read(&note)?;
+    for backend in Backend::ALL {
+        let wanted = wanted(stacks, backend);
+        if wanted.is_empty() {
+            continue;
+        }
+        let Some(doors) = reach(backend)? else { continue };
+        let zones = doors.zones()?;
+        for (zone, door) in zones.iter().flat_map(|zone| wanted.iter().map(move |door| (zone, door))) {
+            if doors.is_open(zone, door)? {
+                continue;
+            }
+            // Noted first: closing something twice is harmless, forgetting to is not.
+            opened.insert(Opened { backend, zone: zone.clone(), door: *door });
+            write(&note, &opened)?;
+            doors.open(zone, door)?;
+        }
+    }
+    Ok(())
+}
+
+/// Closes what we opened and no stack needs any more. It comes after [`open`]: of a port that is opened in another way, one
+/// or the other is there.
+pub(super) fn shut(realm: &str, stacks: &BTreeMap<String, FirewallRules>) -> Result<(), DoorsError> {
     let note = note_path(realm);
     let mut opened: BTreeSet<Opened> = read(&note)?;
     for backend in Backend::ALL {
         let wanted = wanted(stacks, backend);
         let ours: Vec<Opened> = opened.iter().filter(|opened| opened.backend == backend).cloned().collect();
-        if wanted.is_empty() && ours.is_empty() {
+        if ours.is_empty() {
             continue;
         }
         let doors = match reach(backend) {
@@ -122,15 +147,6 @@ pub(super) fn sync(realm: &str, stacks: &BTreeMap<String, FirewallRules>) -> Res
             doors.close(&stale.zone, &stale.door)?;
             opened.remove(stale);
             write(&note, &opened)?;
-        }
-        for (zone, door) in zones.iter().flat_map(|zone| wanted.iter().map(move |door| (zone, door))) {
-            if doors.is_open(zone, door)? {
-                continue;
-            }
-            // Noted first: closing something twice is harmless, forgetting to is not.
-            opened.insert(Opened { backend, zone: zone.clone(), door: *door });
-            write(&note, &opened)?;
-            doors.open(zone, door)?;
         }
     }
     Ok(())

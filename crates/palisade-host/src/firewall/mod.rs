@@ -4,16 +4,19 @@
 //! drop stays dropped, and [`foreign_chains`] names them so that somebody can be told.
 //!
 //! One table serves all stacks of a host, because a second table with the policy `drop` would drop what the first
-//! lets in. Each stack owns its sets in it; they are also the only place where it is written what a stack opened.
+//! lets in. Each stack owns its sets in it, and what stands in them is what it opened; only where somebody else has taken the
+//! table away, the stacks' own notes are asked.
 
 pub mod bans;
 pub mod boot;
+mod change;
 pub mod close;
 mod doors;
 pub mod export;
 pub(crate) mod firewalld;
 pub(crate) mod iptables;
 mod iptables_kept;
+mod noted;
 pub mod pending;
 mod read;
 mod render;
@@ -24,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
+use std::path::PathBuf;
 
 use palisade_core::firewall::{Backend, FirewallRules};
 use palisade_core::lockout::{self, Risk};
@@ -66,6 +70,15 @@ pub enum FirewallError {
     /// The firewall that the host runs.
     #[error("the host's own firewall can't be asked or changed")]
     Doors(#[from] DoorsError),
+    /// The table is gone, and what a stack had in it can't be read.
+    #[error("reading {} failed, and the table that should have told it is gone", path.display())]
+    Noted {
+        /// Its notes.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// Another change was under way and the lock couldn't be had.
     #[error("cannot lock the firewall with {path}")]
     Lock {
@@ -96,19 +109,13 @@ impl Firewall {
     pub fn table(&self) -> &str {
         &self.table
     }
-    /// Lets in what `stack` needs, besides what other stacks have in the table already. When the firewall that the host
-    /// runs can't be told, the table is as before.
+    /// Lets in what `stack` needs, besides what other stacks have let in already. What was done when it fails is undone by
+    /// [`Firewall::restore`].
     pub fn apply(&self, stack: &str, rules: &FirewallRules) -> Result<(), FirewallError> {
         let _lock = self.lock()?;
-        let before = self.current()?.map(|current| current.stacks).unwrap_or_default();
-        let mut stacks = before.clone();
+        let mut stacks = self.stacks()?;
         stacks.insert(stack.to_owned(), rules.clone());
-        self.replace(&stacks, None).inspect_err(|error| {
-            if matches!(error, FirewallError::Doors(_)) {
-                // That it failed is what is told.
-                let _ = self.replace(&before, None);
-            }
-        })
+        self.replace(&stacks, None)
     }
     /// The batch of `nft` that [`Firewall::apply`] would load, or [`Firewall::remove`] without rules: for trying it elsewhere.
     pub fn batch(
@@ -117,9 +124,10 @@ impl Firewall {
         rules: Option<&FirewallRules>,
         ssh_ports: &BTreeSet<u16>,
     ) -> Result<String, FirewallError> {
-        let mut stacks = self.current()?.map(|current| current.stacks).unwrap_or_default();
+        let mut stacks = self.stacks()?;
         match rules {
             Some(rules) => drop(stacks.insert(stack.to_owned(), rules.clone())),
+            None if self.current()?.is_none() => stacks.clear(),
             None => {
                 stacks.remove(stack);
                 stacks.values_mut().for_each(|rules| rules.ssh_ports.extend(ssh_ports));
@@ -130,16 +138,21 @@ impl Firewall {
     /// The same, but what this closes is closed for a time only, whatever becomes of those who should take it back.
     pub fn apply_for_a_time(&self, stack: &str, rules: &FirewallRules, ms: u64) -> Result<(), FirewallError> {
         let _lock = self.lock()?;
-        let before = self.current()?.map(|current| current.stacks);
+        let Snapshot(before) = self.snapshot()?;
         let closes = lockout::risk(stack, rules, before.as_ref()).unwrap_or(Risk::Closes(BTreeSet::new()));
-        let mut stacks = before.unwrap_or_default();
+        let mut stacks = self.stacks()?;
         stacks.insert(stack.to_owned(), rules.clone());
         self.replace(&stacks, Some(&ForATime { ms, closes }))
     }
     /// Takes away what `stack` opened, but for the ports where sshd listens. The last stack takes the table with it.
     pub fn remove(&self, stack: &str, ssh_ports: &BTreeSet<u16>) -> Result<(), FirewallError> {
         let _lock = self.lock()?;
-        let Some(current) = self.current()? else { return Ok(doors::sync(&self.table, &BTreeMap::new())?) };
+        let Some(current) = self.current()? else {
+            // It isn't made for the others here: who took it away may have had no other way in. Their next `up` does it.
+            let mut others = self.stacks()?;
+            others.remove(stack);
+            return Ok(doors::shut(&self.table, &others)?);
+        };
         let mut stacks = current.stacks;
         if stacks.remove(stack).is_none() && !stacks.is_empty() {
             return Ok(());
@@ -155,8 +168,7 @@ impl Firewall {
             return Ok(());
         }
         let _lock = self.lock()?;
-        let stacks = self.current()?.map(|current| current.stacks).unwrap_or_default();
-        Ok(doors::sync(&self.table, &stacks)?)
+        Ok(doors::shut(&self.table, &self.stacks()?)?)
     }
     /// What the table in the kernel holds; `None` when there is no such table.
     pub fn current(&self) -> Result<Option<Current>, FirewallError> {
@@ -166,6 +178,14 @@ impl Firewall {
         }
         let objects = nft::json(&["list", "table", "inet", &self.table]).map_err(self.failed("read"))?;
         Ok(Some(read::current(&objects)))
+    }
+    /// What the stacks have let in: as the table says, or as they have noted it where somebody else has taken the table away,
+    /// as a restart of `nftables.service` does.
+    fn stacks(&self) -> Result<BTreeMap<String, FirewallRules>, FirewallError> {
+        match self.current()? {
+            Some(current) => Ok(current.stacks),
+            None => noted::stacks(&self.table),
+        }
     }
     /// Whether the table is as the stacks in it want it, and so is the firewall that the host runs.
     pub fn is_sound(&self, current: &Current) -> Result<bool, FirewallError> {
@@ -178,10 +198,26 @@ impl Firewall {
     /// Puts the table back to what a snapshot holds.
     pub fn restore(&self, snapshot: &Snapshot) -> Result<(), FirewallError> {
         let _lock = self.lock()?;
-        self.replace(snapshot.0.as_ref().unwrap_or(&BTreeMap::new()), None)
+        let nothing = BTreeMap::new();
+        let stacks = snapshot.0.as_ref().unwrap_or(&nothing);
+        // The table first: nobody stays locked out while another firewall is asked.
+        self.write(stacks, None)?;
+        let opened = doors::open(&self.table, stacks);
+        Ok(opened.and(doors::shut(&self.table, stacks))?)
     }
 
+    /// Another firewall first: ours goes on closing until that one lets in what it has to. What nobody needs any more is shut
+    /// when nothing else is left to be done.
     fn replace(
+        &self,
+        stacks: &BTreeMap<String, FirewallRules>,
+        for_a_time: Option<&ForATime>,
+    ) -> Result<(), FirewallError> {
+        doors::open(&self.table, stacks)?;
+        self.write(stacks, for_a_time)?;
+        Ok(doors::shut(&self.table, stacks)?)
+    }
+    fn write(
         &self,
         stacks: &BTreeMap<String, FirewallRules>,
         for_a_time: Option<&ForATime>,
@@ -198,12 +234,12 @@ impl Firewall {
             }
             let current = self.current()?;
             differences = match current {
-                None if stacks.is_empty() => return Ok(doors::sync(&self.table, stacks)?),
+                None if stacks.is_empty() => return Ok(()),
                 None => vec!["it is not there".into()],
                 Some(current) => current.differences_from(stacks, for_a_time),
             };
             if differences.is_empty() {
-                return Ok(doors::sync(&self.table, stacks)?);
+                return Ok(());
             }
         }
         Err(FirewallError::Differs { table: self.table.clone(), differences })

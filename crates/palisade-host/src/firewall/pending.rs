@@ -13,7 +13,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 use palisade_core::firewall::FirewallRules;
@@ -31,6 +31,9 @@ const KERNEL_GRACE_MS: u64 = 5_000;
 
 /// How often a keeper looks whether somebody has confirmed.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// So long whoever waited has to take note of the end.
+const NOTED_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long a keeper tries to put back what was there.
 const TRIES: u32 = 300;
@@ -121,6 +124,15 @@ pub enum PendingError {
         /// Until it is taken back.
         left_s: u64,
     },
+    /// A change failed, and then what was there before couldn't be put back.
+    #[error("{failure}; the table can't be put back")]
+    NotPutBack {
+        /// Why it failed.
+        failure: String,
+        /// Why it stays.
+        #[source]
+        source: FirewallError,
+    },
     /// There is nobody to take it back.
     #[error("the process that would take the change back can't be started: {0}")]
     NoKeeper(String),
@@ -145,7 +157,7 @@ impl PendingError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Busy { .. } => {
-                Some("run `palisade confirm` over a new SSH connection, or wait until it is taken back")
+                Some("run `palisade confirm` over a new SSH connection, or wait until it is taken back; then try again")
             }
             Self::OldConnection | Self::UnknownConnection => Some(
                 "open another terminal, log in anew (`ssh -S none …` if you share connections), and run `sudo palisade \
@@ -157,7 +169,7 @@ impl PendingError {
     }
 }
 
-type Result<T> = std::result::Result<T, PendingError>;
+pub(super) type Result<T> = std::result::Result<T, PendingError>;
 
 fn at(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PendingError {
     move |source| PendingError::Io { operation, path: path.to_owned(), source }
@@ -166,8 +178,8 @@ fn at(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Pending
 /// The change of a realm that waits, or whose end nobody has taken note of.
 #[derive(Clone, Debug)]
 pub struct Book {
-    realm: String,
-    firewall: Firewall,
+    pub(super) realm: String,
+    pub(super) firewall: Firewall,
 }
 
 impl Book {
@@ -200,8 +212,8 @@ impl Book {
         read_json(&self.confirmed_path()).ok().flatten()
     }
 
-    /// Whoever changes what waits does it alone.
-    fn lock(&self) -> Result<Flock<File>> {
+    /// Whoever changes the table, or what waits, does it alone.
+    pub(super) fn lock(&self) -> Result<Flock<File>> {
         let folder = self.folder();
         runtime::make_private_directory(&folder)
             .map_err(|error| at("making", &folder)(io::Error::other(error.to_string())))?;
@@ -211,11 +223,36 @@ impl Book {
         Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| at("locking", &path)(errno.into()))
     }
 
+    /// The same when nothing waits, and whoever waited has taken note of the end. What one that is gone has left is cleared.
+    pub(super) fn lock_when_nothing_waits(&self) -> Result<Flock<File>> {
+        let until = Instant::now() + NOTED_WITHIN;
+        loop {
+            let lock = self.lock()?;
+            let Some(pending) = self.read()? else { return Ok(lock) };
+            match pending.state {
+                State::Waiting if pending.is_abandoned() => {
+                    self.put_back(pending)?;
+                    self.remove_note()?;
+                    return Ok(lock);
+                }
+                State::Waiting => {
+                    let left_s = pending.left_ms().div_ceil(1_000);
+                    return Err(PendingError::Busy { left_s, project: pending.project });
+                }
+                State::Confirmed | State::TakenBack if pending.is_orphaned() || Instant::now() > until => {
+                    return Ok(lock);
+                }
+                State::Confirmed | State::TakenBack => drop(lock),
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
     fn write(&self, pending: &Pending) -> Result<()> {
         write_json(&self.path(), pending)
     }
 
-    fn remove(&self) -> Result<()> {
+    fn remove_note(&self) -> Result<()> {
         match fs::remove_file(self.path()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at("removing", &self.path())(error)),
             _ => Ok(()),
@@ -232,12 +269,7 @@ impl Book {
         session: &Session,
         on_the_way: &dyn Fn(&str),
     ) -> Result<Pending> {
-        let lock = self.lock()?;
-        if let Some(pending) = self.read()?
-            && pending.state == State::Waiting
-        {
-            return Err(PendingError::Busy { left_s: pending.left_ms().div_ceil(1_000), project: pending.project });
-        }
+        let lock = self.lock_when_nothing_waits()?;
         let before = self.firewall.snapshot()?;
         let mut pending = Pending {
             closes: lockout::risk(stack, rules, before.0.as_ref()),
@@ -255,6 +287,7 @@ impl Book {
         };
         self.write(&pending)?;
         on_the_way("noted");
+        // From here on nobody else changes the table.
         drop(lock);
         let changed = self.start_keeper().and_then(|keeper| {
             pending.keeper = keeper;
@@ -362,10 +395,20 @@ impl Book {
     /// Puts back what was there before, and verifies that it is. Nothing is done when nothing waits.
     pub fn take_back(&self) -> Result<()> {
         let _lock = self.lock()?;
-        let Some(mut pending) = self.read()?.filter(|pending| pending.state == State::Waiting) else { return Ok(()) };
+        match self.read()? {
+            Some(pending) if pending.state == State::Waiting => self.put_back(pending),
+            _ => Ok(()),
+        }
+    }
+
+    /// The same for who has the lock.
+    fn put_back(&self, mut pending: Pending) -> Result<()> {
         self.firewall.restore(&pending.before)?;
         pending.state = State::TakenBack;
-        self.write(&pending)
+        self.write(&pending)?;
+        // Who would have done it while this waited has left it. The table, which matters now, is back all the same.
+        let _ = super::boot::tidy(&self.realm);
+        Ok(())
     }
 
     /// Makes what waits stay. `session` is that of whoever confirms; `sure` takes their word for it.
@@ -394,14 +437,14 @@ impl Book {
         pending.state = State::Confirmed;
         self.write(&pending)?;
         if !pending.initiator.is_alive() {
-            self.remove()?;
+            self.remove_note()?;
         }
         Ok(pending)
     }
 
     /// Takes note of the end: nothing waits any more.
     pub fn forget(&self) -> Result<()> {
-        self.remove()?;
+        self.remove_note()?;
         // A keeper that is about to end is still in it, and removes it then.
         let _ = Cgroup::of_keepers(&self.realm).map(|cgroup| cgroup.remove_upwards_if_empty());
         Ok(())

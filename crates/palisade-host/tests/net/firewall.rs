@@ -9,13 +9,13 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use palisade_core::firewall::{FirewallRules, OpenPort};
+use palisade_core::firewall::{Backend, FirewallRules, OpenPort};
 use palisade_core::stack::{PortProto, Proto};
-use palisade_host::firewall::{self, Firewall, SERVICE_MARK};
+use palisade_host::firewall::{self, DoorsError, Firewall, FirewallError, SERVICE_MARK};
 use palisade_host::link;
 use palisade_host::probe::Response;
 
-use crate::{HOST4, HOST6, Scratch, ask, ask_briefly, at, nft, scratch};
+use crate::{HOST4, HOST6, Scratch, ask, ask_briefly, at, missing, nft, scratch, tool};
 
 const PRIVATE6: &str = "fd70:616c:6973:6164::7f4d:101";
 
@@ -310,6 +310,66 @@ fn confirming_what_was_closed_for_a_time_opens_nothing_meanwhile() {
             table.remove("shop", &BTreeSet::new()).unwrap();
         }
     });
+}
+
+#[test]
+fn another_firewall_that_does_not_run_opens_nothing_meanwhile() {
+    let Some(scratch) = scratch("another_firewall_that_does_not_run_opens_nothing_meanwhile") else { return };
+    let table = Firewall::new("palisade");
+    scratch
+        .host
+        .run(|| {
+            table.apply("shop", &rules()).unwrap();
+            nft(WITNESS);
+        })
+        .unwrap();
+    let elsewhere = FirewallRules { backend: Backend::Iptables, ..rules() };
+    under_fire(&scratch, || {
+        for _ in 0..20 {
+            assert!(matches!(table.apply("shop", &elsewhere), Err(FirewallError::Doors(DoorsError::NoIptables))));
+        }
+    });
+    let (seen, stacks) = scratch.host.run(|| (witnessed(), table.current().unwrap().unwrap().stacks)).unwrap();
+    assert!(seen["closed_arrived"] > 1000, "hardly anything was sent: {seen:?}");
+    assert_eq!(seen["closed_passed"], 0, "{seen:?}");
+    assert_eq!(stacks["shop"].backend, Backend::Nftables);
+}
+
+#[test]
+fn narrowing_what_iptables_lets_in_shuts_it_for_nobody_meanwhile() {
+    const TEST: &str = "narrowing_what_iptables_lets_in_shuts_it_for_nobody_meanwhile";
+    if let Some(program) = missing(&["iptables-nft"]) {
+        println!("SKIPPED: {TEST}: no {program}");
+        return;
+    }
+    let Some(scratch) = scratch(TEST) else { return };
+    // What was opened is noted below /var/lib by this name.
+    let table = Firewall::new(&format!("palisade-test-narrow-{}", std::process::id()));
+    let open = |host_ip: Option<&str>| FirewallRules {
+        published: [OpenPort { proto: Proto::Udp, port: 8085, host_ip: host_ip.map(|ip| ip.parse().unwrap()) }].into(),
+        backend: Backend::Iptables,
+        ..FirewallRules::default()
+    };
+    scratch
+        .host
+        .run(|| {
+            tool(&["iptables-nft", "-P", "INPUT", "DROP"], "");
+            table.apply("shop", &open(None)).unwrap();
+            nft(WITNESS);
+        })
+        .unwrap();
+    under_fire(&scratch, || {
+        for _ in 0..5 {
+            table.apply("shop", &open(Some(HOST4))).unwrap();
+            table.apply("shop", &open(None)).unwrap();
+        }
+    });
+    let seen = scratch.host.run(witnessed).unwrap();
+    scratch.host.run(|| table.remove("shop", &BTreeSet::new())).unwrap().unwrap();
+    let _ = std::fs::remove_dir(format!("/var/lib/{}", table.table()));
+    let _ = std::fs::remove_file(format!("/run/{}-firewall.lock", table.table()));
+    assert!(seen["open_arrived"] > 1000, "hardly anything was sent: {seen:?}");
+    assert_eq!((seen["closed_passed"], seen["open_passed"]), (0, seen["open_arrived"]), "{seen:?}");
 }
 
 #[test]

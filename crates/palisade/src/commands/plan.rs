@@ -30,6 +30,11 @@ pub(crate) fn run(args: &StackArgs, format: Format) -> Result<Answer, Failure> {
         Format::Text => {
             loaded.print_warnings();
             confirmation::tell(&layout);
+            if let Some(fault) = &host.firewall_at_boot {
+                eprintln!(
+                    "note: after a boot Palisade's table wouldn't be there, until the next `palisade up` mends it: {fault}"
+                );
+            }
             for unknown in &unknown {
                 eprintln!("not known: {unknown}");
             }

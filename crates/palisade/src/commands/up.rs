@@ -210,6 +210,7 @@ fn change(layout: &Layout, goal: &Goal<'_>, adapters: &mut Adapters) -> Result<(
         }
     }
     tidy_programs(layout);
+    adapters.renew_for_boot();
     let noted = adapters.remember(|state| state.stack = Some(stack.clone()));
     noted.map_err(|error| End {
         failure: Failure::new("everything runs, but it can't be noted", error),

@@ -8,7 +8,7 @@ use palisade_core::address::InstanceAddress;
 use palisade_guard::{pin_root, unmount_bpffs};
 use palisade_host::cgroup::Cgroup;
 use palisade_host::firewall::bans::Bans;
-use palisade_host::firewall::{boot, pending};
+use palisade_host::firewall::pending;
 use palisade_host::link;
 use palisade_host::program;
 
@@ -20,9 +20,7 @@ impl Adapters {
     /// Removes the folders of a stack that is down; those that others still use stay.
     pub(crate) fn clean_up(&mut self) -> Result<(), HostError> {
         self.remove_private_addresses()?;
-        self.firewall.shut_what_is_left()?;
-        // A `down` that was killed may have taken the table away and not what is kept of it for the next boot.
-        boot::tidy(&self.layout.realm)?;
+        self.clean_up_firewall()?;
         if self.layout.edge().exists() {
             Bans::new(&self.layout).remove()?;
         }

@@ -10,7 +10,6 @@ use palisade_host::agent::AgentError;
 use palisade_host::cgroup;
 use palisade_host::engine::{EngineError, FetchError};
 use palisade_host::firewall::FirewallError;
-use palisade_host::firewall::boot::BootError;
 use palisade_host::firewall::pending::PendingError;
 use palisade_host::link::LinkError;
 use palisade_host::nft::ToolError;
@@ -33,12 +32,9 @@ pub(crate) enum HostError {
     /// The firewall.
     #[error(transparent)]
     Firewall(#[from] FirewallError),
-    /// A change of the firewall that is to be confirmed.
+    /// A change of the firewall, or one that waits to be confirmed.
     #[error(transparent)]
     Pending(#[from] PendingError),
-    /// The firewall after the next boot.
-    #[error(transparent)]
-    Boot(#[from] BootError),
     /// Nobody confirmed the firewall.
     #[error("nobody confirmed it in time, so the firewall is as it was before")]
     NotConfirmed,
@@ -111,17 +107,31 @@ pub(crate) enum HostError {
 }
 
 impl HostError {
+    /// What the firewall has to do with it.
+    fn firewall(&self) -> Option<&FirewallError> {
+        match self {
+            Self::Firewall(error) | Self::Pending(PendingError::Firewall(error)) => Some(error),
+            _ => None,
+        }
+    }
+
     /// What to do about it.
     pub(crate) fn hint(&self) -> Option<String> {
+        match self.firewall() {
+            Some(FirewallError::Tool { source, .. }) => return source.hint().map(str::to_owned),
+            Some(FirewallError::Doors(_)) => {
+                return Some(
+                    "start it, or write `firewall: {backend: nftables}` below x-palisade for a firewall of Palisade's own"
+                        .to_owned(),
+                );
+            }
+            _ => {}
+        }
         match self {
             Self::NotReady { id, log, .. } => Some(match log.len() {
                 0 => format!("{id} printed nothing"),
                 _ => format!("the end of what {id} printed:\n    {}", log.join("\n    ")),
             }),
-            Self::Firewall(FirewallError::Tool { source, .. }) => source.hint().map(str::to_owned),
-            Self::Firewall(FirewallError::Doors(_)) => Some(
-                "start it, or write `firewall: {backend: nftables}` below x-palisade for a firewall of Palisade's own".to_owned(),
-            ),
             Self::Engine(error) => error.hint(),
             Self::Pending(error) => error.hint().map(str::to_owned),
             Self::NotConfirmed => Some(
@@ -137,15 +147,13 @@ impl HostError {
     /// What this machine lacks, if that is the reason.
     pub(crate) fn lacking(&self) -> Option<Lacking> {
         let lacking = |what: &str, remedy: &str| Some(Lacking { what: what.to_owned(), remedy: remedy.to_owned() });
-        match self {
-            Self::Firewall(FirewallError::Tool { source: ToolError::Missing { program }, .. })
-            | Self::Pending(PendingError::Firewall(FirewallError::Tool {
-                source: ToolError::Missing { program },
-                ..
-            })) => lacking(
+        if let Some(FirewallError::Tool { source: ToolError::Missing { program }, .. }) = self.firewall() {
+            return lacking(
                 &format!("`{program}` is not installed, and it is what changes the firewall"),
                 "install the package nftables, or write `firewall: {backend: none}` below x-palisade",
-            ),
+            );
+        }
+        match self {
             Self::Cgroup(cgroup::Error::NoCgroup2) => {
                 lacking("this machine has no cgroup2 mounted", "mount -t cgroup2 none /sys/fs/cgroup/unified")
             }

@@ -163,6 +163,18 @@ fn without_nft() {
 }
 
 #[test]
+fn with_a_disk_that_has_no_room_for_what_is_kept_for_the_next_boot() {
+    need_root!("bad_days::with_a_disk_that_has_no_room_for_what_is_kept_for_the_next_boot");
+    let host = Host::new();
+    host.write(GOOD);
+    let folder = format!("/var/lib/{}", host.layout.realm);
+    let full = format!(
+        "mount -t tmpfs -o size=64k none /var/lib; mkdir {folder}; ! dd if=/dev/zero of=/var/lib/full 2>/dev/null"
+    );
+    ends_clean(&host, "disk_full", 1, up_after(&host, &full));
+}
+
+#[test]
 fn as_a_root_that_is_not_one() {
     need_root!("bad_days::as_a_root_that_is_not_one");
     let host = Host::new();

@@ -51,7 +51,14 @@ fn systemd_loads_the_table_at_boot() {
     let palisade = |systemd: &Systemd, arguments: &[&str]| {
         systemd.run("env", &[&["-u", "SSH_CONNECTION", PALISADE, "-f", &compose], arguments].concat())
     };
-    palisade(&systemd, &["up", "--wait", "--no-confirm"]).unwrap();
+    // The first `up` is that of a file that is gone afterwards; the second one changes nothing that is in force.
+    let passing = host.folder.join("palisade").display().to_string();
+    fs::copy(PALISADE, &passing).unwrap();
+    let first = ["-u", "SSH_CONNECTION", &passing, "-f", &compose, "up", "--wait", "--no-confirm"];
+    systemd.run("env", &first).unwrap();
+    fs::remove_file(&passing).unwrap();
+    palisade(&systemd, &["plan"]).unwrap();
+    palisade(&systemd, &["up", "--no-confirm"]).unwrap();
     let table = || {
         let listed = Command::new("nft").args(["-s", "list", "table", "inet", "palisade"]).output().unwrap();
         // What sshd of the machine is set up for is let in at boot as well, whether or not it ran before.
@@ -81,10 +88,15 @@ fn systemd_loads_the_table_at_boot() {
     let log = fs::read_to_string(host.folder.join("systemd.log")).unwrap_or_default();
     assert_eq!(settled, "Result=success\nActiveState=active", "{log}");
     assert_eq!(table().as_ref(), Some(&before), "{log}");
+    // What the next boot lacks is told.
+    systemd.run("rm", &["/var/lib/palisade/_boot/palisade"]).unwrap();
+    let told = palisade(&systemd, &["plan"]).unwrap_err();
+    assert!(told.contains("/var/lib/palisade/_boot/palisade, which palisade-firewall.service runs, is gone"), "{told}");
     // The stack isn't up; `down` takes the table and the unit away.
     palisade(&systemd, &["down", "--volumes", "--yes"]).unwrap();
     assert_eq!(table(), None);
     assert!(systemd.run("ls", &["/etc/systemd/system/palisade-firewall.service"]).is_err());
+    assert!(systemd.run("ls", &["/var/lib/palisade/_boot"]).is_err());
 }
 
 const RULES: &str = "*filter

@@ -2,7 +2,7 @@
 //! theirs, of Docker's, Tailscale's, libvirt's or fail2ban's changes.
 
 use std::fs;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -302,12 +302,29 @@ fn a_firewall_that_does_not_run_is_an_error_and_nothing_is_left() {
     need_root!("host_firewalls::a_firewall_that_does_not_run_is_an_error_and_nothing_is_left");
     let mut place = Place::new();
     place.environment.push(("DBUS_SYSTEM_BUS_ADDRESS".to_owned(), "unix:path=/nonexistent".to_owned()));
-    for (backend, says) in [("firewalld", "firewalld doesn't answer"), ("iptables", "no rules of iptables decide")] {
-        place.host.write(&format!("{FILE}\nx-palisade: {{ firewall: {{ backend: {backend} }} }}\n"));
+    let with =
+        |backend: &str| place.host.write(&format!("{FILE}\nx-palisade: {{ firewall: {{ backend: {backend} }} }}\n"));
+    let lacking = [("firewalld", "firewalld doesn't answer"), ("iptables", "no rules of iptables decide")];
+    let fails = |backend: &str, says: &str| {
+        with(backend);
         let up = place.palisade(&["up"]).expect(1);
         assert!(up.err.contains(says) && up.err.contains("what was done before is undone"), "{}", up.err);
+        assert!(up.err.contains("hint: start it, or write `firewall: {backend: nftables}`"), "{}", up.err);
+    };
+    for (backend, says) in lacking {
+        fails(backend, says);
         place.host.assert_nothing_left();
     }
+    // Where Palisade's table closes already, it goes on closing.
+    with("nftables");
+    place.palisade(&["up"]).expect(0);
+    let table = || place.tool(&["nft", "-s", "list", "ruleset"]);
+    let before = table();
+    for (backend, says) in lacking {
+        fails(backend, says);
+        assert_eq!(table(), before);
+    }
+    place.host.down();
 }
 
 /// Copies of ufw's settings, in a mount namespace that everything runs in.
@@ -471,4 +488,44 @@ fn without_a_firewall_of_the_host_others_rules_survive_ours() {
     place.tool(&["nft", "delete table inet filter"]);
     place.palisade(&["down", "--volumes", "--yes"]).expect(0);
     assert_eq!(place.rules(), rules);
+}
+
+#[test]
+fn who_flushes_all_rules_shuts_out_no_stack() {
+    const TEST: &str = "host_firewalls::who_flushes_all_rules_shuts_out_no_stack";
+    need_root!("host_firewalls::who_flushes_all_rules_shuts_out_no_stack");
+    if lacks(TEST, &["python3"]) {
+        return;
+    }
+    let place = Place::new();
+    fs::write(place.host.folder.join("blog.yaml"), FILE.replace("8080", "9090").replace("shop", "blog")).unwrap();
+    let _private = TcpListener::bind("0.0.0.0:7000").unwrap();
+    let kept = || {
+        let kept = fs::read(format!("/var/lib/{}/firewall-at-boot.json", place.host.layout.realm)).unwrap();
+        let kept: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&kept).unwrap();
+        kept.into_iter().map(|(stack, _)| stack).collect::<Vec<_>>()
+    };
+    let open = || place.host.all_open_to_strangers(&[7000, 8080, 9090]);
+    place.palisade(&["up", "--wait"]).expect(0);
+    place.palisade(&["-f", "blog.yaml", "up", "--wait"]).expect(0);
+    patiently("both services", || (open() == [8080, 9090]).then_some(()));
+
+    // As a restart of nftables.service does.
+    let flush = || place.tool(&["nft", "flush", "ruleset"]);
+    flush();
+    assert_eq!(open(), [7000, 8080, 9090]);
+    place.palisade(&["plan"]).expect(1);
+    place.palisade(&["up"]).expect(0);
+    assert_eq!(open(), [8080, 9090]);
+    assert_eq!(kept(), ["blog", "shop"]);
+    place.palisade(&["-f", "blog.yaml", "plan"]).expect(0);
+
+    // Nor does a `down` forget what the other one lets in.
+    flush();
+    place.palisade(&["down", "--volumes", "--yes"]).expect(0);
+    assert_eq!(kept(), ["blog"]);
+    place.palisade(&["-f", "blog.yaml", "up"]).expect(0);
+    assert_eq!(open(), [9090]);
+    place.palisade(&["-f", "blog.yaml", "down", "--volumes", "--yes"]).expect(0);
+    place.host.assert_nothing_left();
 }

@@ -33,6 +33,16 @@ services:
     x-palisade: { process: { command: [sleep, "1000"], user: nobody } }
 "#;
 
+/// Another stack, whose `up` was started on the console.
+const OTHER: &str = r#"
+name: blog
+services:
+  web:
+    ports: ["9090:9090"]
+    stop_signal: SIGKILL
+    x-palisade: { process: { command: [sleep, "1000"], user: nobody } }
+"#;
+
 /// Python, as a program whose name is `sshd`: each connection has a process of its own, and a hang-up ends what it ran.
 const SSHD: &str = r#"
 import os, select, signal, socket, subprocess
@@ -54,8 +64,13 @@ while True:
     process = subprocess.Popen(
         ["sh", "-c", line], env={**os.environ, "SSH_CONNECTION": come}, start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=connection, stderr=connection)
+    def hung_up():
+        try:
+            return select.select([connection], [], [], 0.05)[0] and not connection.recv(1)
+        except ConnectionResetError:
+            return True
     while process.poll() is None:
-        if select.select([connection], [], [], 0.05)[0] and not connection.recv(1):
+        if hung_up():
             os.killpg(process.pid, signal.SIGHUP)
             break
     os._exit(0)
@@ -146,6 +161,28 @@ impl Stage {
         Firewall::new(&self.host.layout.realm).current().unwrap().is_some()
     }
 
+    /// Starts a change of another stack, with what it says in `blog.err`, and waits until it stops before it takes this step.
+    fn other(&self, file: &str, verb: &[&str], step: &str) -> Other {
+        let folder = &self.host.folder;
+        std::fs::write(folder.join("blog.yaml"), file).unwrap();
+        let mut command = self.host.command(&[&["-f", "blog.yaml"], verb].concat());
+        command.env("PALISADE_TEST_PAUSE", step).stdin(Stdio::null());
+        command.stderr(std::fs::File::create(folder.join("blog.err")).unwrap());
+        let other = Other { child: command.spawn().unwrap(), said: folder.join("blog.err") };
+        let stat = format!("/proc/{}/stat", other.child.id());
+        patiently("another stack's turn", || std::fs::read_to_string(&stat).unwrap().contains(") T ").then_some(()));
+        other
+    }
+
+    /// The stacks that the table lets in, and those that it will let in after a boot.
+    fn stacks(&self) -> [Vec<String>; 2] {
+        let realm = &self.host.layout.realm;
+        let current = Firewall::new(realm).current().unwrap().map(|current| current.stacks.into_keys().collect());
+        let kept = std::fs::read(format!("/var/lib/{realm}/firewall-at-boot.json")).unwrap_or_else(|_| b"{}".to_vec());
+        let kept: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&kept).unwrap();
+        [current.unwrap_or_default(), kept.into_iter().map(|(stack, _)| stack).collect()]
+    }
+
     fn keepers(&self) -> Vec<i32> {
         self.host.processes().into_iter().filter(|(_, line)| line.contains("__take-back")).map(|(pid, _)| pid).collect()
     }
@@ -162,6 +199,32 @@ impl Stage {
 fn connect(internet: &Netns, to: SocketAddr, timeout_ms: u64) -> Option<TcpStream> {
     let timeout = Duration::from_millis(timeout_ms);
     internet.run(|| TcpStream::connect_timeout(&to, timeout).ok()).unwrap()
+}
+
+/// A change of another stack.
+struct Other {
+    child: Child,
+    said: std::path::PathBuf,
+}
+
+impl Other {
+    fn go_on(&self) {
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGCONT).unwrap();
+    }
+    fn said(&self) -> String {
+        std::fs::read_to_string(&self.said).unwrap()
+    }
+    /// Waits for its end.
+    fn code(&mut self) -> Option<i32> {
+        patiently("its end", || self.child.try_wait().unwrap()).code()
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// A shell over the network.
@@ -182,6 +245,8 @@ impl Login {
 const WAY: SocketAddr = SocketAddr::new(HOST, 443);
 const WAY6: SocketAddr = SocketAddr::new(HOST6, 443);
 const SSH: SocketAddr = SocketAddr::new(HOST, 22);
+/// What another stack does that nobody has to confirm.
+const UP: [&str; 2] = ["up", "--no-confirm"];
 /// What the tests give somebody to confirm, and how much later everything must be as it was.
 const WITHIN: &str = "6s";
 const PROMISED: Duration = Duration::from_secs(12);
@@ -379,4 +444,70 @@ fn who_came_in_by_no_network_is_not_asked() {
     assert!(!ran.err.contains("taken back"), "{}", ran.err);
     assert_eq!(stage.ways_in(), ONLY_22);
     stage.host.down();
+}
+
+#[test]
+fn a_change_that_waits_is_not_overwritten_by_what_began_before() {
+    need_root!("lockout::a_change_that_waits_is_not_overwritten_by_what_began_before");
+    let stage = stage();
+    for confirmed in [false, true] {
+        let mut blog = stage.other(OTHER, &UP, "set_firewall");
+        let shop = stage.log_in(WAY, "exec", "up --confirm-within 5m");
+        stage.wait_for(ONLY_22, PATIENCE);
+        blog.go_on();
+        assert_eq!(blog.code(), Some(1), "{}", blog.said());
+        let said = blog.said();
+        assert!(said.contains("a change of the firewall by stack shop still waits to be confirmed"), "{said}");
+        assert!(said.contains("hint: run `palisade confirm` over a new SSH connection, or wait"), "{said}");
+        assert_eq!(stage.stacks(), [vec!["shop".to_owned()], Vec::new()]);
+        if confirmed {
+            let said = stage.log_in(SSH, "", "confirm").end();
+            assert!(said.contains("confirmed: the firewall of stack shop stays"), "{said}");
+            assert!(shop.end().contains("The firewall is confirmed and stays"));
+            assert_eq!(stage.stacks(), ["shop", "shop"].map(|stack| vec![stack.to_owned()]));
+        } else {
+            drop(shop);
+            stage.wait_for(ALL, PATIENCE);
+            assert!(!stage.closes());
+        }
+        patiently("the keeper's end", || stage.keepers().is_empty().then_some(()));
+    }
+    // Now it comes in beside, and its `down` gives way as well.
+    let both = ["blog", "shop"].map(str::to_owned).to_vec();
+    stage.host.palisade(&["-f", "blog.yaml", "up", "--no-confirm"]).expect(0);
+    assert_eq!(stage.stacks(), [both.clone(), both.clone()]);
+    let mut blog = stage.other(OTHER, &["down"], "remove_firewall");
+    stage.host.write(&FILE.replace("8080:8080", "8081:8080"));
+    let shop = stage.log_in(SSH, "exec", "up --confirm-within 5m");
+    let note = std::path::PathBuf::from(format!("/run/{}/firewall-pending.json", stage.host.layout.realm));
+    patiently("a change that waits", || note.exists().then_some(()));
+    blog.go_on();
+    assert_eq!(blog.code(), Some(1), "{}", blog.said());
+    assert!(blog.said().contains("still waits to be confirmed"), "{}", blog.said());
+    assert!(blog.said().contains("what was done before is undone"), "{}", blog.said());
+    drop(shop);
+    patiently("its end", || (!note.exists() && stage.keepers().is_empty()).then_some(()));
+    assert_eq!(stage.stacks(), [both.clone(), both]);
+    stage.host.palisade(&["-f", "blog.yaml", "down", "--volumes", "--yes"]).expect(0);
+    stage.host.palisade(&["down", "--volumes", "--yes"]).expect(0);
+}
+
+#[test]
+fn an_up_that_fails_while_a_change_waits_is_undone_after_that() {
+    need_root!("lockout::an_up_that_fails_while_a_change_waits_is_undone_after_that");
+    let stage = stage();
+    let broken = OTHER.replace("[sleep, \"1000\"]", "[/nonexistent]");
+    let mut blog = stage.other(&broken, &UP, "start_instance");
+    assert_eq!(stage.stacks(), ["blog", "blog"].map(|stack| vec![stack.to_owned()]));
+    let shop = stage.log_in(SSH, "", "up --confirm-within 5m");
+    patiently("a change that waits", || (stage.stacks()[0].len() == 2).then_some(()));
+    blog.go_on();
+    patiently("what is undone to wait", || blog.said().contains("undone when that is over").then_some(()));
+    let said = stage.log_in(SSH, "", "confirm").end();
+    assert!(said.contains("confirmed: the firewall of stack shop stays"), "{said}");
+    assert!(shop.end().contains("exit code 0"));
+    assert_eq!(blog.code(), Some(1), "{}", blog.said());
+    assert!(blog.said().contains("what was done before is undone"), "{}", blog.said());
+    assert_eq!(stage.stacks(), ["shop", "shop"].map(|stack| vec![stack.to_owned()]));
+    stage.host.palisade(&["down", "--volumes", "--yes"]).expect(0);
 }
