@@ -665,7 +665,10 @@ static __noinline int judge_received(struct __sk_buff *skb)
 	rule = c.proto == IPPROTO_UDP ? find(policy, RULE_PUBLISHED, c.proto, c.port, 0, 0) : 0;
 	if (rule && rule->addr[0] == service_of(c.instance)) {
 		mine = find(policy, RULE_SERVICE, 0, 0, 0, service_of(c.instance));
-		if (mine && !(mine->flags & SERVICE_EGRESS_ALL)) {
+		/* Without a flow neither a process of the host gets an answer, nor somebody outside whom the service may not
+		 * write to of its own accord.
+		 */
+		if (mine && (skb->ifindex == LOOPBACK_IFINDEX || !(mine->flags & SERVICE_EGRESS_ALL))) {
 			struct origin value = { .port = key.port };
 
 			copy_address(value.addr, key.addr);

@@ -297,10 +297,9 @@ fn an_address_that_the_guard_was_not_told_of_opens_nothing_of_the_host() {
     // What the file allows works at either, and so does whoever asks a service.
     app.host_ports = vec![22, 53];
     let mut web = web(&[1]);
-    web.egress = EgressPolicy::None;
     let container = PortProto { port: 5353, proto: Proto::Udp };
     web.binds.push(BindRule { container, published: Some(PublishedAt { host_ip: None, host_port: 8053 }) });
-    guard.set_policy(&policy(vec![app, web])).unwrap();
+    guard.set_policy(&policy(vec![app.clone(), web.clone()])).unwrap();
     let web1 = scratch.instance("web.1");
     guard.attach(&web1, instance(0)).unwrap();
     let _web = Server::start(Some(&web1), &["web", "AF_INET", "0.0.0.0", "80", ""]);
@@ -310,9 +309,13 @@ fn an_address_that_the_guard_was_not_told_of_opens_nothing_of_the_host() {
         assert_eq!(inside.ask(&format!("tcp('{to}',22)")), "host", "{to}");
         assert_eq!(inside.ask(&format!("udp('{to}',53)")), "host", "{to}");
     }
-    for to in ["203.0.113.77", "203.0.113.1"] {
-        assert_eq!(host.ask(&format!("tcp('{to}',8081)")), "web", "{to}");
-        assert_eq!(host.ask(&format!("udp('{to}',8053)")), "web", "{to}");
+    for egress in [EgressPolicy::All, EgressPolicy::None] {
+        web.egress = egress;
+        guard.set_policy(&policy(vec![app.clone(), web.clone()])).unwrap();
+        for to in ["203.0.113.77", "203.0.113.1", "127.0.0.1"] {
+            assert_eq!(host.ask(&format!("tcp('{to}',8081)")), "web", "{to}");
+            assert_eq!(host.ask(&format!("udp('{to}',8053)")), "web", "{to}");
+        }
     }
     assert_eq!(host.ask("tcp('127.77.1.1',80,10,'203.0.113.77')"), "web", "a private address, from one that is new");
 }

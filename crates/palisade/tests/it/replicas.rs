@@ -152,7 +152,7 @@ fn a_port_that_is_published_while_somebody_listens_on_it_is_open_at_once() {
     assert!(before.is_some() && host.all_open_to_strangers(&[8080, 8081]).is_empty());
     host.write(&UNDECLARED.replace("  web:", "  web:\n    ports: [\"8080:8081\"]"));
     host.up();
-    assert!(host.open_to_strangers(8080));
+    patiently("the port is open", || host.open_to_strangers(8080).then_some(()));
     assert_eq!(host.pid("web.1"), before, "it wasn't restarted");
     host.write(UNDECLARED);
     host.up();
