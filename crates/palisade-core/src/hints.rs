@@ -60,6 +60,8 @@ pub enum Reason {
     NoPolicy,
     /// A datagram to `::1`, which the kernel can't turn into one to a service's IPv4 address.
     Ipv6LocalDatagram,
+    /// A packet for a private address that came in from outside; the address is its sender's.
+    FromOutside,
 }
 
 /// A refusal in words.
@@ -171,6 +173,13 @@ pub fn explain(stack: &Stack, addresses: &AddressBook, refusal: &Refusal) -> Exp
         Reason::Ipv6LocalDatagram => (
             format!("{who} may not send a datagram to {target}, because it can't be led to a service"),
             Some("use the service's name or 127.0.0.1 instead of ::1".to_owned()),
+            None,
+        ),
+        Reason::FromOutside => (
+            format!("{address} sent a packet from outside to the private address of {who}, port {port_proto}"),
+            Some(
+                "`ports:` says what is visible outside; whoever sends to private addresses looks for holes".to_owned(),
+            ),
             None,
         ),
     };

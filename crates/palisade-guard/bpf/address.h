@@ -41,6 +41,11 @@ static __always_inline bool is_private6(const __u32 *a)
 	return a[0] == bpf_htonl(0xfd70616c) && a[1] == bpf_htonl(0x69736164) && a[2] == 0 && a[3] != 0;
 }
 
+static __always_inline bool is_localhost6(const __u32 *a)
+{
+	return a[0] == 0 && a[1] == 0 && a[2] == 0 && a[3] == bpf_htonl(1);
+}
+
 static __always_inline void set_mapped(__u32 *to, __u32 addr)
 {
 	to[0] = 0;

@@ -41,8 +41,7 @@ static __noinline int decide_bind(struct call *c)
 		return BIND_OWN;
 	}
 	wildcard = c->dst[0] == 0 && c->dst[1] == 0 && c->dst[3] == 0 && (mapped || c->dst[2] == 0);
-	loopback = mapped ? is_loopback(c->dst[3])
-			  : (c->dst[0] == 0 && c->dst[1] == 0 && c->dst[2] == 0 && c->dst[3] == bpf_htonl(1));
+	loopback = mapped ? is_loopback(c->dst[3]) : is_localhost6(c->dst);
 	if (loopback) {
 		if (!(mine->flags & SERVICE_HOST_MODE))
 			c->to = own_localhost(c->instance);

@@ -123,13 +123,23 @@ static __always_inline bool is_resolver(void *policy, struct rule *mine, __u32 s
 	return is_resolver_of(policy, service, dst);
 }
 
-/* Has this datagram socket heard from, or written to, the destination? */
-static __always_inline bool has_flow(void *ctx, const struct call *c)
+/* What this datagram socket and the destination have had to do with each other. */
+static __always_inline struct origin *flow_to(void *ctx, const struct call *c)
 {
 	struct flow_key key = { .cookie = bpf_get_socket_cookie(ctx), .port = c->port };
 
 	copy_address(key.addr, c->dst);
 	return bpf_map_lookup_elem(&flows, &key);
+}
+
+/* Has a process of this host written to the socket first? What was written to an address that had been somebody else's
+ * opens nothing of the host.
+ */
+static __always_inline bool is_answer(void *ctx, const struct call *c)
+{
+	struct origin *flow = flow_to(ctx, c);
+
+	return flow && !flow->outside;
 }
 
 /* To localhost in any spelling (`loopback`), or to another address of this host. */
@@ -138,7 +148,7 @@ static __always_inline int to_this_host(void *ctx, struct call *c, void *policy,
 	__u32 service = service_of(c->instance);
 	struct rule *rule;
 
-	if (c->hook == HOOK_SEND && has_flow(ctx, c))
+	if (c->hook == HOOK_SEND && is_answer(ctx, c))
 		return OUTCOME_ANSWER;
 	if (loopback) {
 		if (listens(ctx, c->proto, own_localhost(c->instance), c->port)) {
@@ -245,7 +255,7 @@ static __always_inline int to_outside(void *ctx, struct call *c, void *policy, s
 			return OUTCOME_OUTSIDE;
 	}
 	/* An answer to somebody who wrote to a published datagram port. */
-	if (c->hook == HOOK_SEND && has_flow(ctx, c))
+	if (c->hook == HOOK_SEND && flow_to(ctx, c))
 		return OUTCOME_OUTSIDE;
 	if (learns(mine)) {
 		report(c, EVENT_USED);

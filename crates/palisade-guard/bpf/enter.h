@@ -10,16 +10,27 @@
 
 #include "backend.h"
 
-/* Only a socket at the instance's own address on a port that the file declares is noted: nobody can pose as another
- * instance, nor fill the table.
- */
+/* A new listener finds a free slot, or takes one of those that aren't for the first. */
+static __always_inline void note_in(struct bpf_sock_ops *ctx, void *map, struct listener_key *key)
+{
+	int slot;
+
+	for (slot = 0; slot < LISTENER_SLOTS; slot++) {
+		key->slot = slot;
+		if (!bpf_sock_hash_update(ctx, map, key, BPF_NOEXIST))
+			return;
+	}
+	key->slot = LISTENER_SLOTS_OF_FIRST + bpf_get_prandom_u32() % (LISTENER_SLOTS - LISTENER_SLOTS_OF_FIRST);
+	bpf_sock_hash_update(ctx, map, key, BPF_ANY);
+}
+
+/* Only a socket at the instance's own address is noted: nobody can pose as another instance. */
 static __always_inline void note_listener(struct bpf_sock_ops *ctx)
 {
 	struct identity *me = bpf_get_local_storage(&identities, 0);
 	struct listener_key key = { .instance = me->instance, .port = ctx->local_port };
 	void *policy = current_policy();
 	__u32 local[4];
-	int slot;
 
 	if (!policy || !key.instance)
 		return;
@@ -31,13 +42,10 @@ static __always_inline void note_listener(struct bpf_sock_ops *ctx)
 			return;
 		key.ipv6 = 1;
 	}
-	if (!find(policy, RULE_BIND, IPPROTO_TCP, key.port, 0, service_of(key.instance)))
-		return;
-	for (slot = 0; slot < LISTENER_SLOTS; slot++) {
-		key.slot = slot;
-		if (!bpf_sock_hash_update(ctx, &listeners, &key, BPF_NOEXIST))
-			return;
-	}
+	if (find(policy, RULE_BIND, IPPROTO_TCP, key.port, 0, service_of(key.instance)))
+		note_in(ctx, &listeners, &key);
+	else
+		note_in(ctx, &undeclared, &key);
 }
 
 /* The published place that a packet to this address and port belongs to. */
@@ -70,23 +78,28 @@ __noinline int hand_over(struct bpf_sk_lookup *ctx, __u32 instance, __u32 port)
 	struct listener_key key = { .instance = instance, .port = port };
 	bool ipv6 = ctx->family == AF_INET6;
 	struct bpf_sock *sk;
-	int slot, kind;
+	int slot, kind, table;
 	long failed;
 
-	for (kind = 1; kind >= 0; kind--) {
-		/* An IPv6 socket at the IPv4 address takes both families; of one that is IPv4 the kernel says so below. */
-		if (kind == 1 && !ipv6)
-			continue;
-		for (slot = 0; slot < LISTENER_SLOTS; slot++) {
-			key.ipv6 = kind;
-			key.slot = slot;
-			sk = bpf_map_lookup_elem(&listeners, &key);
-			if (!sk)
+	for (table = 0; table < 2; table++) {
+		for (kind = 1; kind >= 0; kind--) {
+			/* An IPv6 socket at the IPv4 address takes both families; of one that is IPv4 the kernel says so below. */
+			if (kind == 1 && !ipv6)
 				continue;
-			failed = bpf_sk_assign(ctx, sk, 0);
-			bpf_sk_release(sk);
-			if (!failed)
-				return 1;
+			for (slot = 0; slot < LISTENER_SLOTS; slot++) {
+				key.ipv6 = kind;
+				key.slot = slot;
+				if (table == 0)
+					sk = bpf_map_lookup_elem(&listeners, &key);
+				else
+					sk = bpf_map_lookup_elem(&undeclared, &key);
+				if (!sk)
+					continue;
+				failed = bpf_sk_assign(ctx, sk, 0);
+				bpf_sk_release(sk);
+				if (!failed)
+					return 1;
+			}
 		}
 	}
 	return 0;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 /* The guard: programs attached to the cgroup of each instance that decide about, and rewrite, every address its
- * sockets bind, connect or send to. Only `ingress` and `egress` run for each packet; they leave after two loads
- * unless the packet opens something, or leaves the host.
+ * sockets bind, connect or send to. Only `ingress` and `egress` run for each packet; they leave after a few loads
+ * unless the packet opens something, comes from outside, or leaves the host.
  *
  * Who somebody is comes from the storage of the cgroup that the program is attached to (Linux 5.9: keyed by cgroup
  * id alone, one value for all hooks), thus from the cgroup that made the socket, not from who calls. A cgroup whose
@@ -77,6 +77,18 @@ static __always_inline void remember_flow(struct bpf_sock_addr *ctx, const __u32
 	copy_address(key.addr, addr);
 	copy_address(value.addr, seen);
 	bpf_map_update_elem(&flows, &key, &value, BPF_ANY);
+}
+
+/* So that an answer from outside is let in. */
+static __always_inline void remember_outside(struct bpf_sock_addr *ctx, const struct call *c)
+{
+	struct flow_key key = { .cookie = bpf_get_socket_cookie(ctx), .port = c->port };
+	struct origin value = { .port = c->port, .outside = 1 };
+
+	copy_address(key.addr, c->dst);
+	copy_address(value.addr, c->dst);
+	if (!bpf_map_lookup_elem(&flows, &key))
+		bpf_map_update_elem(&flows, &key, &value, BPF_NOEXIST);
 }
 
 struct sockaddr_v4 {
@@ -279,7 +291,7 @@ int guard_sendmsg4(struct bpf_sock_addr *ctx)
 	/* From a private address nothing gets outside, and 127.0.0.1 means the host to its services. */
 	if (is_loopback(source))
 		STORE(ctx->msg_src_ip4, 0);
-	remember_flow(ctx, c.dst, c.port, c.dst, c.port);
+	remember_outside(ctx, &c);
 	return ALLOW;
 }
 
@@ -338,7 +350,7 @@ int guard_sendmsg6(struct bpf_sock_addr *ctx)
 		STORE(ctx->msg_src_ip6[2], 0);
 		STORE(ctx->msg_src_ip6[3], 0);
 	}
-	remember_flow(ctx, c.dst, c.port, c.dst, c.port);
+	remember_outside(ctx, &c);
 	return ALLOW;
 }
 
@@ -527,6 +539,40 @@ int guard_sock_create(struct bpf_sock *ctx)
 	return REFUSE;
 }
 
+/* The kernel delivers what is for a private address by whatever interface it came: with IPv6 always, with IPv4 where
+ * `route_localnet` is set. Services and the host itself come by loopback.
+ */
+static __always_inline bool is_from_outside(struct __sk_buff *skb)
+{
+	__u32 to[4];
+
+	if (skb->ifindex == LOOPBACK_IFINDEX)
+		return false;
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		return bpf_skb_load_bytes(skb, 16, to, 4) || in_private(to[0]) || in_own_localhosts(to[0]);
+	return bpf_skb_load_bytes(skb, 24, to, 16) || is_private6(to);
+}
+
+static __noinline int refuse_from_outside(struct __sk_buff *skb, __u8 protocol, __u16 port)
+{
+	struct identity *me = bpf_get_local_storage(&identities, 0);
+	struct call c = { .hook = HOOK_RECEIVE };
+	__u32 from;
+
+	c.instance = me->instance;
+	c.proto = transport(protocol);
+	c.port = port;
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		if (bpf_skb_load_bytes(skb, 12, &from, 4))
+			return REFUSE;
+		set_mapped(c.dst, from);
+	} else if (bpf_skb_load_bytes(skb, 8, c.dst, 16)) {
+		return REFUSE;
+	}
+	refuse(&c, REASON_FROM_OUTSIDE);
+	return REFUSE;
+}
+
 /* Listening or receiving without a bind, and wildcard sockets: no bind hook can hold them, so what arrives is checked. */
 static __noinline int judge_received(struct __sk_buff *skb)
 {
@@ -545,6 +591,9 @@ static __noinline int judge_received(struct __sk_buff *skb)
 	sk = bpf_sk_fullsock(sk);
 	if (!sk)
 		return ALLOW; /* a half-open or closing connection of a listener that was checked */
+	/* By the packet, not the socket: `enter` leads packets for public addresses to the same listeners. */
+	if (is_from_outside(skb))
+		return refuse_from_outside(skb, sk->protocol, sk->src_port);
 	me = bpf_get_local_storage(&identities, 0);
 	c.instance = me->instance;
 	if (sk->protocol == IPPROTO_TCP) {
@@ -616,7 +665,10 @@ static __noinline int judge_received(struct __sk_buff *skb)
 	rule = c.proto == IPPROTO_UDP ? find(policy, RULE_PUBLISHED, c.proto, c.port, 0, 0) : 0;
 	if (rule && rule->addr[0] == service_of(c.instance)) {
 		mine = find(policy, RULE_SERVICE, 0, 0, 0, service_of(c.instance));
-		if (mine && !(mine->flags & SERVICE_EGRESS_ALL)) {
+		/* Without a flow neither a process of the host gets an answer, nor somebody outside whom the service may not
+		 * write to of its own accord.
+		 */
+		if (mine && (skb->ifindex == LOOPBACK_IFINDEX || !(mine->flags & SERVICE_EGRESS_ALL))) {
 			struct origin value = { .port = key.port };
 
 			copy_address(value.addr, key.addr);
@@ -632,17 +684,90 @@ refused:
 	return REFUSE;
 }
 
-/* Runs for each packet, so whatever is not new or unconnected leaves after two loads. Of a datagram socket's states
- * only these two are used; connected, the kernel delivers only what comes from its peer.
+static __always_inline bool is_at_private(const struct bpf_sock *sk)
+{
+	return in_private(sk->src_ip4) || in_own_localhosts(sk->src_ip4) ||
+	       (sk->family == AF_INET6 && sk->src_ip6[0] == bpf_htonl(0xfd70616c) &&
+		sk->src_ip6[1] == bpf_htonl(0x69736164));
+}
+
+/* Runs for each packet, so whatever is not new or unconnected leaves after a few loads. Of a datagram socket's states
+ * only these two are used; connected, the kernel delivers only what comes from its peer, or from outside in its name.
  */
 SEC("cgroup_skb/ingress")
 int guard_ingress(struct __sk_buff *skb)
 {
 	struct bpf_sock *sk = skb->sk;
 
-	if (!sk || (sk->state != BPF_TCP_LISTEN && sk->state != BPF_TCP_CLOSE))
+	if (!sk)
 		return ALLOW;
-	return judge_received(skb);
+	if (sk->state == BPF_TCP_LISTEN || sk->state == BPF_TCP_CLOSE)
+		return judge_received(skb);
+	if (skb->ifindex == LOOPBACK_IFINDEX || !is_at_private(sk))
+		return ALLOW;
+	sk = bpf_sk_fullsock(sk);
+	return sk ? refuse_from_outside(skb, sk->protocol, sk->src_port) : REFUSE;
+}
+
+/* What leaves by loopback to an address of the host's that isn't a loopback address. `decide` may have taken it for
+ * somebody else's: an address may be new, or known to the routes alone. So the policy is asked once more, of what opens
+ * something.
+ */
+static __noinline int judge_looped(struct __sk_buff *skb)
+{
+	struct identity *me = bpf_get_local_storage(&identities, 0);
+	struct bpf_sock *sk = skb->sk;
+	struct call c = { .hook = HOOK_SEND };
+	void *policy = current_policy();
+	__u32 destination, header_len, service;
+	struct rule *mine;
+	__u16 port;
+	__u8 byte;
+
+	if (!sk)
+		return REFUSE;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk || !policy)
+		return REFUSE;
+	if (sk->protocol == IPPROTO_TCP && sk->state != BPF_TCP_SYN_SENT)
+		return ALLOW;
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		if (bpf_skb_load_bytes(skb, 0, &byte, 1) || bpf_skb_load_bytes(skb, 16, &destination, 4))
+			return REFUSE;
+		header_len = (byte & 15) * 4;
+		set_mapped(c.dst, destination);
+	} else {
+		if (bpf_skb_load_bytes(skb, 6, &byte, 1) || bpf_skb_load_bytes(skb, 24, c.dst, 16))
+			return REFUSE;
+		/* Nothing needs extension headers here. */
+		if (byte != sk->protocol)
+			return REFUSE;
+		header_len = 40;
+	}
+	if (bpf_skb_load_bytes(skb, header_len + 2, &port, 2))
+		return REFUSE;
+	c.instance = me->instance;
+	c.proto = transport(sk->protocol);
+	c.port = bpf_ntohs(port);
+	service = service_of(c.instance);
+	mine = find(policy, RULE_SERVICE, 0, 0, 0, service);
+	if (mine && (find(policy, RULE_HOST_PORT, 0, c.port, service, 0) ||
+		     is_resolver(policy, mine, service, c.dst, c.port) ||
+		     (c.proto == IPPROTO_UDP && is_answer(skb, &c))))
+		return ALLOW;
+	refuse(&c, REASON_HOST_PORT);
+	return REFUSE;
+}
+
+/* To a private address, or to another loopback address, of which `decide` needs to be told by nobody. */
+static __always_inline bool to_loopback(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	__u32 *to = data + 24;
+
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		return data + 20 <= end && is_loopback(*(__u32 *)(data + 16));
+	return data + 40 <= end && (is_private6(to) || is_localhost6(to));
 }
 
 /* A packet with a source route goes first to an address that no hook has judged. Nothing else needs what is refused
@@ -657,10 +782,10 @@ int guard_egress(struct __sk_buff *skb)
 	__u8 byte;
 
 	/* Between services nothing is routed: by way of whomever, a packet ends at the destination that was judged. So
-	 * their traffic pays for two loads only.
+	 * their traffic pays for a few loads only.
 	 */
 	if (skb->ifindex == LOOPBACK_IFINDEX)
-		return ALLOW;
+		return to_loopback(skb) ? ALLOW : judge_looped(skb);
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
 		if (bpf_skb_load_bytes(skb, 0, &byte, 1))
 			return REFUSE;

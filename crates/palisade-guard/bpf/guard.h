@@ -68,8 +68,9 @@ struct rule {
 /* What the last byte of an address can tell apart. */
 #define INSTANCES_MAX 254
 
-/* A listening TCP socket, bound to its instance's own address. The sockets of a SO_REUSEPORT group have a slot each,
- * so that the last one that is left is still found.
+/* A listening TCP socket, bound to its instance's own address. The sockets of a SO_REUSEPORT group have a slot each, so
+ * that one is still found when others are closed. When there are more, the first ones and the latest are kept: whoever
+ * replaces the old ones by new ones closes either these or those.
  */
 struct listener_key {
 	__u32 instance;
@@ -79,6 +80,7 @@ struct listener_key {
 };
 
 #define LISTENER_SLOTS 4
+#define LISTENER_SLOTS_OF_FIRST 2
 
 /* Instances of one service that get no new connections while others can take them: bit n is instance n. */
 struct suspension {
@@ -116,6 +118,7 @@ enum reason {
 	REASON_UNDECLARED_LISTENER = 13,
 	REASON_NO_POLICY = 14,
 	REASON_IPV6_LOCAL_DATAGRAM = 15, /* the kernel can't turn a datagram to ::1 into an IPv4 one */
+	REASON_FROM_OUTSIDE = 16,     /* a packet for a private address that came in by an interface */
 };
 
 struct event {

@@ -56,7 +56,7 @@ struct flow_key {
 struct origin {
 	__u32 addr[4]; /* as the program gave it */
 	__u16 port;
-	__u16 pad;
+	__u16 outside; /* flows: it was written to as to somebody outside, and hasn't written first */
 };
 
 struct {
@@ -76,13 +76,15 @@ struct {
 	__type(value, struct origin);
 } origins SEC(".maps");
 
-/* Who listens on declared TCP ports. The kernel takes a socket out when it is closed. */
-struct {
+/* Who listens on TCP ports that the file declares, and on others, as it may declare them later. These are apart, so that
+ * nobody fills the table that others need by listening on very many ports. The kernel takes a socket out when it is closed.
+ */
+struct listener_map {
 	__uint(type, BPF_MAP_TYPE_SOCKHASH);
 	__uint(max_entries, 16384);
 	__type(key, struct listener_key);
 	__type(value, __u64);
-} listeners SEC(".maps");
+} listeners SEC(".maps"), undeclared SEC(".maps");
 
 /* By the address of the service. Kept up to date by the agent. */
 struct {

@@ -31,9 +31,10 @@ pub enum Reason {
     UndeclaredListener,
     NoPolicy,
     Ipv6LocalDatagram,
+    FromOutside,
 }
 
-const REASONS: [Reason; 16] = [
+const REASONS: [Reason; 17] = [
     Reason::None,
     Reason::NotAPeer,
     Reason::UndeclaredPort,
@@ -50,6 +51,7 @@ const REASONS: [Reason; 16] = [
     Reason::UndeclaredListener,
     Reason::NoPolicy,
     Reason::Ipv6LocalDatagram,
+    Reason::FromOutside,
 ];
 
 /// Where it was noticed (`enum event_hook`).

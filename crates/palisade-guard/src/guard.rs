@@ -198,18 +198,21 @@ impl Guard {
 
     /// Attaches all programs to the cgroup of an instance and tells them who it is. From the first attachment to
     /// the last step its sockets are refused everything, so call it before anything runs there. Doing it again for
-    /// a cgroup that is guarded changes nothing; one that was made anew gets new links.
+    /// a cgroup that is guarded changes nothing, for one that has lost programs it adds those alone; one that was made
+    /// anew gets new links.
     pub fn attach(&self, cgroup: &Path, address: InstanceAddress) -> Result<(), GuardError> {
         let directory = File::open(cgroup).on("opening", cgroup)?;
-        if !self.missing_hooks_of(directory.as_fd())?.is_empty() {
-            let links = self.links(address);
-            remove_pins(&links).on("removing", &links)?;
-            fs::create_dir_all(&links).on("creating", &links)?;
-            for (name, hook, program) in &self.programs {
-                let link = raw::link_to_cgroup(program.as_fd(), directory.as_fd(), *hook)
-                    .on("attaching the guard to", cgroup)?;
-                let path = links.join(name);
-                raw::pin(link.as_fd(), &path).on("pinning", &path)?;
+        let missing = self.missing_hooks_of(directory.as_fd())?;
+        let links = self.links(address);
+        fs::create_dir_all(&links).on("creating", &links)?;
+        for (name, hook, program) in self.programs.iter().filter(|(name, ..)| missing.contains(name)) {
+            let link =
+                raw::link_to_cgroup(program.as_fd(), directory.as_fd(), *hook).on("attaching the guard to", cgroup)?;
+            let path = links.join(name);
+            // The link of a cgroup that is gone, or one that somebody has detached.
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).on("removing", &path)?,
+                _ => raw::pin(link.as_fd(), &path).on("pinning", &path)?,
             }
         }
         self.attach_to_network()?;

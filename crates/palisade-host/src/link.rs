@@ -21,6 +21,8 @@ const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
 const RTM_NEWTFILTER: u16 = 44;
 const RTM_GETTFILTER: u16 = 46;
+const RTNLGRP_IPV4_IFADDR: u32 = 5;
+const RTNLGRP_IPV6_IFADDR: u32 = 9;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_LINKINFO: u16 = 18;
@@ -294,6 +296,27 @@ pub fn interfaces() -> Result<Vec<InterfaceAddresses>, LinkError> {
     };
     socket.dump(list, read_address).map_err(failed("list", "addresses"))?;
     Ok(found)
+}
+
+/// Hears when an address comes or goes in the network namespace that the thread was in when it began to.
+pub struct AddressChanges(Netlink);
+
+impl AddressChanges {
+    /// Begins to listen: what changes from now on is heard.
+    pub fn listen() -> Result<Self, LinkError> {
+        let groups = [RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR];
+        let socket = Netlink::listen(SockProtocol::NetlinkRoute, &groups);
+        socket.map(Self).map_err(failed("listen to", "changes of addresses"))
+    }
+
+    /// Waits at most so long; whether anything may have changed.
+    pub fn wait(&mut self, timeout: Duration) -> Result<bool, LinkError> {
+        match self.0.receive(timeout, |_, _| ()) {
+            // More was told than there was room for.
+            Err(error) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => Ok(true),
+            other => other.map_err(failed("hear of", "changes of addresses")),
+        }
+    }
 }
 
 /// The interfaces that a default route leads through, best first.

@@ -119,20 +119,25 @@ impl Netlink {
         setsockopt(&fd, sockopt::ReceiveTimeout, &nix::sys::time::TimeVal::new(5, 0))?;
         Ok(Self { fd, sequence: 0, buffer: vec![0; 1 << 16] })
     }
-    /// Opens a socket that hears what the kernel tells everybody in a multicast group (netlink(7)).
-    pub(crate) fn listen(protocol: SockProtocol, group: u32) -> io::Result<Self> {
+    /// Opens a socket that hears what the kernel tells everybody in multicast groups (netlink(7)).
+    pub(crate) fn listen(protocol: SockProtocol, groups: &[u32]) -> io::Result<Self> {
         let socket = Self::open(protocol)?;
         // Without an address of its own a socket is taken for the kernel that sends (do_one_broadcast of
         // net/netlink/af_netlink.c), and hears nothing.
         bind(socket.fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
         let (level, option, len) = (libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, size_of::<u32>());
-        // SAFETY: the pointer and length describe `group`, which outlives the call.
-        let result = unsafe {
-            libc::setsockopt(socket.fd.as_raw_fd(), level, option, (&raw const group).cast(), len as libc::socklen_t)
-        };
-        if result == 0 { Ok(socket) } else { Err(io::Error::last_os_error()) }
+        for group in groups {
+            let group: *const u32 = group;
+            // SAFETY: the pointer and length describe one of `groups`, which outlives the call.
+            let result =
+                unsafe { libc::setsockopt(socket.fd.as_raw_fd(), level, option, group.cast(), len as libc::socklen_t) };
+            if result != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(socket)
     }
-    /// Waits up to `timeout` for something that the kernel tells the group and hands it to `each`; false when there was
+    /// Waits up to `timeout` for something that the kernel tells a group and hands it to `each`; false when there was
     /// nothing.
     pub(crate) fn receive(&mut self, timeout: Duration, mut each: impl FnMut(u16, &[u8])) -> io::Result<bool> {
         let timeout_ms = u16::try_from(timeout.as_millis()).unwrap_or(u16::MAX);

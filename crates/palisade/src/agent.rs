@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use palisade_core::names::InstanceId;
 use palisade_guard::{Event, EventReader, Guard, Kind};
 use palisade_host::agent::{AgentError, Client, EventSink, Identity, Task};
 use palisade_host::layout::Layout;
+use palisade_host::link::AddressChanges;
 use palisade_host::runtime::{self, Found};
 use serde::Deserialize;
 
@@ -85,10 +86,11 @@ pub(crate) fn remove(layout: &Layout, id: &InstanceId) -> Result<(), crate::host
 /// What the agent's process does beside supervising: it writes down what the guard tells, and tells the guard when
 /// the host's addresses change and who gets no new connections.
 pub(crate) fn tasks(layout: &Layout) -> Vec<Task> {
-    let (watching, telling, serving) = (layout.clone(), layout.clone(), layout.clone());
+    let (watching, naming, telling, serving) = (layout.clone(), layout.clone(), layout.clone(), layout.clone());
     let (wake, woken) = std::sync::mpsc::channel();
     vec![
         Box::new(move |events| watch(&watching, &events)),
+        Box::new(move |_| tell_addresses(&naming)),
         Box::new(move |events| tell_health(&telling, &events, &wake)),
         Box::new(move |events| edge::look_after(&serving, &events, &woken)),
     ]
@@ -97,14 +99,77 @@ pub(crate) fn tasks(layout: &Layout) -> Vec<Task> {
 /// How soon after an event the next look at the instances comes.
 const SETTLE: Duration = Duration::from_millis(50);
 
+/// Prints why something isn't done, each reason once.
+struct Complaint {
+    what: &'static str,
+    told: Option<String>,
+}
+
+impl Complaint {
+    fn that_cannot(what: &'static str) -> Self {
+        Self { what, told: None }
+    }
+    fn hear(&mut self, done: Result<(), String>) {
+        let message = done.err();
+        if message != self.told
+            && let Some(message) = &message
+        {
+            eprintln!("can't {}: {message}", self.what);
+        }
+        self.told = message;
+    }
+}
+
+/// Tells one guard of the stack from another: one that was loaded anew knows nothing yet.
+fn loaded(layout: &Layout) -> Option<u64> {
+    fs::metadata(pins(layout).join("maps")).map(|metadata| metadata.ino()).ok()
+}
+
+/// Keeps the guard's list of the host's addresses. Until it has heard of one the kernel refuses what goes there.
+fn tell_addresses(layout: &Layout) {
+    let mut told: Option<(u64, Vec<IpAddr>)> = None;
+    let mut changes: Option<AddressChanges> = None;
+    let (mut complaint, mut deaf) = (
+        Complaint::that_cannot("tell the guard the host's addresses"),
+        Complaint::that_cannot("hear of new addresses"),
+    );
+    loop {
+        // Before the addresses are read: none may come between.
+        if changes.is_none() {
+            let listening = AddressChanges::listen().map_err(|error| crate::exit::chain(&error));
+            deaf.hear(listening.map(|listening| changes = Some(listening)));
+        }
+        complaint.hear(tell_new_addresses(layout, &mut told));
+        match changes.as_mut().map(|changes| changes.wait(LISTEN)) {
+            Some(Ok(_)) => {}
+            Some(Err(_)) | None => {
+                changes = None;
+                std::thread::sleep(LISTEN);
+            }
+        }
+    }
+}
+
+fn tell_new_addresses(layout: &Layout, told: &mut Option<(u64, Vec<IpAddr>)>) -> Result<(), String> {
+    let Some(guard) = loaded(layout) else { return Ok(()) };
+    let addresses = host_addresses().map_err(|error| error.to_string())?;
+    let now = Some((guard, addresses));
+    if *told == now {
+        return Ok(());
+    }
+    let Some(open) = Guard::open(&pins(layout)).map_err(|error| crate::exit::chain(&error))? else { return Ok(()) };
+    let addresses = now.iter().flat_map(|(_, addresses)| addresses).copied().collect::<Vec<_>>();
+    open.set_host_addresses(&addresses).map_err(|error| crate::exit::chain(&error))?;
+    *told = now;
+    Ok(())
+}
+
 /// Keeps the guard's list of those that get no new connections.
 fn tell_health(layout: &Layout, events: &EventSink, wake: &Sender<()>) {
-    let marker = pins(layout).join("maps");
     let mut told: Option<(Option<u64>, BTreeSet<InstanceAddress>)> = None;
-    let mut complained: Option<String> = None;
+    let mut complaint = Complaint::that_cannot("tell the guard who is well");
     loop {
-        // A guard that was loaded anew knows nothing yet.
-        let guard = fs::metadata(&marker).map(|metadata| metadata.ino()).ok();
+        let guard = loaded(layout);
         let done = unready(layout).and_then(|unready| {
             if guard.is_none() || told.as_ref() == Some(&(guard, unready.clone())) {
                 return Ok(());
@@ -118,13 +183,7 @@ fn tell_health(layout: &Layout, events: &EventSink, wake: &Sender<()>) {
             let _ = wake.send(());
             Ok(())
         });
-        let message = done.err();
-        if message != complained
-            && let Some(message) = &message
-        {
-            eprintln!("can't tell the guard who is well: {message}");
-        }
-        complained = message;
+        complaint.hear(done);
         events.wait(LISTEN);
         std::thread::sleep(SETTLE);
     }
@@ -149,42 +208,25 @@ fn unready(layout: &Layout) -> Result<BTreeSet<InstanceAddress>, String> {
 
 fn watch(layout: &Layout, events: &EventSink) {
     let folder = pins(layout);
-    let mut told: Option<String> = None;
+    let mut complaint = Complaint::that_cannot("listen to the guard");
     loop {
         // The guard is loaded after the agent is started, and perhaps anew by a later `up`.
         let listened = match Guard::open(&folder) {
-            Ok(Some(guard)) => listen(layout, &folder, &guard, events),
+            Ok(Some(guard)) => listen(layout, &guard, events),
             Ok(None) => Ok(()),
             Err(error) => Err(crate::exit::chain(&error)),
         };
-        let message = listened.err();
-        if message != told
-            && let Some(message) = &message
-        {
-            eprintln!("can't listen to the guard: {message}");
-        }
-        told = message;
+        complaint.hear(listened);
         std::thread::sleep(LISTEN);
     }
 }
 
 /// Until this guard is replaced by another one.
-fn listen(layout: &Layout, folder: &Path, guard: &Guard, events: &EventSink) -> Result<(), String> {
-    let marker = folder.join("maps");
-    let identity = || fs::metadata(&marker).map(|metadata| metadata.ino()).ok();
-    let loaded = identity();
+fn listen(layout: &Layout, guard: &Guard, events: &EventSink) -> Result<(), String> {
+    let this = loaded(layout);
     let reader: EventReader = guard.events().map_err(|error| crate::exit::chain(&error))?;
     let mut names = Names::default();
-    let mut addresses: Vec<IpAddr> = Vec::new();
-    while identity() == loaded {
-        match host_addresses() {
-            Ok(now) if now != addresses => {
-                guard.set_host_addresses(&now).map_err(|error| crate::exit::chain(&error))?;
-                addresses = now;
-            }
-            Ok(_) => {}
-            Err(error) => eprintln!("can't read the host's addresses: {error}"),
-        }
+    while loaded(layout) == this {
         end_orphaned_learning(layout, guard).map_err(|error| crate::exit::chain(&*error))?;
         for event in reader.poll(LISTEN).map_err(|error| error.to_string())? {
             let instance = names.of(layout, &event);

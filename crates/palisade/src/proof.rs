@@ -356,8 +356,10 @@ pub(crate) fn stranger(stack: &Stack, host: &Observed, addresses: &[IpAddr]) -> 
         if !published(port) && !allowed(port) {
             targets.extend(addresses.iter().map(|address| (socket.proto, SocketAddr::new(*address, port.port))));
         }
-        if socket.local.ip().to_canonical().is_ipv4() && !socket.local.ip().is_unspecified() {
-            targets.push((socket.proto, SocketAddr::new(socket.local.ip().to_canonical(), port.port)));
+        // At the very address where it is, too: nothing but the guard and the firewall keeps IPv6 from delivering there.
+        let ip = socket.local.ip().to_canonical();
+        if !ip.is_unspecified() && (ip.is_ipv4() || is_reserved(ip)) {
+            targets.push((socket.proto, SocketAddr::new(ip, port.port)));
         }
     }
     targets.sort();

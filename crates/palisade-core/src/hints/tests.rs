@@ -55,6 +55,7 @@ fn every_reason_says_what_would_help() {
         app(Reason::AbstractUnix, "0.0.0.0", 0),
         app(Reason::NoPolicy, "0.0.0.0", 80),
         app(Reason::Ipv6LocalDatagram, "::1", 53),
+        app(Reason::FromOutside, "2001:db8::7", 5432),
     ];
     insta::assert_snapshot!(text.concat(), @r#"
     service app may not connect to db:5432/tcp
@@ -101,5 +102,7 @@ fn every_reason_says_what_would_help() {
       hint: run `palisade up` (compose.yaml:12:5)
     service app may not send a datagram to [::1]:53/tcp, because it can't be led to a service
       hint: use the service's name or 127.0.0.1 instead of ::1 (compose.yaml:12:5)
+    2001:db8::7 sent a packet from outside to the private address of service app, port 5432/tcp
+      hint: `ports:` says what is visible outside; whoever sends to private addresses looks for holes (compose.yaml:12:5)
     "#);
 }

@@ -2,6 +2,7 @@
 //!
 //! The attacks that it has to withstand are in the integration suite of the `palisade` crate.
 
+mod outside;
 mod published;
 
 use nix::sched::{CloneFlags, unshare};
@@ -10,7 +11,9 @@ use palisade_core::names::ServiceName;
 use palisade_core::policy::*;
 use palisade_core::stack::{PortProto, Proto};
 use palisade_guard::{Guard, Kind, Reason, mount_bpffs, pin_root, unmount_bpffs};
+use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -247,6 +250,34 @@ fn links_survive_the_loader_and_a_new_cgroup_of_the_same_name_is_seen_as_unguard
     guard.unload().unwrap();
     assert!(Guard::open(&folder).unwrap().is_none());
     assert_eq!(scratch.python(&db, script), "('0.0.0.0', 5432)");
+}
+
+#[test]
+fn a_program_that_was_taken_off_is_put_back_beside_the_others() {
+    let Some(scratch) = Scratch::new("taken-off") else { return };
+    let guard = scratch.guard();
+    guard.set_policy(&policy(vec![service("db", 0)])).unwrap();
+    let db = scratch.instance("db.1");
+    guard.attach(&db, instance(0)).unwrap();
+    let links = scratch.pins.join("stack").join("links").join("127-77-1-1");
+    // A pin of the same link has the same number.
+    let numbers = || {
+        let pins = fs::read_dir(&links).unwrap().map(|entry| entry.unwrap());
+        pins.map(|pin| (pin.file_name().into_string().unwrap(), pin.metadata().unwrap().ino())).collect()
+    };
+    let before: BTreeMap<String, u64> = numbers();
+    fs::remove_file(links.join("guard_bind4")).unwrap();
+    let until = Instant::now() + Duration::from_secs(10);
+    while guard.missing_hooks(&db).unwrap() != ["guard_bind4"] {
+        assert!(Instant::now() < until, "the link is still there");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    guard.attach(&db, instance(0)).unwrap();
+    assert!(guard.missing_hooks(&db).unwrap().is_empty());
+    let mut after = numbers();
+    assert_eq!(after.keys().collect::<Vec<_>>(), before.keys().collect::<Vec<_>>());
+    after.retain(|name, number| before[name] != *number);
+    assert_eq!(after.keys().collect::<Vec<_>>(), ["guard_bind4"]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Several instances at one published TCP port: who gets connections, who doesn't, and who tries in vain.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 
@@ -29,11 +29,11 @@ for i in range(times):
   except OSError as error: seen[type(error).__name__]+=1
 for name,count in seen.items(): print(name,count)";
 
-struct Server(Child);
+pub(super) struct Server(Child);
 
 impl Server {
     /// In the cgroup, or outside of all of them.
-    fn start(cgroup: Option<&Path>, arguments: &[&str]) -> Self {
+    pub(super) fn start(cgroup: Option<&Path>, arguments: &[&str]) -> Self {
         let procs = cgroup.map_or("/dev/null".into(), |cgroup| cgroup.join("cgroup.procs"));
         let mut command = Command::new("sh");
         command.args(["-c", "echo 0 > \"$1\"; shift; exec python3 -c \"$@\"", "sh"]).arg(procs).arg(SERVER);
@@ -68,7 +68,7 @@ fn names(seen: &BTreeMap<String, u32>) -> Vec<&str> {
 }
 
 /// A service with three instances whose port 80 is published at 8081.
-fn web(backends: &[u8]) -> ServicePolicy {
+pub(super) fn web(backends: &[u8]) -> ServicePolicy {
     let mut web = service("web", 0);
     web.backends = backends.iter().map(|number| web.address.instance(*number)).collect();
     let container = PortProto { port: 80, proto: Proto::Tcp };
@@ -202,6 +202,50 @@ for i in range(200):
 print(sorted(seen))";
     assert_eq!(scratch.python(&app, script), "[2]");
     drop(servers);
+}
+
+#[test]
+fn a_port_that_is_published_later_is_answered_by_whoever_listens_already() {
+    let Some(scratch) = Scratch::new("later") else { return };
+    let guard = scratch.guard();
+    let web1 = scratch.instance("web.1");
+    guard.attach(&web1, instance_of_web(1)).unwrap();
+    let mut undeclared = web(&[1]);
+    undeclared.binds.clear();
+    guard.set_policy(&policy(vec![undeclared.clone()])).unwrap();
+    let _web = Server::start(Some(&web1), &["web", "AF_INET6", "::", "80", ""]);
+    // On a localhost of its own: it stays there.
+    let _local = Server::start(Some(&web1), &["local", "AF_INET", "127.0.0.1", "81", ""]);
+    assert_eq!(names(&ask("127.0.0.1", 8081, 3)), ["ConnectionRefusedError"]);
+    let mut declared = web(&[1]);
+    let container = PortProto { port: 81, proto: Proto::Tcp };
+    declared.binds.push(BindRule { container, published: Some(PublishedAt { host_ip: None, host_port: 8082 }) });
+    guard.set_policy(&policy(vec![declared])).unwrap();
+    for to in ["127.0.0.1", "::1"] {
+        assert_eq!(names(&ask(to, 8081, 10)), ["web"], "{to}");
+    }
+    assert_eq!(names(&ask("127.0.0.1", 8082, 3)), ["ConnectionRefusedError"]);
+    guard.set_policy(&policy(vec![undeclared])).unwrap();
+    assert_eq!(names(&ask("127.0.0.1", 8081, 3)), ["ConnectionRefusedError"]);
+}
+
+#[test]
+fn many_sockets_that_share_a_port_may_be_replaced_by_as_many() {
+    let Some(scratch) = Scratch::new("replaced") else { return };
+    let guard = scratch.guard();
+    guard.set_policy(&policy(vec![web(&[1])])).unwrap();
+    let web1 = scratch.instance("web.1");
+    guard.attach(&web1, instance_of_web(1)).unwrap();
+    let six = |name: &str| -> Vec<Server> {
+        (0..6).map(|_| Server::start(Some(&web1), &[name, "AF_INET", "0.0.0.0", "80", "reuse"])).collect()
+    };
+    let old = six("old");
+    // The new ones are given up.
+    drop(six("new"));
+    assert_eq!(names(&ask("127.0.0.1", 8081, 20)), ["old"]);
+    let _new = six("new");
+    drop(old);
+    assert_eq!(names(&ask("127.0.0.1", 8081, 20)), ["new"]);
 }
 
 #[test]

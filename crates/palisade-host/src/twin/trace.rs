@@ -227,7 +227,7 @@ impl Twin {
     ) -> Result<HashMap<u16, Vec<Event>>, TwinError> {
         let mut listener = {
             let _inside = self.inside.enter()?;
-            Netlink::listen(nix::sys::socket::SockProtocol::NetlinkNetFilter, GROUP)
+            Netlink::listen(nix::sys::socket::SockProtocol::NetlinkNetFilter, &[GROUP])
                 .map_err(failed("listen to the kernel's trace"))?
         };
         let mut sender = {

@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use palisade_core::stack::Proto;
-use palisade_host::link::{self, VethEnd};
+use palisade_host::link::{self, AddressChanges, VethEnd};
 use palisade_host::netns::{self, Netns};
 use palisade_host::probe::{self, Response};
 use palisade_host::routes::{self, Way};
@@ -159,6 +159,21 @@ fn private_ipv6_addresses_come_and_go() {
         link::remove_private_ipv6(ip).unwrap();
         link::remove_private_ipv6(ip).unwrap();
         assert!(!present());
+    };
+    scratch.host.run(work).unwrap();
+}
+
+#[test]
+fn new_addresses_are_heard_of() {
+    let Some(scratch) = scratch("new_addresses_are_heard_of") else { return };
+    let work = || {
+        let mut changes = AddressChanges::listen().unwrap();
+        assert!(!changes.wait(Duration::from_millis(100)).unwrap(), "nothing has changed");
+        for address in ["203.0.113.77", "2001:db8::77"] {
+            link::add_address("eth0", address.parse().unwrap(), 32).unwrap();
+            assert!(changes.wait(Duration::from_secs(20)).unwrap(), "{address}");
+            while changes.wait(Duration::from_millis(100)).unwrap() {}
+        }
     };
     scratch.host.run(work).unwrap();
 }

@@ -184,6 +184,7 @@ fn reason(reason: Reason) -> Option<hints::Reason> {
         Reason::UndeclaredListener => hints::Reason::UndeclaredListener,
         Reason::NoPolicy => hints::Reason::NoPolicy,
         Reason::Ipv6LocalDatagram => hints::Reason::Ipv6LocalDatagram,
+        Reason::FromOutside => hints::Reason::FromOutside,
     })
 }
 

@@ -205,6 +205,44 @@ services:
                 servers[0].accept()[0].close()
 "#;
 
+/// Private sockets that take IPv6 only.
+const SIX: &str = r#"
+name: shop
+services:
+  web:
+    healthcheck: { test: [CMD, test, -e, /tmp/ready], interval: 1s, start_period: 60s, start_interval: 50ms }
+    x-palisade:
+      process:
+        command:
+          - python3
+          - -c
+          - |
+            import socket
+            tcp = socket.create_server(("::", 5432), family=socket.AF_INET6)
+            udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+            udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            udp.bind(("::", 5353))
+            open("/tmp/ready", "w").close()
+            while True:
+                udp.sendto(*udp.recvfrom(99))
+"#;
+
+#[test]
+fn private_ipv6_addresses_are_tried_from_outside() {
+    need_root!("rehearse::private_ipv6_addresses_are_tried_from_outside");
+    let host = Host::new();
+    host.write(SIX);
+    let ran = rehearse(&host, &["rehearse", "--format", "json"]);
+    let report = report(&ran);
+    assert_eq!(findings(&report), Vec::<String>::new(), "{}", ran.whole(&host));
+    for part in ["stranger", "without_firewall"] {
+        for socket in ["tcp 5432", "udp 5353"] {
+            let tried = report[part]["unanswered"][socket].as_array().unwrap();
+            assert!(tried.contains(&json!("fd70:616c:6973:6164::7f4d:101")), "{part}, {socket}: {tried:?}");
+        }
+    }
+}
+
 fn nft(arguments: &str) {
     let mut command = Command::new("timeout");
     command.args(["20", "nft", arguments]);

@@ -124,6 +124,43 @@ fn three_instances_share_a_published_port_and_one_that_is_ill_or_dead_is_passed_
     host.down();
 }
 
+/// Listens on a port of which the file says nothing.
+const UNDECLARED: &str = r#"
+name: shop
+services:
+  web:
+    x-palisade:
+      process:
+        command:
+          - python3
+          - -c
+          - |
+            import socket
+            server = socket.create_server(('0.0.0.0', 8081))
+            print('listening', flush=True)
+            while True: server.accept()[0].close()
+"#;
+
+#[test]
+fn a_port_that_is_published_while_somebody_listens_on_it_is_open_at_once() {
+    need_root!("replicas::a_port_that_is_published_while_somebody_listens_on_it_is_open_at_once");
+    let host = Host::new();
+    host.write(UNDECLARED);
+    host.up();
+    host.wait_for_line("web", "listening");
+    let before = host.pid("web.1");
+    assert!(before.is_some() && host.all_open_to_strangers(&[8080, 8081]).is_empty());
+    host.write(&UNDECLARED.replace("  web:", "  web:\n    ports: [\"8080:8081\"]"));
+    host.up();
+    patiently("the port is open", || host.open_to_strangers(8080).then_some(()));
+    assert_eq!(host.pid("web.1"), before, "it wasn't restarted");
+    host.write(UNDECLARED);
+    host.up();
+    assert!(!host.open_to_strangers(8080));
+    assert_eq!(host.pid("web.1"), before);
+    host.down();
+}
+
 #[test]
 fn a_connected_datagram_socket_is_told_that_its_peer_is_gone() {
     need_root!("replicas::a_connected_datagram_socket_is_told_that_its_peer_is_gone");

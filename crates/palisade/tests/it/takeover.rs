@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use palisade_core::names::ProjectName;
 use palisade_host::cgroup::Cgroup;
 use palisade_host::layout::Layout;
+use palisade_host::link;
 use palisade_host::sockets::{self, Which};
 
 use crate::need_root;
@@ -237,6 +238,61 @@ fn a_killed_agent_changes_nothing_for_services() {
     wait_for_more_ticks(&host);
     assert_shut(&host, "with a new agent");
     // The new one supervises what it did not start.
+    host.down();
+}
+
+/// Tries all the time to reach the host at addresses that it may have one day.
+const WAITING: &str = r#"
+name: shop
+services:
+  prober:
+    x-palisade:
+      process:
+        command:
+          - python3
+          - -c
+          - |
+            import socket
+            while True:
+                for address in ("203.0.113.77", "203.0.113.78"):
+                    try:
+                        socket.create_connection((address, 4022), 0.2).close()
+                        print("BAD: reached", address, flush=True)
+                    except PermissionError:
+                        print("refused", address, flush=True)
+                    except OSError:
+                        print("no answer of", address, flush=True)
+"#;
+
+#[test]
+fn an_address_that_the_host_gets_later_opens_nothing_with_or_without_an_agent() {
+    need_root!("takeover::an_address_that_the_host_gets_later_opens_nothing_with_or_without_an_agent");
+    let host = Host::new();
+    host.write(WAITING);
+    let _server = std::net::TcpListener::bind("0.0.0.0:4022").unwrap();
+    host.up();
+    wait_for_more_ticks(&host);
+    let get = |address: &str| {
+        link::add_address("eth0", address.parse().unwrap(), 24).unwrap();
+        let reached = || connects(SocketAddr::new(address.parse().unwrap(), 4022)).then_some(());
+        patiently("there is something to be reached", reached);
+        wait_for_more_ticks(&host);
+    };
+    let assert_never_reached = || {
+        let bad: Vec<String> = host.log("prober").into_iter().filter(|line| line.contains("BAD")).collect();
+        assert_eq!(bad, Vec::<String>::new());
+    };
+    get("203.0.113.77");
+    host.wait_for_line("prober", "refused 203.0.113.77");
+    assert_never_reached();
+    let agent = host.agent().expect("an agent");
+    kill(Pid::from_raw(agent), Signal::SIGKILL).unwrap();
+    patiently("the agent's end", || host.agent().is_none().then_some(()));
+    get("203.0.113.78");
+    assert_never_reached();
+    host.up();
+    host.wait_for_line("prober", "refused 203.0.113.78");
+    assert_never_reached();
     host.down();
 }
 
