@@ -397,6 +397,11 @@ pub enum Cause {
     JustStarted,
     /// It is on its way, and who waits for the stack waits for it too.
     NotReady,
+    /// An older version of a service needed more than the file gives it, and is gone or about to be.
+    OlderLeaves {
+        /// Which service.
+        service: ServiceName,
+    },
     /// The file has no such service or fewer replicas.
     NotInFile,
     /// The stack is taken down.
@@ -432,6 +437,7 @@ impl fmt::Display for Cause {
             Cause::PortGoesTo { service, port } => write!(f, "its port {port} goes to {service}"),
             Cause::JustStarted => f.write_str("it was just started"),
             Cause::NotReady => f.write_str("it isn't ready yet"),
+            Cause::OlderLeaves { service } => write!(f, "what only the older {service} needed goes"),
             Cause::NotInFile => f.write_str("the file doesn't have it"),
             Cause::Down => f.write_str("the stack is taken down"),
         }

@@ -16,6 +16,7 @@ use crate::firewall::{Backend, FirewallRules, OpenPort};
 use crate::instance::{CgroupDriver, InstanceSpec, InstanceStatus};
 use crate::lockout::{Facts, WaysIn};
 use crate::names::{InstanceId, ServiceName};
+use crate::policy::Policy;
 use crate::stack::{Healthcheck, PortProto, Proto};
 
 /// A host and what one stack has on it.
@@ -213,6 +214,8 @@ pub struct GuardSeen {
     pub in_slices: BTreeSet<InstanceId>,
     /// Digest of the policy in force, if there is one.
     pub policy_digest: Option<String>,
+    /// The policy in force, if it is known.
+    pub policy: Option<Policy>,
     /// Instances that new connections go to. Empty also when the policy in force isn't known.
     pub serving: BTreeSet<InstanceAddress>,
 }

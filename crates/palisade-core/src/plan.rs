@@ -9,6 +9,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 mod cast;
+mod meanwhile;
 mod planner;
 mod replace;
 
@@ -25,7 +26,7 @@ use crate::image::{self, FetchWishes};
 use crate::instance::RunState;
 use crate::lockout::Confirm;
 use crate::names::{InstanceId, ProjectName, ServiceName};
-use crate::observed::{ForeignContainer, Observed};
+use crate::observed::Observed;
 use crate::policy::Mode;
 use crate::ports;
 use crate::stack::{Stack, Volume};
@@ -68,7 +69,8 @@ impl Plan {
         self.steps.is_empty()
     }
 
-    /// Takes out what starts instances, what waits for them, and what stops others only because of them.
+    /// Takes out what starts instances, what waits for them, and what stops others only because of them. A policy would
+    /// give published ports to instances that aren't started, and take them from containers that go on.
     pub fn start_nothing(&mut self) {
         let ids = |wanted: fn(&Action) -> Option<&InstanceId>| -> HashSet<InstanceId> {
             self.steps.iter().filter_map(|step| wanted(&step.action)).cloned().collect()
@@ -81,7 +83,10 @@ impl Plan {
             Action::RemoveInstance { id } => Some(id),
             _ => None,
         });
+        let adopts = self.steps.iter().any(|step| matches!(step.action, Action::StopForeign { .. }));
         self.steps.retain(|Step { action, cause }| match (action, cause) {
+            (Action::SetPolicy { .. }, Cause::OlderLeaves { .. }) => false,
+            (Action::SetPolicy { .. }, _) => !adopts,
             (Action::StartInstance { .. } | Action::Await { .. } | Action::Shift { .. } | Action::Watch { .. }, _)
             | (Action::StopForeign { .. } | Action::RemoveForeign { .. }, _)
             | (_, Cause::Replaced { .. }) => false,
@@ -179,7 +184,6 @@ pub fn plan(stack: &Stack, observed: &Observed, wishes: Wishes<'_>) -> Result<Pl
         compiled = compile(stack, Surroundings { numbers: &numbers, ..surroundings })?;
     }
     let mut steps = Planner::new(stack, observed, &compiled, order, successions).steps(wishes);
-    adopt(stack, observed, &mut steps);
     if let Some(fetch) = wishes.fetch {
         steps.splice(0..0, image::fetches(stack, &observed.engine, fetch));
     }
@@ -261,26 +265,6 @@ fn levels(stack: &Stack) -> HashMap<&ServiceName, usize> {
         levels.insert(&service.name, level);
     }
     levels
-}
-
-/// Takes over from containers that Docker Compose runs for the same project: they are stopped when everything is ready
-/// for what takes their place, and removed when that has come up.
-fn adopt(stack: &Stack, observed: &Observed, steps: &mut Vec<Step>) {
-    let Some(engine) = observed.engine.seen() else { return };
-    let replaced = |container: &&ForeignContainer| {
-        container.service.as_ref().is_some_and(|service| stack.service(service).is_some())
-    };
-    let ready =
-        steps.iter().position(|step| matches!(step.action, Action::StartInstance { .. })).unwrap_or(steps.len());
-    let (mut stops, mut removals) = (Vec::new(), Vec::new());
-    for ForeignContainer { id, name, .. } in engine.foreign.iter().filter(replaced) {
-        let stop = Action::StopForeign { id: id.clone(), name: name.clone() };
-        stops.push(Step { action: stop, cause: Cause::Adopted });
-        let remove = Action::RemoveForeign { id: id.clone(), name: name.clone() };
-        removals.push(Step { action: remove, cause: Cause::Adopted });
-    }
-    steps.splice(ready..ready, stops);
-    steps.extend(removals);
 }
 
 /// External volumes that nobody has made.

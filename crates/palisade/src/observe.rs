@@ -188,6 +188,7 @@ impl Observer<'_> {
             match guard.has_policy(policy) {
                 Ok(true) => {
                     seen.policy_digest = Some(digest_of(policy));
+                    seen.policy = Some(policy.clone());
                     seen.serving = policy.services.iter().flat_map(|service| &service.backends).copied().collect();
                 }
                 // Some policy, and not the one that was set: anything but a digest of ours says so.

@@ -96,6 +96,20 @@ fn serves(seen: &InstanceSeen, observed: &Observed) -> bool {
     observed.guard.as_ref().is_some_and(|guard| guard.serving.contains(&seen.status.address))
 }
 
+/// Which of two versions of an instance comes first on this host.
+pub(super) fn order(stack: &Stack, service: &Service, observed: &Observed) -> Order {
+    let image = image::image_of(stack, service, &observed.engine);
+    let mut known = observed.guard.iter().filter_map(|guard| guard.policy.as_ref()).flat_map(|policy| &policy.services);
+    let known = known.find(|known| known.name == service.name).map(|known| known.host_mode);
+    match service.update_order(image) {
+        Order::StartFirst if known.is_some_and(|before| before != service.host_mode) => {
+            let because = "what localhost is changes with `network_mode`, for both versions at once".to_owned();
+            Order::StopFirst { because }
+        }
+        order => order,
+    }
+}
+
 /// It runs, guarded, at an address of the service: connections can go on to it.
 fn holds_its_place(seen: &InstanceSeen, observed: &Observed, service: ServiceAddress) -> bool {
     let attached = observed.guard.as_ref().and_then(|guard| guard.attached.get(&seen.status.id));
@@ -124,11 +138,9 @@ pub(super) fn cast(
     for service in order.iter().map(|index| &stack.services[*index]) {
         let Some(seen) = by_service.get(&service.name) else { continue };
         let Some(instances) = wanted.get(&service.name) else { continue };
-        let image = image::image_of(stack, service, &observed.engine);
-        let start_first = service.update_order(image) == Order::StartFirst;
         let mut casting = Casting {
+            stack,
             service,
-            start_first,
             observed,
             seen,
             instances,
@@ -147,8 +159,8 @@ pub(super) fn cast(
 }
 
 struct Casting<'a> {
+    stack: &'a Stack,
     service: &'a Service,
-    start_first: bool,
     observed: &'a Observed,
     seen: &'a [&'a InstanceSeen],
     instances: &'a [&'a CompiledInstance],
@@ -172,6 +184,7 @@ impl<'a> Casting<'a> {
     /// Gives what must change a successor where the service lets it. `why`: a reason for all instances. Tells whether anything that runs must change.
     fn replace(&mut self, why: Option<Cause>) -> bool {
         let mut changes = false;
+        let mut start_first = None;
         for number in self.numbers.clone() {
             let (Some(seen), Some(instance)) = (self.seen(number), self.instance(number)) else { continue };
             let Some(cause) = change(self.observed, seen, instance).or(why.clone()) else { continue };
@@ -182,7 +195,9 @@ impl<'a> Casting<'a> {
             // What ran without the guard may hold what it should not.
             let stays =
                 cause != Cause::NotGuarded && holds_its_place(seen, self.observed, instance.spec.address.service());
-            if let Some(new) = self.free_number().filter(|_| self.start_first && stays) {
+            let start_first =
+                *start_first.get_or_insert_with(|| order(self.stack, self.service, self.observed) == Order::StartFirst);
+            if let Some(new) = self.free_number().filter(|_| start_first && stays) {
                 self.numbers.remove(&number);
                 self.numbers.insert(new);
                 self.successions.push(Succession { old: self.id(number), new: self.id(new), cause });

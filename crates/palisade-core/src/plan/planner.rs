@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::cast::Succession;
+use super::meanwhile::Meanwhile;
 use super::{Wishes, is_alive, new_volumes};
 use crate::action::{Action, Cause, Step};
 use crate::compile::{Compiled, CompiledInstance};
-use crate::edge;
 use crate::firewall::FirewallRules;
 use crate::instance::{Health, InstanceStatus, RunState};
 use crate::lockout::Confirm;
 use crate::names::{InstanceId, ServiceName};
-use crate::observed::{InstanceSeen, Observed};
+use crate::observed::{ForeignContainer, InstanceSeen, Observed};
 use crate::ports;
 use crate::stack::{Condition, HEALTH_MARGIN_MS, Healthcheck, Restart, Runner, Service, Stack};
 
@@ -47,7 +47,21 @@ pub(super) struct Planner<'a> {
     pub(super) successions: Vec<Vec<Succession>>,
     /// Who takes new connections at this point of the plan, for each service.
     pub(super) serving: Vec<BTreeSet<u8>>,
+    /// Who of an older version runs at this point of the plan, for each service.
+    pub(super) older: Vec<Older>,
+    /// Digest of the policy at this point of the plan.
+    pub(super) in_force: Option<String>,
     steps: Vec<Step>,
+}
+
+/// The instances of a service that run until something newer takes their place.
+#[derive(Default)]
+pub(super) struct Older {
+    pub(super) numbers: BTreeSet<u8>,
+    /// What they need and the newer version doesn't.
+    pub(super) meanwhile: Option<Meanwhile>,
+    /// Something newer was started.
+    pub(super) newer_runs: bool,
 }
 
 impl<'a> Planner<'a> {
@@ -74,6 +88,8 @@ impl<'a> Planner<'a> {
             compiled,
             successions,
             serving: Vec::new(),
+            older: Vec::new(),
+            in_force: observed.guard.as_ref().and_then(|guard| guard.policy_digest.clone()),
             order,
             index,
             seen: observed.instances.iter().map(|instance| (&instance.status.id, instance)).collect(),
@@ -101,6 +117,8 @@ impl<'a> Planner<'a> {
         if self.observed.guard.is_none() {
             self.push(Action::LoadGuard, Cause::Missing);
         }
+        // It may wait for somebody to confirm it, and whoever serves by now, guarded or not, serves meanwhile.
+        self.set_firewall(wishes.confirm.unwrap_or(self.stack.firewall.confirm));
         let early = self.stop_early(&fates);
         for instance in &self.compiled.instances {
             let id = &instance.spec.id;
@@ -109,11 +127,28 @@ impl<'a> Planner<'a> {
                 self.push(Action::GuardInstance { id: id.clone(), address, driver }, cause.clone());
             }
         }
-        self.set_policy(&fates);
-        self.set_firewall(wishes.confirm.unwrap_or(self.stack.firewall.confirm));
+        let adopted = self.adopted();
+        for (id, name) in adopted.clone() {
+            self.push(Action::StopForeign { id, name }, Cause::Adopted);
+        }
+        self.set_policy(&fates, &early);
         self.start(&fates, &early, wishes);
         self.retire(&early);
+        for (id, name) in adopted {
+            self.push(Action::RemoveForeign { id, name }, Cause::Adopted);
+        }
         self.steps
+    }
+
+    /// Containers that Docker Compose runs for the same project, by id and name: they are stopped when everything is ready
+    /// for what takes their place, and removed when that has come up. Once there is a policy they would get nothing that
+    /// arrives at a published port.
+    fn adopted(&self) -> Vec<(String, String)> {
+        let foreign = self.observed.engine.seen().into_iter().flat_map(|engine| &engine.foreign);
+        let replaced = |container: &&ForeignContainer| {
+            container.service.as_ref().is_some_and(|service| self.stack.service(service).is_some())
+        };
+        foreign.filter(replaced).map(|container| (container.id.clone(), container.name.clone())).collect()
     }
 
     fn fates(&self, wishes: Wishes<'_>) -> Fates<'a> {
@@ -202,16 +237,15 @@ impl<'a> Planner<'a> {
         early
     }
 
-    fn set_policy(&mut self, fates: &Fates<'a>) {
-        self.serving = (0..self.stack.services.len()).map(|service| self.serves_at_first(service, fates)).collect();
-        let (policy, digest) = self.policy_now();
-        let current = self.observed.guard.as_ref().and_then(|guard| guard.policy_digest.as_ref());
-        let cause = match current {
-            Some(current) if *current == digest => return,
+    fn set_policy(&mut self, fates: &Fates<'a>, early: &HashSet<&'a InstanceId>) {
+        let services = 0..self.stack.services.len();
+        self.serving = services.clone().map(|service| self.serves_at_first(service, fates)).collect();
+        self.older = services.map(|service| self.older_at_first(service, fates, early)).collect();
+        let cause = match self.in_force {
             Some(_) => Cause::Changed { keys: Vec::new() },
             None => Cause::Missing,
         };
-        self.push(Action::SetPolicy { policy, digest }, cause);
+        self.settle(cause);
     }
 
     fn set_firewall(&mut self, confirm: Confirm) {
@@ -361,9 +395,8 @@ impl<'a> Planner<'a> {
         }
         for (id, alive) in gone {
             if alive {
-                if let Some(service) = self.index.get(&id.service).filter(|_| !edge::drains_itself(&id.service)) {
-                    let timeout_ms = self.stack.services[*service].stop_grace_ms;
-                    self.push(Action::Drain { id: id.clone(), timeout_ms }, Cause::NotInFile);
+                if let Some(service) = self.index.get(&id.service).copied() {
+                    self.drain(service, id, Cause::NotInFile);
                 }
                 self.push(Action::StopInstance { id: id.clone() }, Cause::NotInFile);
             }

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use super::planner::{Awaited, Fates, Planner, timeout_ms};
+use super::cast;
+use super::meanwhile::Meanwhile;
+use super::planner::{Awaited, Fates, Older, Planner, timeout_ms};
 use crate::action::{Action, Cause};
 use crate::compile::CompiledInstance;
 use crate::digest::digest_of;
 use crate::edge;
-use crate::image;
 use crate::names::InstanceId;
 use crate::policy::Policy;
 use crate::stack::Condition;
@@ -28,14 +29,61 @@ impl<'a> Planner<'a> {
         if serving.is_empty() { instances.map(|id| id.number).collect() } else { serving }
     }
 
-    /// The policy at this point of the plan.
-    pub(super) fn policy_now(&self) -> (Policy, String) {
+    /// Who of an older version runs while nothing is started yet, and what it needs besides.
+    pub(super) fn older_at_first(&self, service: usize, fates: &Fates<'a>, early: &HashSet<&'a InstanceId>) -> Older {
+        let instances = self.instances[service].iter().map(|instance| &instance.spec.id);
+        let newer_runs = instances.clone().any(|id| fates[id].start.is_none() && self.seen.contains_key(id));
+        let replaced = instances.filter(|id| fates[id].stop.is_some() && !early.contains(id));
+        let succeeded = self.successions[service].iter().map(|succession| &succession.old);
+        let succeeded = succeeded.filter(|id| !early.contains(id));
+        let numbers: BTreeSet<u8> = replaced.chain(succeeded).map(|id| id.number).collect();
+        let after = &self.compiled.policy;
+        let before = self.observed.guard.as_ref().and_then(|guard| guard.policy.as_ref());
+        let before = before.filter(|_| !numbers.is_empty());
+        let meanwhile = before.and_then(|before| Meanwhile::between(before, after, &after.services[service]));
+        Older { numbers, meanwhile, newer_runs }
+    }
+
+    /// The policy at this point of the plan: what runs keeps what it needs until it is gone.
+    fn policy_now(&self) -> (Policy, String) {
         let mut policy = self.compiled.policy.clone();
-        for (service, serving) in policy.services.iter_mut().zip(&self.serving) {
+        for ((service, serving), older) in policy.services.iter_mut().zip(&self.serving).zip(&self.older) {
+            if let Some(meanwhile) = older.meanwhile.as_ref().filter(|_| !older.numbers.is_empty()) {
+                *service = meanwhile.policy(!older.numbers.is_disjoint(serving), older.newer_runs);
+            }
             service.backends = serving.iter().map(|number| service.address.instance(*number)).collect();
         }
         let digest = digest_of(&policy);
         (policy, digest)
+    }
+
+    /// Sets the policy of this point of the plan, unless it is in force.
+    pub(super) fn settle(&mut self, cause: Cause) {
+        let (policy, digest) = self.policy_now();
+        if self.in_force.as_ref() != Some(&digest) {
+            self.in_force = Some(digest.clone());
+            self.push(Action::SetPolicy { policy, digest }, cause);
+        }
+    }
+
+    /// Takes back what only an older version of the service needs, as far as it isn't needed any more.
+    fn settle_older(&mut self, service: usize) {
+        if self.older[service].meanwhile.is_some() {
+            self.settle(Cause::OlderLeaves { service: self.stack.services[service].name.clone() });
+        }
+    }
+
+    /// Starts an instance by the policy of its own version.
+    fn start_newer(&mut self, service: usize, instance: &CompiledInstance, cause: Cause) {
+        self.older[service].newer_runs = true;
+        self.settle_older(service);
+        self.push(Action::StartInstance { spec: Box::new(instance.spec.clone()) }, cause);
+    }
+
+    /// Stops an instance that something newer takes the place of.
+    fn stop_older(&mut self, service: usize, id: &InstanceId, cause: Cause) {
+        self.push(Action::StopInstance { id: id.clone() }, cause);
+        self.older[service].numbers.remove(&id.number);
     }
 
     /// Sends new connections to those that serve now.
@@ -44,6 +92,7 @@ impl<'a> Planner<'a> {
         let to =
             self.serving[service].iter().map(|number| InstanceId { service: name.clone(), number: *number }).collect();
         let (policy, digest) = self.policy_now();
+        self.in_force = Some(digest.clone());
         self.push(Action::Shift { service: name.clone(), to, policy, digest }, cause);
     }
 
@@ -78,25 +127,24 @@ impl<'a> Planner<'a> {
             let others = self.serving[service].iter().any(|number| *number != id.number);
             let serves = self.serving[service].contains(&id.number);
             let stop = fate.stop.as_ref().filter(|_| !early.contains(id));
-            let start = Action::StartInstance { spec: Box::new(instance.spec.clone()) };
             match stop {
                 Some(stop) if others && serves => {
                     self.serving[service].remove(&id.number);
                     self.shift(service, Cause::MakesWay { id: id.clone() });
                     self.drain(service, id, stop.clone());
-                    self.push(Action::StopInstance { id: id.clone() }, stop.clone());
-                    self.push(start, cause.clone());
+                    self.stop_older(service, id, stop.clone());
+                    self.start_newer(service, instance, cause.clone());
                     self.await_ready(service, instance, awaited);
                     self.serving[service].insert(id.number);
                     self.shift(service, Cause::Ready);
                 }
                 Some(stop) => {
                     let stop = self.outage(service, stop);
-                    self.push(Action::StopInstance { id: id.clone() }, stop);
-                    self.push(start, cause.clone());
+                    self.stop_older(service, id, stop);
+                    self.start_newer(service, instance, cause.clone());
                 }
                 None => {
-                    self.push(start, cause.clone());
+                    self.start_newer(service, instance, cause.clone());
                     if !serves {
                         joining.push(instance);
                     }
@@ -136,7 +184,7 @@ impl<'a> Planner<'a> {
                 self.instances[service].iter().copied().filter(|instance| is_new(&instance.spec.id)).collect();
             for instance in &instances {
                 if let Some(cause) = &fates[&instance.spec.id].start {
-                    self.push(Action::StartInstance { spec: Box::new(instance.spec.clone()) }, cause.clone());
+                    self.start_newer(service, instance, cause.clone());
                 }
             }
             for instance in &instances {
@@ -157,15 +205,16 @@ impl<'a> Planner<'a> {
                 let cause = Cause::Replaced { by: succession.new.clone() };
                 if !early.contains(&succession.old) {
                     self.drain(service, &succession.old, cause.clone());
-                    self.push(Action::StopInstance { id: succession.old.clone() }, cause.clone());
+                    self.stop_older(service, &succession.old, cause.clone());
                 }
                 self.push(Action::RemoveInstance { id: succession.old.clone() }, cause);
             }
         }
+        self.settle_older(service);
     }
 
     /// What ends its connections itself is only told to stop.
-    fn drain(&mut self, service: usize, id: &InstanceId, cause: Cause) {
+    pub(super) fn drain(&mut self, service: usize, id: &InstanceId, cause: Cause) {
         if edge::drains_itself(&id.service) {
             return;
         }
@@ -176,8 +225,7 @@ impl<'a> Planner<'a> {
     /// The cause of stopping the only instance that serves says for how long nobody will.
     fn outage(&self, service: usize, cause: &Cause) -> Cause {
         let service_settings = &self.stack.services[service];
-        let image = image::image_of(self.stack, service_settings, &self.observed.engine);
-        match (cause, service_settings.update_order(image)) {
+        match (cause, cast::order(self.stack, service_settings, self.observed)) {
             (Cause::Changed { keys }, Order::StopFirst { because }) => {
                 let coming = timeout_ms(self.readiness(service), service_settings);
                 let at_most_ms = coming.map(|ms| ms.saturating_add(service_settings.stop_grace_ms));

@@ -23,7 +23,7 @@ use similar::TextDiff;
 use crate::cli::StackArgs;
 use crate::exit::{Answer, Failure};
 use crate::observe::{self, pins};
-use crate::state::Lock;
+use crate::state::{Lock, State};
 use crate::{agent, load, signals};
 
 /// How often the clock and Ctrl-C are looked at.
@@ -100,13 +100,15 @@ fn watch(layout: &Layout, stack: &Stack, seconds: Option<u64>) -> Result<Vec<(Se
             .hint("run `palisade up --wait` first")
     };
     let guard = Guard::open(&pins(layout)).map_err(guarded)?.ok_or_else(not_up)?;
-    let (_, compiled) = super::compiled(layout, stack, &host, Mode::Enforce)?;
+    // Not what the file says by now: that is for `up`.
+    let state = State::read(layout).map_err(|error| Failure::new("can't read what was applied before", error))?;
+    let in_force = state.policy.ok_or_else(not_up)?;
     // The agent looks after this lock: when nobody holds it, nobody is there to put the policy back.
     let _mark = Lock::try_take(&agent::learning_mark(layout))
         .map_err(|_| Failure::plain(format!("somebody is learning from {} already", stack.project)))?;
     let before = fs::metadata(layout.events()).map(|metadata| metadata.len()).unwrap_or(0);
     {
-        let _learning = Learning::begin(&guard, compiled.policy).map_err(guarded)?;
+        let _learning = Learning::begin(&guard, in_force).map_err(guarded)?;
         let how_long = seconds.map_or("until Ctrl-C".to_owned(), |seconds| format!("for {seconds} s"));
         eprintln!("Watching {} {how_long}: use everything that should work afterwards", stack.project);
         if seconds.is_none() && !std::io::stdin().is_terminal() {

@@ -1,12 +1,14 @@
 //! Waiting: until an instance is ready, whether it stays so, and until nobody is connected to it any more.
 
 use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use palisade_core::apply::Undo;
 use palisade_core::instance::{Health, InstanceStatus, RunState};
 use palisade_core::names::InstanceId;
-use palisade_core::stack::Condition;
+use palisade_core::policy::{Policy, ServicePolicy};
+use palisade_core::stack::{Condition, Proto};
 use palisade_host::sockets::{self, Socket, SocketProto, Which};
 
 use super::{Adapters, HostError};
@@ -16,6 +18,8 @@ use crate::observe;
 const POLL: Duration = Duration::from_millis(50);
 /// How often the kernel's sockets are listed while connections are to end.
 const DRAIN_POLL: Duration = Duration::from_millis(100);
+/// So long somebody may need for the last packet of a handshake, after that of a former one was lost.
+const HANDSHAKE: Duration = Duration::from_secs(5);
 /// A process that is still there after this time did start; one that can't exits sooner.
 const SETTLED: Duration = Duration::from_millis(300);
 
@@ -89,23 +93,28 @@ impl Adapters {
 
     /// Until nobody is connected to an instance, or the time is over: then what is open is told, and ends with it.
     pub(super) fn drain(&self, id: &InstanceId, time: Duration) -> Result<Undo, HostError> {
-        let end = Instant::now() + time;
-        let cgroups = observe::cgroups_of(&self.layout, id);
-        // A server may stop to listen when it is told that it is about to end: the ports are those of the beginning.
-        let ports = listening_ports(&sockets::list(Which::All)?, &cgroups);
+        let began = Instant::now();
+        let mut clients = None;
         loop {
-            let open = sockets::list(Which::All)?.iter().filter(|socket| is_served(socket, &cgroups, &ports)).count();
-            if open == 0 {
+            let sockets = sockets::list(Which::All)?;
+            let clients = clients.get_or_insert_with(|| {
+                let places = Places::of(self.state.policy.as_ref(), id);
+                Clients::at_first(&sockets, observe::cgroups_of(&self.layout, id), &places)
+            });
+            let open = clients.open(&sockets);
+            if open == 0 && (began.elapsed() >= HANDSHAKE || !clients.are_coming(&sockets)) {
                 return Ok(Undo::Nothing);
             }
             if self.interrupted() {
                 return Err(HostError::Interrupted);
             }
-            if Instant::now() >= end {
+            if began.elapsed() >= time {
                 let seconds = time.as_millis().div_ceil(1_000);
-                let connections =
-                    if open == 1 { "1 connection is".to_owned() } else { format!("{open} connections are") };
-                eprintln!("{connections} still open to {id} after {seconds} s (`stop_grace_period`)");
+                match open {
+                    0 => {}
+                    1 => eprintln!("1 connection is still open to {id} after {seconds} s (`stop_grace_period`)"),
+                    _ => eprintln!("{open} connections are still open to {id} after {seconds} s (`stop_grace_period`)"),
+                }
                 return Ok(Undo::Nothing);
             }
             std::thread::sleep(DRAIN_POLL);
@@ -113,24 +122,79 @@ impl Adapters {
     }
 }
 
+/// Where an instance is connected to.
+#[derive(Default)]
+struct Places {
+    /// Its own addresses.
+    own: Vec<IpAddr>,
+    /// TCP ports of the host where its service is published.
+    published: HashSet<u16>,
+}
+
+impl Places {
+    fn of(policy: Option<&Policy>, id: &InstanceId) -> Self {
+        let mut services = policy.into_iter().flat_map(|policy| &policy.services);
+        let Some(ServicePolicy { address, binds, .. }) = services.find(|service| service.name == id.service) else {
+            return Self::default();
+        };
+        let own = address.instance(id.number);
+        let tcp = binds.iter().filter(|bind| bind.container.proto == Proto::Tcp);
+        let published = tcp.filter_map(|bind| Some(bind.published?.host_port)).collect();
+        Self { own: vec![own.ip().into(), own.ipv6().into()], published }
+    }
+}
+
+/// Who is connected to an instance, or was about to be, when it began to get no new connections.
+struct Clients {
+    cgroups: HashSet<u64>,
+    /// TCP ports that it listens on. A server may stop to listen when it is told that it is about to end.
+    ports: HashSet<u16>,
+    /// Handshakes that only their client's last packet is missing of. The kernel doesn't tell which instance of a service
+    /// has them; when that one stops listening, they come to nothing.
+    handshakes: HashSet<(SocketAddr, SocketAddr)>,
+}
+
+/// The kernel's numbers for the states of a TCP socket: `enum` in `include/net/tcp_states.h`.
+const HALF_OPEN: u8 = 3;
+const LISTENING: u8 = 10;
+/// Open for both sides, not yet accepted, or only still open for the server.
+const OPEN: [u8; 3] = [1, HALF_OPEN, 8];
+
+impl Clients {
+    fn at_first(sockets: &[Socket], cgroups: HashSet<u64>, places: &Places) -> Self {
+        let listening = sockets.iter().filter(|socket| socket.state == LISTENING && is_in(socket, &cgroups));
+        let ports = listening.map(|socket| socket.local.port()).collect();
+        let here = |socket: &&Socket| {
+            places.published.contains(&socket.local.port()) || places.own.contains(&socket.local_ip())
+        };
+        let handshakes = sockets.iter().filter(|socket| is_handshake(socket)).filter(here).map(ends).collect();
+        Self { cgroups, ports, handshakes }
+    }
+
+    /// Connections that somebody made to one of the ports. What the instance itself has connected to isn't one.
+    fn open(&self, sockets: &[Socket]) -> usize {
+        let served = |socket: &&Socket| {
+            is_in(socket, &self.cgroups) && OPEN.contains(&socket.state) && self.ports.contains(&socket.local.port())
+        };
+        sockets.iter().filter(served).count()
+    }
+
+    /// Somebody is still about to be connected.
+    fn are_coming(&self, sockets: &[Socket]) -> bool {
+        sockets.iter().any(|socket| is_handshake(socket) && self.handshakes.contains(&ends(socket)))
+    }
+}
+
 fn is_in(socket: &Socket, cgroups: &HashSet<u64>) -> bool {
     socket.proto == SocketProto::Tcp && socket.cgroup_id.is_some_and(|id| cgroups.contains(&id))
 }
 
-/// TCP ports that something in these cgroups listens on.
-fn listening_ports(sockets: &[Socket], cgroups: &HashSet<u64>) -> HashSet<u16> {
-    let listening = sockets.iter().filter(|socket| socket.state == LISTENING && is_in(socket, cgroups));
-    listening.map(|socket| socket.local.port()).collect()
+fn is_handshake(socket: &Socket) -> bool {
+    socket.proto == SocketProto::Tcp && socket.state == HALF_OPEN && socket.cgroup_id.is_none()
 }
 
-/// The kernel's numbers for the states of a TCP socket: `enum` in `include/net/tcp_states.h`.
-const LISTENING: u8 = 10;
-/// Open for both sides, not yet accepted, or only still open for the server.
-const OPEN: [u8; 3] = [1, 3, 8];
-
-/// A connection that somebody made to one of the ports. What the instance itself has connected to isn't one.
-fn is_served(socket: &Socket, cgroups: &HashSet<u64>, ports: &HashSet<u16>) -> bool {
-    is_in(socket, cgroups) && OPEN.contains(&socket.state) && ports.contains(&socket.local.port())
+fn ends(socket: &Socket) -> (SocketAddr, SocketAddr) {
+    (socket.local, socket.remote)
 }
 
 /// Why an instance that worked doesn't any more.
@@ -264,7 +328,7 @@ mod tests {
 
     #[test]
     fn only_connections_that_others_made_are_drained() {
-        let socket = |local: &str, state, cgroup| Socket {
+        let socket = |local: &str, state, cgroup: Option<u64>| Socket {
             proto: SocketProto::Tcp,
             local: local.parse().unwrap(),
             remote: "127.77.9.1:40000".parse().unwrap(),
@@ -274,19 +338,27 @@ mod tests {
             uid: 0,
             inode: 1,
             mark: None,
-            cgroup_id: Some(cgroup),
+            cgroup_id: cgroup,
         };
-        let sockets = [
-            socket("127.77.1.1:8081", 10, 7),
-            socket("127.77.1.1:8081", 1, 7),
-            socket("127.77.1.1:8081", 8, 7),
-            socket("127.77.1.1:8081", 6, 7),
-            socket("127.77.1.1:51234", 1, 7),
-            socket("127.77.1.2:8081", 1, 8),
+        let mut sockets = vec![
+            socket("127.77.1.1:8081", 10, Some(7)),
+            socket("127.77.1.1:8081", 1, Some(7)),
+            socket("127.77.1.1:8081", 8, Some(7)),
+            socket("127.77.1.1:8081", 6, Some(7)),
+            socket("127.77.1.1:51234", 1, Some(7)),
+            socket("127.77.1.2:8081", 1, Some(8)),
         ];
-        let cgroups = HashSet::from([7]);
-        let ports = listening_ports(&sockets, &cgroups);
-        assert_eq!(ports, HashSet::from([8081]));
-        assert_eq!(sockets.iter().filter(|socket| is_served(socket, &cgroups, &ports)).count(), 2);
+        let places = Places { own: vec!["127.77.1.1".parse().unwrap()], published: HashSet::from([80]) };
+        let clients = |sockets: &[Socket]| Clients::at_first(sockets, HashSet::from([7]), &places);
+        let drained = clients(&sockets);
+        assert_eq!((&drained.ports, drained.open(&sockets)), (&HashSet::from([8081]), 2));
+        assert!(!drained.are_coming(&sockets));
+        // Handshakes are nobody's by their cgroup.
+        for (local, counts) in [("127.77.1.1:8081", true), ("203.0.113.1:80", true), ("203.0.113.1:22", false)] {
+            sockets.push(socket(local, 3, None));
+            assert!(!drained.are_coming(&sockets), "those that begin later are somebody else's");
+            assert_eq!(clients(&sockets).are_coming(&sockets), counts, "{local}");
+            sockets.pop();
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -370,6 +371,65 @@ volumes: {{data: {{}}}}
         engine.palisade(host, &["--project-name", "shop", "down", "--volumes", "--yes"]).expect(0);
         assert_no_containers(engine);
         assert_eq!(engine.docker(&["volume", "ls", "--quiet"]).unwrap(), "");
+        host.assert_nothing_left();
+    });
+}
+
+/// A firewall that waits to be confirmed is no reason to be away, and one that nobody confirms changes nothing.
+#[test]
+fn a_container_on_the_hosts_network_serves_until_it_is_stopped() {
+    const TEST: &str = "a_container_on_the_hosts_network_serves_until_it_is_stopped";
+    need_root!("a_container_on_the_hosts_network_serves_until_it_is_stopped");
+    with_engine(TEST, |host, engine| {
+        let file = format!(
+            r#"
+name: shop
+services:
+  web:
+    image: {IMAGE}
+    network_mode: host
+    command: ["httpd", "-f", "-p", "8090", "-h", "/tmp"]
+    ports: ["8090:8090"]
+    stop_grace_period: 1s
+"#
+        );
+        host.write(&file);
+        let labels = ["--label", "com.docker.compose.project=shop", "--label", "com.docker.compose.service=web"]
+            .map(str::to_owned);
+        let run = ["run", "--detach", "--name", "shop_web_1", "--network", "host"].map(str::to_owned);
+        let program = [IMAGE, "httpd", "-f", "-p", "8090", "-h", "/tmp"].map(str::to_owned);
+        let arguments: Vec<_> = run.iter().chain(&labels).chain(&program).map(String::as_str).collect();
+        engine.docker(&arguments).unwrap();
+        patiently("the container", || host.open_to_strangers(8090).then_some(()));
+        let (internet, done) = (&host.internet, &AtomicBool::new(false));
+        let (ran, refused) = std::thread::scope(|scope| {
+            let stranger = scope.spawn(move || {
+                let knock = || {
+                    let mut refused = Vec::new();
+                    while !done.load(Ordering::Relaxed) {
+                        let address = SocketAddr::new(HOST, 8090);
+                        refused.extend(TcpStream::connect_timeout(&address, Duration::from_secs(10)).err());
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                    refused
+                };
+                internet.run(knock).unwrap()
+            });
+            let ran =
+                std::panic::catch_unwind(AssertUnwindSafe(|| engine.palisade(host, &["up", "--confirm-within", "3s"])));
+            done.store(true, Ordering::Relaxed);
+            (ran, stranger.join().unwrap())
+        });
+        let ran = ran.unwrap().expect(1);
+        assert!(ran.err.contains("Nobody confirmed the firewall"), "{}", ran.err);
+        assert!(refused.is_empty(), "{}: {:?}", refused.len(), refused[0]);
+        assert_eq!(engine.docker(&["ps", "--format", "{{.Names}}"]).unwrap(), "shop_web_1");
+
+        engine.palisade(host, &["up", "--wait", "--no-confirm"]).expect(0);
+        assert_eq!(engine.docker(&["ps", "--all", "--format", "{{.Names}}"]).unwrap(), "shop-web-1");
+        patiently("the instance", || host.open_to_strangers(8090).then_some(()));
+        engine.palisade(host, &["down", "--volumes", "--yes"]).expect(0);
+        assert_no_containers(engine);
         host.assert_nothing_left();
     });
 }

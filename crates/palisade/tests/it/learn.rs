@@ -189,3 +189,21 @@ fn a_refusal_is_an_event_that_says_how_to_allow_it() {
     assert!(refusals < 50, "{refusals}");
     host.down();
 }
+
+#[test]
+fn a_file_that_was_edited_takes_effect_by_up_and_not_by_learning() {
+    need_root!("learn::a_file_that_was_edited_takes_effect_by_up_and_not_by_learning");
+    let host = stage();
+    wait_for_new(&host, "stranger", "127.77.1.0:5432 refused");
+    host.write(&FILE.replace("connect: []", "connect: [db]"));
+    let learning = Running::start(host.command(&["learn", "--for", "3"]));
+    host.wait_for_line("stranger", "127.77.1.0:5432 reached");
+    learning.end(Duration::from_secs(60)).expect(0);
+    wait_for_new(&host, "stranger", "127.77.1.0:5432 refused");
+    let reached = said(&host, "stranger", "127.77.1.0:5432 reached");
+    wait_for_new(&host, "stranger", "127.77.1.0:5432 refused");
+    assert_eq!(said(&host, "stranger", "127.77.1.0:5432 reached"), reached);
+    host.up();
+    wait_for_new(&host, "stranger", "127.77.1.0:5432 reached");
+    host.down();
+}

@@ -13,7 +13,7 @@ use palisade_host::netns::Netns;
 use palisade_host::{link, sockets};
 
 use crate::need_root;
-use crate::scratch::{HOST, Host, STRANGER, patiently};
+use crate::scratch::{HOST, Host, PATIENCE, Running, STRANGER, patiently};
 
 /// Each instance tells how it is, its own address, and whom it sees; told to be ill, it is.
 const FILE: &str = r#"
@@ -158,6 +158,57 @@ fn a_port_that_is_published_while_somebody_listens_on_it_is_open_at_once() {
     host.up();
     assert!(!host.open_to_strangers(8080));
     assert_eq!(host.pid("web.1"), before);
+    host.down();
+}
+
+/// Whether the policy, as it was noted, sends new connections to an instance of the first service.
+fn takes_connections(host: &Host, instance: &str) -> bool {
+    let state = std::fs::read(host.layout.run().join("state.json")).unwrap();
+    let state: serde_json::Value = serde_json::from_slice(&state).unwrap();
+    let backends = state["policy"]["services"][0]["backends"].as_array().unwrap();
+    backends.iter().any(|backend| backend == instance)
+}
+
+#[test]
+fn a_restart_waits_for_whoever_is_about_to_be_connected() {
+    need_root!("replicas::a_restart_waits_for_whoever_is_about_to_be_connected");
+    let host = Host::new();
+    host.write(FILE);
+    host.up();
+    patiently("all three answer", || (names(&answers(&host.internet, 30)) == ALL).then_some(()));
+    // What the stranger says gets lost on its way: its handshakes are done for it, and not for the host.
+    let nft = |script: &'static str| {
+        let mut command = std::process::Command::new("timeout");
+        let status = command.args(["20", "nft", script]).status().unwrap();
+        assert!(status.success(), "{script}: {status}");
+    };
+    let lossy = "table inet road { chain out { type filter hook output priority 0;
+        tcp dport 8081 tcp flags & (syn | ack) == ack drop; }; }";
+    let connected = host.internet.run(|| {
+        nft(lossy);
+        let connect = |_| TcpStream::connect_timeout(&SocketAddr::new(HOST, 8081), Duration::from_secs(10)).unwrap();
+        (0..24).map(connect).collect::<Vec<_>>()
+    });
+    let connected = connected.unwrap();
+    let restart = Running::start(host.command(&["restart", "web"]));
+    patiently("web.1 makes way", || (!takes_connections(&host, ALL[0])).then_some(()));
+    std::thread::sleep(Duration::from_millis(500));
+    let heard = host.internet.run(|| {
+        nft("delete table inet road");
+        let hear = |mut stream: &TcpStream| {
+            stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+            stream.write_all(b"hello")?;
+            let mut line = String::new();
+            BufReader::new(stream).read_line(&mut line)?;
+            Ok::<_, std::io::Error>(line.split_whitespace().nth(1).map(str::to_owned))
+        };
+        connected.iter().map(hear).collect::<Vec<_>>()
+    });
+    let heard = heard.unwrap();
+    drop(connected);
+    restart.end(PATIENCE).expect(0);
+    let from: BTreeSet<_> = heard.iter().map(|heard| heard.as_ref().ok().cloned().flatten()).collect();
+    assert_eq!(from, ALL.map(|name| Some(name.to_owned())).into(), "{heard:?}");
     host.down();
 }
 

@@ -1,9 +1,12 @@
 //! A service is replaced while somebody talks to it all the time: nobody may notice, and what doesn't work is taken back.
 
-use std::time::Duration;
+use std::io::Read;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::need_root;
-use crate::scratch::{Host, Ran, patiently};
+use crate::scratch::{HOST, Host, PATIENCE, Ran, patiently};
 
 /// An application that tells its version, and a client that asks it all the time: over new connections and over one that
 /// it keeps as long as the server does.
@@ -218,4 +221,86 @@ fn an_update_killed_at_any_step_is_finished_by_the_next_run() {
     eprintln!("{} cut points were tried", cuts + 1);
     assert!(cuts >= 8, "{cuts}");
     shop.0.down();
+}
+
+/// A server that listens on `PORT` and says so to whoever connects.
+fn listens_on(port: u16, replicas: u8) -> String {
+    format!(
+        r#"
+name: shop
+services:
+  app:
+    ports: ["8080:{port}"]
+    environment: {{PORT: "{port}"}}
+    deploy: {{replicas: {replicas}, update_config: {{monitor: 300ms}}}}
+    healthcheck:
+      test: ["CMD-SHELL", "exec python3 -c \"import os,socket; socket.create_connection(('127.0.0.1', int(os.environ['PORT'])), 8)\""]
+      interval: 5s
+      timeout: 10s
+      start_period: 60s
+      start_interval: 100ms
+    x-palisade:
+      process:
+        command:
+          - python3
+          - -c
+          - |
+            import os, socket, time
+            time.sleep(1)
+            server = socket.create_server(('0.0.0.0', int(os.environ['PORT'])), backlog=128)
+            while True:
+                client = server.accept()[0]
+                client.sendall(os.environ['PORT'].encode())
+                client.close()
+"#
+    )
+}
+
+/// What a stranger is told at a published port.
+fn told() -> String {
+    let told = || {
+        let mut stream = TcpStream::connect_timeout(&SocketAddr::new(HOST, 8080), Duration::from_secs(10))?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok::<_, std::io::Error>(text)
+    };
+    told().unwrap_or_else(|error| format!("FAILED: {error}"))
+}
+
+#[test]
+fn nobody_outside_notices_that_a_service_listens_on_another_port() {
+    need_root!("update::nobody_outside_notices_that_a_service_listens_on_another_port");
+    for replicas in [1, 2] {
+        let host = Host::new();
+        host.write(&listens_on(80, replicas));
+        host.up();
+        let (internet, done) = (&host.internet, &AtomicBool::new(false));
+        let (ran, answers) = std::thread::scope(|scope| {
+            let stranger = scope.spawn(move || {
+                let ask = || {
+                    let mut answers = vec![told()];
+                    let until = Instant::now() + PATIENCE;
+                    while !done.load(Ordering::Relaxed) && Instant::now() < until {
+                        answers.push(told());
+                        answers.dedup();
+                        std::thread::sleep(Duration::from_millis(5));
+                    }
+                    answers.push(told());
+                    answers.dedup();
+                    answers
+                };
+                internet.run(ask).unwrap()
+            });
+            host.write(&listens_on(8081, replicas));
+            let ran = host.palisade(&["up"]);
+            done.store(true, Ordering::Relaxed);
+            (ran, stranger.join().unwrap())
+        });
+        ran.expect(0);
+        assert_eq!(answers, ["80", "8081"], "{replicas} replicas");
+        assert_eq!(host.palisade(&["plan"]).expect(0).out, "shop: nothing to change\n");
+        host.palisade(&["prove"]).expect(0);
+        host.down();
+    }
 }

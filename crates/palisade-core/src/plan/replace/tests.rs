@@ -1,10 +1,11 @@
 use super::super::tests::{after, empty_host, planned, running, wishes};
 use super::super::{Plan, Wishes, plan};
-use crate::action::Step;
+use crate::action::{Action, Step};
 use crate::lint::lint;
 use crate::observed::Observed;
-use crate::stack::{Mount, MountSource, Service, Stack, UpdatePolicy, Volume};
-use crate::testing::{at, healthcheck, name, service, stack, tcp};
+use crate::policy::{EgressPolicy, Policy, ServicePolicy};
+use crate::stack::{Egress, EgressRule, Mount, MountSource, Service, Stack, UpdatePolicy, Volume};
+use crate::testing::{at, grant, healthcheck, name, publish, service, stack, tcp};
 
 /// An application with so many replicas and a client of it.
 fn app(replicas: u8, change: impl FnOnce(&mut Service)) -> Stack {
@@ -210,4 +211,130 @@ fn somebody_serves_at_every_moment() {
 fn a_stack_without_anything_starts_all_at_once() {
     let text = planned(&app(3, |_| {}), &empty_host()).to_string();
     assert!(!text.contains("send new connections") && !text.contains("watch"), "{text}");
+}
+
+/// What each of the plan's policies says about the first service.
+fn policies<T>(plan: &Plan, look: impl Fn(&Policy, &ServicePolicy) -> T) -> Vec<T> {
+    let steps = plan.steps.iter().filter_map(|step| match &step.action {
+        Action::SetPolicy { policy, .. } | Action::Shift { policy, .. } => Some(policy),
+        _ => None,
+    });
+    steps.map(|policy| look(policy, &policy.services[0])).collect()
+}
+
+/// Where what arrives at a port of the host goes, and who takes it.
+fn place(service: &ServicePolicy) -> (u16, Vec<u8>) {
+    let mut published = service.binds.iter().filter(|bind| bind.published.is_some());
+    let port = published.next().unwrap().container.port;
+    assert_eq!(published.next(), None);
+    (port, service.backends.iter().map(|backend| backend.ip().octets()[3]).collect())
+}
+
+#[test]
+fn a_port_leads_to_where_those_who_take_its_connections_listen() {
+    let volume: fn(&mut Service) = with_volume;
+    for (replicas, change, expected) in [
+        (1, None, vec![(8080, vec![1]), (9090, vec![2])]),
+        (2, None, vec![(8080, vec![1, 2]), (8080, vec![2, 3]), (9090, vec![3, 4])]),
+        (1, Some(volume), vec![(8080, vec![1]), (9090, vec![1])]),
+        (
+            2,
+            Some(volume),
+            vec![(8080, vec![1, 2]), (8080, vec![2]), (8080, vec![1, 2]), (9090, vec![1]), (9090, vec![1, 2])],
+        ),
+    ] {
+        let old = app(replicas, |app| {
+            app.publish = vec![publish(None, 80, 8080)];
+            change.into_iter().for_each(|change| change(app));
+        });
+        let mut new = newer(&old);
+        new.services[0].publish = vec![publish(None, 80, 9090)];
+        let plan = planned(&new, &running(&old));
+        assert_eq!(policies(&plan, |_, app| place(app)), expected, "{plan}");
+        // The newer one may listen before it is led to.
+        let may_listen = policies(&plan, |_, app| app.binds.iter().any(|bind| bind.container == tcp(9090)));
+        assert!(!may_listen.contains(&false), "{plan}");
+    }
+}
+
+#[test]
+fn what_runs_may_do_what_it_needs_until_it_is_gone() {
+    let mut old = app(1, |app| app.host_ports = vec![at(9100)]);
+    old.services.push(service("db"));
+    let mut new = newer(&old);
+    let app = &mut new.services[0];
+    app.connect = Some(vec![grant("client", None)]);
+    let network = "192.0.2.0".parse().unwrap();
+    app.egress = Egress::Only(vec![at(EgressRule { network, prefix_len: 24, port: Some(443), proto: None })]);
+    app.host_ports = vec![at(9200)];
+    let plan = planned(&new, &running(&old));
+    insta::assert_snapshot!(plan, @r"
+    shop: 10 steps
+      guard app.2 at 127.77.1.2 (it isn't there)
+      set the policy of 3 services (enforced) (it changed)
+      start app.2 (changed: environment.VERSION)
+      wait until app.2 is healthy, at most 24 s (it was just started)
+      send new connections for app to app.2 (ready)
+      watch app.2 for 5 s (before what it replaces goes)
+      let connections to app.1 end, at most 10 s (app.2 takes its place)
+      stop app.1 (app.2 takes its place)
+      remove app.1 (app.2 takes its place)
+      set the policy of 3 services (enforced) (what only the older app needed goes)
+    ");
+    let may = policies(&plan, |policy, app| {
+        let db = policy.services.iter().find(|service| service.name == name("db")).unwrap().address;
+        let db = app.connect.as_ref().is_none_or(|grants| grants.iter().any(|grant| grant.server == db));
+        (db, app.egress == EgressPolicy::All, app.host_ports.clone())
+    });
+    let both = (true, true, vec![9200, 9100]);
+    assert_eq!(may, [both.clone(), both, (false, false, vec![9200])]);
+    // Nothing is left to do, and an update that ends anywhere goes on from there.
+    for steps in 0..=plan.steps.len() {
+        for wanted in [&new, &old] {
+            let host = cut(&plan, steps, &running(&old));
+            planned(wanted, &host);
+        }
+    }
+    // The same version is bound by the file at once.
+    let mut narrowed = old.clone();
+    narrowed.services[0].host_ports.clear();
+    let plan = planned(&narrowed, &running(&old));
+    assert_eq!(policies(&plan, |_, app| app.host_ports.clone()), [[0_u16; 0]]);
+}
+
+#[test]
+fn both_versions_have_the_localhost_of_the_one_that_binds() {
+    let old = app(1, |app| app.host_mode = true);
+    let mut new = newer(&old);
+    new.services[0].host_mode = false;
+    let plan = planned(&new, &running(&old));
+    insta::assert_snapshot!(plan, @r"
+    shop: 5 steps
+      stop app.1 (changed: environment.VERSION; nobody serves for at most 34 s, because what localhost is changes with `network_mode`, for both versions at once)
+      set the policy of 2 services (enforced) (what only the older app needed goes)
+      start app.1 (changed: environment.VERSION)
+      wait until app.1 is healthy, at most 24 s (it was just started)
+      watch app.1 for 5 s (it was just started)
+    ");
+    assert_eq!(policies(&plan, |_, app| app.host_mode), [false], "set when the older one is gone");
+    let plan = planned(&newer(&old), &running(&old));
+    assert!(plan.to_string().contains("send new connections for app to app.2"), "{plan}");
+    // Undeclared ports are what the newer one must not bind, from its start on.
+    let mut strict = newer(&app(1, |_| {}));
+    strict.services[0].strict = true;
+    let plan = planned(&strict, &running(&app(1, |_| {})));
+    assert_eq!(policies(&plan, |_, app| app.strict), [true, true], "{plan}");
+}
+
+#[test]
+fn a_port_that_another_service_gets_is_given_up() {
+    let old = app(1, |app| app.publish = vec![publish(None, 80, 8080), publish(None, 81, 8080)]);
+    let mut new = newer(&old);
+    new.services[0].publish = vec![publish(None, 82, 8080)];
+    new.services[1].publish = vec![publish(None, 80, 8080)];
+    let plan = planned(&new, &running(&old));
+    let ports = |app: &ServicePolicy| -> Vec<u16> {
+        app.binds.iter().filter_map(|bind| Some(bind.published?.host_port)).collect()
+    };
+    assert_eq!(policies(&plan, |_, app| ports(app)), [vec![82, 81], vec![82]], "{plan}");
 }
