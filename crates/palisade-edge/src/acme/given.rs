@@ -63,17 +63,20 @@ pub enum GivenError {
 pub fn flaws(chain: &[u8], key: &[u8], domains: &[&str]) -> Vec<CertificateFlaw> {
     let pem = joined(key, chain);
     let mut flaws = Vec::new();
-    let mut told = None;
+    let mut usable: Option<Facts> = None;
     for domain in domains {
+        if usable.as_ref().is_some_and(|facts| facts.covers(domain)) {
+            continue;
+        }
         match tls::read_bytes(&pem, Path::new("`chain` with `key`"), domain, &aws_lc_rs::default_provider()) {
-            Ok((_, facts)) => told = Some(facts),
+            Ok((_, facts)) => usable = Some(facts),
             Err(PemError::Names { names, domain, .. }) => flaws.push(CertificateFlaw::OtherNames { domain, names }),
             // The same for all of them.
             Err(PemError::Mismatch(_)) => return vec![CertificateFlaw::OtherKey],
             Err(error) => return vec![CertificateFlaw::Unusable(crate::chain(&error))],
         }
     }
-    if let Some(facts) = told {
+    if let Some(facts) = usable {
         let staple = || facts.must_staple.then(|| "it demands OCSP stapling, which the edge doesn't do".to_owned());
         flaws.extend(facts.untimely(now_s()).or_else(staple).map(CertificateFlaw::Refused));
     }

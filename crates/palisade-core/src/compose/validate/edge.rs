@@ -233,18 +233,19 @@ fn same_routes(edge: &FileEdge, sink: &mut Sink) {
 
 /// Looks into certificates that are given as files, as far as they can be read here.
 pub(crate) fn given_certificates(edge: &FileEdge, others: &dyn Files, sink: &mut Sink) {
-    let (domains, sources) = (domains(edge), Sources::new(edge));
-    let served_with = |certificate: &FileCertificate| -> Vec<&Spanned<String>> {
-        let is_its = |name: &str| sources.of(name).is_some_and(|of| std::ptr::eq(of, certificate));
-        domains.values().copied().filter(|domain| is_its(&domain.value)).collect()
-    };
+    let sources = Sources::new(edge);
+    let mut served_with: BTreeMap<Option<&str>, Vec<&Spanned<String>>> = BTreeMap::new();
+    for (name, domain) in domains(edge) {
+        let Some(certificate) = sources.of(name) else { continue };
+        served_with.entry(certificate.domain.value.as_deref()).or_default().push(domain);
+    }
     for certificate in &edge.certificates {
         let Some(CertificateSource::Files { chain, key }) = &certificate.source else { continue };
-        let served = served_with(certificate);
+        let Some(served) = served_with.get(&certificate.domain.value.as_deref()) else { continue };
         let (Ok(chain_pem), Ok(key_pem)) = (others.read(chain), others.read(key)) else { continue };
         let names: Vec<&str> = served.iter().map(|domain| domain.value.as_str()).collect();
         for flaw in others.certificate_flaws(&chain_pem, &key_pem, &names) {
-            sink.push(flawed(certificate, &served, flaw));
+            sink.push(flawed(certificate, served, flaw));
         }
     }
 }
