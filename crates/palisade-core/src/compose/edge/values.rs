@@ -177,7 +177,7 @@ fn whole_minutes(number: &str, factor: u64) -> Option<u64> {
     }
     let scale = 10_u64.pow(part.len() as u32);
     let scaled = (whole.parse::<u64>().unwrap_or(0) * scale + part.parse::<u64>().ok()?) * factor;
-    (scaled > 0 && scaled % scale == 0).then_some(scaled / scale)
+    (scaled > 0 && scaled.is_multiple_of(scale)).then_some(scaled / scale)
 }
 
 /// So many come in two seconds; at least one.
