@@ -4,13 +4,17 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use palisade_core::compose::{self, InputFile, LoadInputs, Loaded, Rejected};
+use palisade_core::compose::{self, CertificateFlaw, Files, InputFile, LoadInputs, Loaded, ReadError, Rejected};
 use palisade_core::diagnostic::{Severity, Style, render_all};
 use palisade_core::edge::{CertificateSource, Upstream};
 
 const PROJECT: &str = "/srv/barter";
 
 fn load(files: &[(&str, &str)], others: &BTreeMap<PathBuf, Vec<u8>>) -> Result<Loaded, Box<Rejected>> {
+    load_from(files, others)
+}
+
+fn load_from(files: &[(&str, &str)], others: &dyn Files) -> Result<Loaded, Box<Rejected>> {
     let paths: Vec<PathBuf> = files.iter().map(|(name, _)| Path::new(PROJECT).join(name)).collect();
     let files: Vec<InputFile<'_>> = files
         .iter()
@@ -104,6 +108,7 @@ fn what_takes_something_away_from_an_edge_is_followed() {
         ("edge: [{domain: a.example, deny: [192.0.2.8]}]", "a.example b.example", 2),
         ("edge: {routes: [{domain: [A.example.], deny: !override [192.0.2.8]}]}", "a.example b.example", 1),
         ("edge: {routes: [{domain: a.example, deny: !reset []}]}", "a.example b.example", 0),
+        ("edge: {routes: [{domain: a.example, allow: !reset []}]}", "a.example b.example", 1),
         ("edge: !override [{domain: c.example, to: app, deny: [192.0.2.9]}]", "c.example", 1),
         ("edge: {routes: !override [{domain: c.example, to: app}]}", "c.example", 0),
         ("edge:", "a.example b.example", 1),
@@ -113,8 +118,79 @@ fn what_takes_something_away_from_an_edge_is_followed() {
         let found: Vec<&str> = edge.routes.iter().flat_map(|route| &route.value.domains).map(String::as_str).collect();
         assert_eq!((found.join(" ").as_str(), edge.routes[0].value.deny.len()), (domains, denied), "{later}");
     }
+    // Who may ask can be taken away, but not to nobody.
+    let nobody = "x-palisade: {edge: {routes: [{domain: a.example, allow: !override []}]}}\n";
+    let asked = base.replace("deny: [192.0.2.7]", "allow: [192.0.2.7]");
+    let result = load(&[("a.yaml", &asked), ("b.yaml", nobody)], &BTreeMap::new());
+    assert!(result.is_err() && said(&result).contains("`allow` names nobody"), "{}", said(&result));
     let gone = load(&[("a.yaml", base), ("b.yaml", "x-palisade: {edge: !reset }\n")], &BTreeMap::new());
     assert!(gone.is_ok_and(|loaded| loaded.stack.edge.is_none()));
+}
+
+/// Files of which somebody can say what is wrong with them.
+struct Judged(BTreeMap<PathBuf, Vec<u8>>, fn(&[u8], &[u8], &[&str]) -> Vec<CertificateFlaw>);
+
+impl Files for Judged {
+    fn read(&self, path: &Path) -> Result<Vec<u8>, ReadError> {
+        self.0.read(path)
+    }
+    fn certificate_flaws(&self, chain: &[u8], key: &[u8], domains: &[&str]) -> Vec<CertificateFlaw> {
+        (self.1)(chain, key, domains)
+    }
+}
+
+/// Each certificate is looked into with the domains that are served with it, and what is wrong is told at its line.
+#[test]
+fn what_is_wrong_with_a_given_certificate_is_told_where_it_is_written() {
+    let text = "services: {app: {image: a:1, expose: [80]}}
+x-palisade:
+  edge:
+    routes:
+      - {domain: [b.guests.example, shop.example, a.guests.example], to: app, rate_limit: 10/s}
+      - {domain: www.shop.example, to: app, rate_limit: 10/s}
+    certificates:
+      default: {chain: ./tls/guests.pem, key: ./tls/guests.key}
+      '*.guests.example': {chain: ./tls/guests.pem, key: ./tls/guests.key}
+";
+    let flaws = |_: &[u8], _: &[u8], domains: &[&str]| match domains {
+        ["shop.example", "www.shop.example"] => vec![
+            CertificateFlaw::OtherNames { domain: "www.shop.example".into(), names: vec!["shop.example".into()] },
+            CertificateFlaw::Refused("the certificate expired 3 days ago".into()),
+        ],
+        ["a.guests.example", "b.guests.example"] => vec![CertificateFlaw::OtherKey],
+        other => panic!("{other:?}"),
+    };
+    let result = load_from(&[("compose.yaml", text)], &Judged(files(), flaws));
+    insta::assert_snapshot!(said(&result), @r"
+    error[certificate-names]: the certificate of `default` is for `shop.example`, not for `www.shop.example`
+     --> compose.yaml:8:7
+      |
+    6 |       - {domain: www.shop.example, to: app, rate_limit: 10/s}
+      |                  ---------------- clients would refuse it here
+    7 |     certificates:
+    8 |       default: {chain: ./tls/guests.pem, key: ./tls/guests.key}
+      |       ^^^^^^^
+      |
+      = hint: give the files of that domain's certificate
+
+    warning[certificate-refused]: clients refuse the certificate of `default`: the certificate expired 3 days ago
+     --> compose.yaml:8:7
+      |
+    8 |       default: {chain: ./tls/guests.pem, key: ./tls/guests.key}
+      |       ^^^^^^^
+      |
+      = hint: give a newer one; it is served from within ten seconds after its files have changed
+
+    error[certificate-key]: the certificate of `*.guests.example` and its key are of two pairs: the key in `key` is not that of the first one in `chain`
+     --> compose.yaml:9:7
+      |
+    9 |       '*.guests.example': {chain: ./tls/guests.pem, key: ./tls/guests.key}
+      |       ^^^^^^^^^^^^^^^^^^
+      |
+      = hint: give the two files that belong together; the first certificate in `chain` has to be the server's own
+    ");
+    // Whoever only wants to know which stack it is can be told.
+    assert_eq!(result.unwrap_err().project.unwrap().as_str(), "barter");
 }
 
 /// Each line of an edge taken away, and each value of one replaced by what doesn't belong there: whatever that means, it is

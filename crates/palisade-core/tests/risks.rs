@@ -131,6 +131,30 @@ fn an_edge_is_told_what_it_leaves_open() {
 }
 
 #[test]
+fn what_is_not_for_everybody_is_told_behind_the_edge_as_well() {
+    for (image, to, more, id) in [
+        ("ollama/ollama:0.5", "a:11434", "", "model-server-published"),
+        ("ollama/ollama:0.5", "a", "", "model-server-published"),
+        ("redis:7.4", "a:11434", "", "database-published"),
+        ("nginx:1.27", "a:11434", "", "model-server-published"),
+        ("adminer:5", "a:11434", "", "admin-published"),
+        ("adminer:5", "a:11434", "deny: [192.0.2.7]", "admin-published"),
+        ("adminer:5", "a:11434", "allow: [192.0.2.0/24, '::/0']", "admin-published"),
+        ("adminer:5", "a:11434", "allow: [192.0.2.0/24]", ""),
+        ("nginx:1.27", "a:8081", "", ""),
+    ] {
+        let route = format!("{{domain: a.example, to: '{to}', rate_limit: 10/s, {more}}}");
+        let port = if to.ends_with("8081") { "8081" } else { "11434" };
+        let lines = [format!("image: {image}"), format!("expose: [{port}]")];
+        let text = format!("x-palisade: {{edge: [{route}]}}\n{}", service(&lines.each_ref().map(String::as_str)));
+        let (ids, said) = risks(&text);
+        let expected: Vec<&str> = Some(id).filter(|id| !id.is_empty()).into_iter().collect();
+        assert_eq!(ids, expected, "{text}\n{said}");
+        assert!(id.is_empty() || said.contains("compose.yaml:1:"), "{said}");
+    }
+}
+
+#[test]
 fn a_flat_network_is_told_once_until_something_narrows_it() {
     let quiet = "image: a:1, mem_limit: 1g, healthcheck: {test: [CMD, a]}";
     let flat = format!("services:\n  a: {{{quiet}}}\n  b: {{{quiet}}}\n  c: {{{quiet}}}\n");

@@ -8,12 +8,15 @@ use std::path::{Path, PathBuf};
 
 use palisade_core::compose::canonical::{self, Value, View};
 use palisade_core::compose::risk::Accepted;
-use palisade_core::compose::{self, FILE_BYTES_MAX, Files, InputFile, Leftovers, LoadInputs, ReadError, Rejected};
+use palisade_core::compose::{
+    self, CertificateFlaw, FILE_BYTES_MAX, Files, InputFile, Leftovers, LoadInputs, ReadError, Rejected,
+};
 use palisade_core::diagnostic::{Diagnostic, Severity, SourceMap, Style, render_all};
 use palisade_core::edge;
 use palisade_core::finding::Finding;
 use palisade_core::names::ProjectName;
 use palisade_core::stack::Stack;
+use palisade_edge::acme;
 use serde_json::json;
 
 use crate::cli::StackArgs;
@@ -116,8 +119,17 @@ impl Unusable {
 
 /// Reads the stack that is meant.
 pub(crate) fn load(args: &StackArgs) -> Result<Loaded, Unusable> {
+    load_with(args, false)
+}
+
+/// The same for whoever is about to start it: certificates that are given as files are looked into.
+pub(crate) fn load_to_start(args: &StackArgs) -> Result<Loaded, Unusable> {
+    load_with(args, true)
+}
+
+fn load_with(args: &StackArgs, certificates: bool) -> Result<Loaded, Unusable> {
     let read = |inputs: &LoadInputs<'_>| Ok((compose::load(inputs)?, inputs.project_dir.to_owned()));
-    let ((loaded, folder), warnings) = with_inputs(args, read)?;
+    let ((loaded, folder), warnings) = with_inputs(args, certificates, read)?;
     Ok(Loaded {
         folder,
         stack: edge::with_services(loaded.stack),
@@ -131,7 +143,7 @@ pub(crate) fn load(args: &StackArgs) -> Result<Loaded, Unusable> {
 
 /// The files that are meant, written out as one; what is to be said about them stands on standard error.
 pub(crate) fn canonical(args: &StackArgs, view: View) -> Result<Value, Unusable> {
-    let (canonical, warnings) = with_inputs(args, |inputs| canonical::canonical(inputs, view))?;
+    let (canonical, warnings) = with_inputs(args, false, |inputs| canonical::canonical(inputs, view))?;
     let diagnostics: Vec<_> = warnings.into_iter().chain(canonical.diagnostics).collect();
     eprint!("{}", render_all(&diagnostics, &canonical.sources, style()));
     Ok(canonical.model)
@@ -140,6 +152,7 @@ pub(crate) fn canonical(args: &StackArgs, view: View) -> Result<Value, Unusable>
 /// Finds and reads the files and has them read as Compose files. With the result come warnings about the search.
 fn with_inputs<T>(
     args: &StackArgs,
+    certificates: bool,
     read_files: impl FnOnce(&LoadInputs<'_>) -> Result<T, Box<Rejected>>,
 ) -> Result<(T, Vec<Diagnostic>), Unusable> {
     let here = std::env::current_dir()
@@ -170,7 +183,7 @@ fn with_inputs<T>(
         environment: &environment,
         profiles: &profiles,
         env_files: &env_files,
-        others: &Disk { here },
+        others: &Disk { here, certificates },
     };
     match read_files(&inputs) {
         Ok(result) => Ok((result, warnings)),
@@ -181,11 +194,19 @@ fn with_inputs<T>(
     }
 }
 
-/// The name of the stack. With `--project-name`, a stack can be looked at and taken down although its file is gone.
+/// The name of the stack. With `--project-name`, a stack can be looked at and taken down although its file is gone; without, although
+/// something that it names is, or something else in it is wrong.
 pub(crate) fn project(args: &StackArgs) -> Result<ProjectName, Failure> {
     match &args.project_name {
         Some(name) => ProjectName::parse(name.as_str()).map_err(|error| Failure::Input(format!("error: {error}"))),
-        None => Ok(load(args).map_err(Unusable::into_failure)?.stack.project),
+        None => match load(args) {
+            Ok(loaded) => Ok(loaded.stack.project),
+            Err(Unusable::Rejected(mut rejected)) => match rejected.project.take() {
+                Some(project) => Ok(project),
+                None => Err(Unusable::Rejected(rejected).into_failure()),
+            },
+            Err(no_file) => Err(no_file.into_failure()),
+        },
     }
 }
 
@@ -218,6 +239,8 @@ fn read_from(from: impl Read, bytes_max: usize) -> io::Result<Vec<u8>> {
 struct Disk {
     /// Where the user stands.
     here: PathBuf,
+    /// Given certificates are looked into.
+    certificates: bool,
 }
 
 impl Files for Disk {
@@ -229,6 +252,9 @@ impl Files for Disk {
     }
     fn name(&self, path: &Path) -> String {
         find::shown(path, &self.here)
+    }
+    fn certificate_flaws(&self, chain: &[u8], key: &[u8], domains: &[&str]) -> Vec<CertificateFlaw> {
+        if self.certificates { acme::flaws(chain, key, domains) } else { Vec::new() }
     }
 }
 

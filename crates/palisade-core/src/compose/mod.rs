@@ -96,6 +96,28 @@ pub trait Files {
     fn name(&self, path: &Path) -> String {
         path.display().to_string()
     }
+    /// What is wrong with a certificate that these domains are to be served with, in PEM. Whoever can't look into one finds nothing.
+    fn certificate_flaws(&self, _chain: &[u8], _key: &[u8], _domains: &[&str]) -> Vec<CertificateFlaw> {
+        Vec::new()
+    }
+}
+
+/// Something that is wrong with a certificate that is given as files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CertificateFlaw {
+    /// The key is another certificate's.
+    OtherKey,
+    /// It is for others.
+    OtherNames {
+        /// Who was to be served with it.
+        domain: String,
+        /// Who it is for.
+        names: Vec<String>,
+    },
+    /// It can't be used at all, and why.
+    Unusable(String),
+    /// It can be served, and clients refuse it; why they do.
+    Refused(String),
 }
 
 /// Why there are no contents.
@@ -144,6 +166,8 @@ pub struct Leftovers {
 pub struct Rejected {
     /// As the user gave it.
     pub file_name: String,
+    /// What the stack is called, if at least that could be read.
+    pub project: Option<ProjectName>,
     /// All mistakes, and warnings and notes between them, in the order of the file.
     pub diagnostics: Vec<Diagnostic>,
     /// Risks that nobody accepted, in the order of the file.
@@ -190,6 +214,7 @@ pub fn load(inputs: &LoadInputs<'_>) -> Result<Loaded, Box<Rejected>> {
     let mut masked = Vec::new();
     let assembled = assemble::Assembler::new(inputs, &mut sources, &mut sink, &mut masked).assemble();
     let mut risks = risk::Risks::default();
+    let project = assembled.as_ref().and_then(|assembled| assembled.project.clone());
     let read = assembled.and_then(|assembled| {
         let mut reader = read::Reader::new(&assembled.origins, std::mem::take(&mut sink));
         let file = reader.file(&assembled.root, inputs, assembled.project);
@@ -197,6 +222,9 @@ pub fn load(inputs: &LoadInputs<'_>) -> Result<Loaded, Box<Rejected>> {
         sink = reader.finish();
         if let Some(file) = &file {
             validate::validate(file, &mut sink);
+            if let Some(edge) = &file.edge {
+                validate::given_certificates(edge, inputs.others, &mut sink);
+            }
             let (root, origins) = (&assembled.root, &assembled.origins);
             risks = risk::examine(risk::Sight { file, root, origins, sources: &sources, others: inputs.others });
         }
@@ -220,7 +248,7 @@ pub fn load(inputs: &LoadInputs<'_>) -> Result<Loaded, Box<Rejected>> {
         Some((stack, leftovers)) => Ok(Loaded { stack, diagnostics, risks, accepted, sources, leftovers }),
         None => {
             let names: Vec<_> = inputs.files.iter().map(|file| file.name).collect();
-            Err(Box::new(Rejected { file_name: names.join(", "), diagnostics, risks, accepted, sources }))
+            Err(Box::new(Rejected { file_name: names.join(", "), project, diagnostics, risks, accepted, sources }))
         }
     }
 }

@@ -100,10 +100,7 @@ impl<'a> Reader<'a> {
     /// The keys of a mapping, checked against the table.
     pub(crate) fn fields<'n>(&mut self, node: &'n Node, section: &'static Section) -> Option<Fields<'n>> {
         let Data::Map(entries) = &node.data else {
-            self.push(
-                Diagnostic::error("type", format!("{} is a mapping, but this is {}", section.what, node.kind()))
-                    .at(node.span, "expected `key: value` lines"),
-            );
+            self.push(no_mapping(node, section.what));
             return None;
         };
         let mut fields = Fields { section, entries: Vec::with_capacity(entries.len()), image: Vec::new() };
@@ -161,9 +158,12 @@ impl<'a> Reader<'a> {
         if self.sink.is_full() {
             return self.push(diagnostic);
         }
-        let hint = match nearest(&entry.key, section.keys.iter().map(|key| key.name)) {
-            Some(near) => format!("did you mean `{near}`?"),
-            None => {
+        let is_key = |name: &str| entry.key == name || entry.key.strip_suffix('s') == Some(name);
+        let mistaken = section.mistaken.iter().find(|(name, _)| is_key(name));
+        let hint = match (mistaken, nearest(&entry.key, section.keys.iter().map(|key| key.name))) {
+            (Some((_, instead)), _) => (*instead).to_owned(),
+            (None, Some(near)) => format!("did you mean `{near}`?"),
+            (None, None) => {
                 let honoured = |key: &&super::keys::Key| !matches!(key.class, Class::Refused { .. });
                 let names: Vec<_> = section.keys.iter().filter(honoured).map(|key| key.name).collect();
                 if names.len() > 12 {
@@ -203,10 +203,7 @@ impl<'a> Reader<'a> {
     }
 
     pub(crate) fn mistyped<T>(&mut self, node: &Node, what: &str, wanted: &str) -> Option<T> {
-        self.push(
-            Diagnostic::error("type", format!("{what} is {wanted}, but this is {}", node.kind()))
-                .at(node.span, format!("expected {wanted}")),
-        );
+        self.push(other_type(node, what, wanted));
         None
     }
 
@@ -285,4 +282,16 @@ impl<'a> Reader<'a> {
             }
         }
     }
+}
+
+/// A value is of another kind than the one that is wanted.
+pub(crate) fn other_type(node: &Node, what: &str, wanted: &str) -> Diagnostic {
+    Diagnostic::error("type", format!("{what} is {wanted}, but this is {}", node.kind()))
+        .at(node.span, format!("expected {wanted}"))
+}
+
+/// The same, where keys and values are wanted.
+pub(crate) fn no_mapping(node: &Node, what: &str) -> Diagnostic {
+    Diagnostic::error("type", format!("{what} is a mapping, but this is {}", node.kind()))
+        .at(node.span, "expected `key: value` lines")
 }

@@ -14,6 +14,7 @@ use crate::stack::{Condition, MountSource, Proto, Restart};
 mod edge;
 mod ports;
 mod provided;
+pub(crate) use edge::given_certificates;
 pub(crate) use ports::settled as settled_ports;
 
 /// The network of services that name none.

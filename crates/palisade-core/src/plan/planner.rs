@@ -282,7 +282,10 @@ impl<'a> Planner<'a> {
                 match &fates[&instance.spec.id].start {
                     // A newer version must prove that it works, or the older one comes back.
                     Some(Cause::Changed { .. } | Cause::Asked) => self.await_ready(service, instance, &mut awaited),
-                    Some(_) if wishes.wait_for_health => self.await_ready(service, instance, &mut awaited),
+                    // `up` ends when the edge serves, whoever else waits for it.
+                    Some(_) if wishes.wait_for_health || edge::is_own(&instance.spec.id.service) => {
+                        self.await_ready(service, instance, &mut awaited)
+                    }
                     Some(_) => {
                         self.await_instance(
                             service,

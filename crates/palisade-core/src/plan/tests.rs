@@ -1,5 +1,6 @@
 use super::*;
 use crate::address::ServiceIndex;
+use crate::edge;
 use crate::instance::{CgroupDriver, Health, InstanceStatus};
 use crate::lint::lint;
 use crate::observed::{
@@ -20,6 +21,23 @@ pub(super) fn wishes() -> Wishes<'static> {
         confirm: None,
         volume_path: &|name, _| PathBuf::from("/var/lib/palisade/shop/volumes").join(name),
     }
+}
+
+/// Where certificates are given, nobody else of the stack waits for the edge.
+#[test]
+fn an_edge_is_waited_for_until_it_serves() {
+    let mut stack = crate::testing::stack_with_edge();
+    let waited = |stack: &Stack| {
+        let plan = plan(stack, &empty_host(), wishes()).unwrap();
+        let awaits = plan.steps.iter().filter_map(|step| match &step.action {
+            Action::Await { id, condition, .. } if id.service.as_str() == edge::SERVICE_NAME => Some(*condition),
+            _ => None,
+        });
+        awaits.collect::<Vec<_>>()
+    };
+    assert_eq!(waited(&stack), [Condition::ServiceHealthy]);
+    stack.services.retain(|service| service.name.as_str() != edge::WORKER_NAME);
+    assert_eq!(waited(&stack), [Condition::ServiceHealthy]);
 }
 
 /// A database, a migration and an application that waits for both.

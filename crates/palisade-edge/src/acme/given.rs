@@ -2,6 +2,7 @@
 //!
 //! The copy stays as long as what is given now is no better: a file that somebody spoils or removes costs nobody anything until the certificate ends.
 
+use palisade_core::compose::CertificateFlaw;
 use palisade_core::edge::{CertificateSource, Domain, WorkerSettings};
 use rustls::crypto::aws_lc_rs;
 use std::fs;
@@ -57,6 +58,31 @@ pub enum GivenError {
     Refused(PathBuf, String),
 }
 
+/// What is wrong with the contents of two files that these domains are to be given, for whoever looks before anything is started: what couldn't be
+/// served, and what clients would refuse.
+pub fn flaws(chain: &[u8], key: &[u8], domains: &[&str]) -> Vec<CertificateFlaw> {
+    let pem = joined(key, chain);
+    let mut flaws = Vec::new();
+    let mut usable: Option<Facts> = None;
+    for domain in domains {
+        if usable.as_ref().is_some_and(|facts| facts.covers(domain)) {
+            continue;
+        }
+        match tls::read_bytes(&pem, Path::new("`chain` with `key`"), domain, &aws_lc_rs::default_provider()) {
+            Ok((_, facts)) => usable = Some(facts),
+            Err(PemError::Names { names, domain, .. }) => flaws.push(CertificateFlaw::OtherNames { domain, names }),
+            // The same for all of them.
+            Err(PemError::Mismatch(_)) => return vec![CertificateFlaw::OtherKey],
+            Err(error) => return vec![CertificateFlaw::Unusable(crate::chain(&error))],
+        }
+    }
+    if let Some(facts) = usable {
+        let staple = || facts.must_staple.then(|| "it demands OCSP stapling, which the edge doesn't do".to_owned());
+        flaws.extend(facts.untimely(now_s()).or_else(staple).map(CertificateFlaw::Refused));
+    }
+    flaws
+}
+
 /// Copies what has changed. Each domain is tried, whatever is wrong with the others.
 pub(super) fn copy(settings: &WorkerSettings) -> Vec<NotServed> {
     let mut wrong = Vec::new();
@@ -93,12 +119,13 @@ fn copy_one(settings: &WorkerSettings, domain: &str, file: &Path, chain: &Path, 
 /// The key, then the chain, as the edge reads it.
 fn whole(chain: &Path, key: &Path) -> Result<Vec<u8>, GivenError> {
     let read = |path: &Path| fs::read(path).map_err(|error| GivenError::Read(path.to_owned(), error));
-    let mut pem = read(key)?;
-    if !pem.ends_with(b"\n") {
-        pem.push(b'\n');
-    }
-    pem.extend(read(chain)?);
-    Ok(pem)
+    let key = read(key)?;
+    Ok(joined(&key, &read(chain)?))
+}
+
+fn joined(key: &[u8], chain: &[u8]) -> Vec<u8> {
+    let between: &[u8] = if key.ends_with(b"\n") { b"" } else { b"\n" };
+    [key, between, chain].concat()
 }
 
 /// Said in the same words as long as it is so.

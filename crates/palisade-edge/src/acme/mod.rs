@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 
 use crate::local_ca::{LocalCa, LocalCaError};
 use crate::tls;
-pub use given::{GivenError, NotServed};
+pub use given::{GivenError, NotServed, flaws};
 use memory::Unwritten;
 use order::now_s;
 pub use store::StoreError;

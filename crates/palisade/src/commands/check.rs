@@ -15,7 +15,7 @@ use crate::load::{self, Loaded, counted};
 
 /// Reads the file and says what is wrong with it, or what it is.
 pub(crate) fn run(args: &StackArgs, strict: bool, format: Format) -> Result<Answer, Failure> {
-    let loaded = match (load::load(args), format) {
+    let loaded = match (load::load_to_start(args), format) {
         (Ok(loaded), _) => loaded,
         (Err(unusable), Format::Text) => return Err(unusable.into_failure_with_risks()),
         (Err(unusable), Format::Json) => {

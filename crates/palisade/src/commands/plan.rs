@@ -11,7 +11,7 @@ use crate::{confirmation, load, observe, reach};
 
 /// Prints the plan. The answer is no when there is something to change.
 pub(crate) fn run(args: &StackArgs, format: Format) -> Result<Answer, Failure> {
-    let loaded = load::load(args).map_err(load::Unusable::into_failure)?;
+    let loaded = load::load_to_start(args).map_err(load::Unusable::into_failure)?;
     let layout = args.layout(loaded.stack.project.clone());
     let host = observe::observe_for(&layout, &loaded.stack);
     let volume_path = |key: &str, volume: &_| volumes::folder(&layout, key, volume);

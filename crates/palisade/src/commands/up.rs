@@ -94,7 +94,7 @@ impl<'a> Goal<'a> {
 
 /// Plans, carries out, and verifies.
 pub(crate) fn run(args: &StackArgs, up: &UpArgs) -> Result<Answer, Failure> {
-    let loaded = load::load(args).map_err(load::Unusable::into_failure)?;
+    let loaded = load::load_to_start(args).map_err(load::Unusable::into_failure)?;
     loaded.print_warnings();
     let asked = super::services_of(&loaded.stack, &up.services)?;
     super::require_machine("up")?;

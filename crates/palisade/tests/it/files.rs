@@ -3,7 +3,7 @@
 //! Nothing here needs root: `check` only reads.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
@@ -195,4 +195,74 @@ fn files_that_are_brought_in_are_named_from_where_the_user_stands() {
     );
     assert!(project.refused("app", &[], &[]).contains("--> ../shared/db.yaml:1:17"));
     assert!(project.refused("", &["-f", "app/compose.yaml"], &[]).contains("--> shared/db.yaml:1:17"));
+}
+
+/// Makes a certificate that signs itself, and its key.
+fn make_certificate(folder: &Path, name: &str, domain: &str, (from, to): (&str, &str)) {
+    // `req -x509` of older versions has no `-not_before`.
+    let script = "timeout 30 openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=x \
+                    -addext subjectAltName=DNS:$1 -keyout $0.key -out $0.csr && \
+                  rm -f index index.attr && touch index && echo 01 > serial && \
+                  printf '[ca]\\ndefault_ca=o\\n[o]\\ndatabase=index\\nserial=serial\\nnew_certs_dir=.\\ndefault_md=sha256\\npolicy=p\\ncopy_extensions=copy\\n[p]\\ncommonName=optional\\n' > ca.conf && \
+                  timeout 30 openssl ca -batch -notext -config ca.conf -selfsign -keyfile $0.key -in $0.csr \
+                    -startdate $2 -enddate $3 -out $0.pem";
+    let mut command = Command::new("sh");
+    let made = command.args(["-c", script, name, domain, from, to]).current_dir(folder).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+}
+
+#[test]
+fn certificates_that_cannot_be_served_are_told_before_anything_is_started() {
+    if let Some(missing) = crate::export_edge::missing(&["openssl"]) {
+        return eprintln!("skipped certificates_that_cannot_be_served_are_told_before_anything_is_started: {missing}");
+    }
+    let file = |chain: &str, key: &str| {
+        format!(
+            "services:\n  db: {{image: 'app:1', expose: [80]}}\nx-palisade:\n  edge:\n    routes: [{{domain: [db.shop.example, \
+             api.shop.example], to: db}}]\n    certificates: {{default: {{chain: ./{chain}.pem, key: ./{key}.key}}}}\n"
+        )
+    };
+    let project = Project::new("certificates", &[("compose.yaml", &file("good", "good"))]);
+    let ever = ("20200101000000Z", "21000101000000Z");
+    for (name, domain, time) in [
+        ("good", "*.shop.example", ever),
+        ("other", "other.example", ever),
+        ("one", "db.shop.example", ever),
+        ("ended", "*.shop.example", ("20200101000000Z", "20200201000000Z")),
+        ("early", "*.shop.example", ("20990101000000Z", "21000101000000Z")),
+    ] {
+        make_certificate(&project.0, name, domain, time);
+    }
+    std::fs::write(project.0.join("torn.pem"), "-----BEGIN CERTIFICATE-----\nbm8=\n-----END CERTIFICATE-----\n")
+        .unwrap();
+    let said = |chain: &str, key: &str, verb: &str| {
+        std::fs::write(project.0.join("compose.yaml"), file(chain, key)).unwrap();
+        let output = project.command("", &[verb]).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    for (chain, key, code, told, line) in [
+        ("good", "good", 0, "", ""),
+        ("good", "other", 2, "error[certificate-key]: the certificate of `default` and its key", ":6:"),
+        ("other", "other", 2, "is for `other.example`, not for `db.shop.example`", ":6:"),
+        ("one", "one", 2, "is for `db.shop.example`, not for `api.shop.example`", ":6:"),
+        ("torn", "good", 2, "error[certificate-file]", ":6:"),
+        ("ended", "ended", 0, "warning[certificate-refused]: clients refuse", ":6:"),
+        ("early", "early", 0, "is the clock right?", ":6:"),
+    ] {
+        let (found, text) = said(chain, key, "check");
+        assert_eq!(found, Some(code), "{chain} {key}: {text}");
+        assert!(text.contains(told) && text.contains(line), "{chain} {key}: {text}");
+        assert!(code != 0 || !told.is_empty() || !text.contains("certificate"), "{text}");
+        if code != 0 {
+            for verb in ["plan", "up"] {
+                let (found, text) = said(chain, key, verb);
+                assert!(found == Some(2) && text.contains(told), "{verb} {chain} {key}: {text}");
+            }
+        }
+    }
+    // What only asks which stack it is needs none of them.
+    let (code, text) = said("gone", "gone", "events");
+    assert!(code != Some(2) && !text.contains("gone"), "{text}");
+    let (code, text) = said("gone", "gone", "plan");
+    assert!(code == Some(2) && text.contains("gone.pem"), "{text}");
 }

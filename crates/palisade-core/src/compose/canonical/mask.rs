@@ -28,10 +28,15 @@ pub(in crate::compose) fn is_secret_name(name: &str) -> bool {
     let upper = name.to_ascii_uppercase();
     let words: Vec<&str> = upper.split(|c: char| !c.is_ascii_alphanumeric()).collect();
     // It says where the secret is, or that it is for everybody.
-    if matches!(words.last(), Some(&("FILE" | "PATH" | "DIR"))) || words.contains(&"PUBLIC") {
+    if matches!(words.last(), Some(&("FILE" | "PATH" | "DIR"))) || words.contains(&"PUBLIC") || is_folder(&upper) {
         return false;
     }
     PARTS.iter().any(|part| upper.contains(part)) || words.iter().any(|word| WORDS.contains(word))
+}
+
+/// Where a shell stands, and stood.
+fn is_folder(upper: &str) -> bool {
+    matches!(upper, "PWD" | "OLDPWD")
 }
 
 /// The values of secret names of a mapping.
@@ -100,13 +105,23 @@ mod tests {
             "aws-credentials",
             "SMTP_PASS",
             "apiKey",
+            "DB_PWD",
             "--requirepass",
         ] {
             assert!(is_secret_name(name), "{name}");
         }
-        for name in
-            ["POSTGRES_PASSWORD_FILE", "MONKEY", "PUBLIC_KEY", "KEYBOARD", "COMPASS", "PATH", "AUTHOR", "SSH_KEY_PATH"]
-        {
+        for name in [
+            "PWD",
+            "OLDPWD",
+            "POSTGRES_PASSWORD_FILE",
+            "MONKEY",
+            "PUBLIC_KEY",
+            "KEYBOARD",
+            "COMPASS",
+            "PATH",
+            "AUTHOR",
+            "SSH_KEY_PATH",
+        ] {
             assert!(!is_secret_name(name), "{name}");
         }
     }

@@ -85,6 +85,7 @@ pub fn canonical(inputs: &LoadInputs<'_>, view: View) -> Result<Canonical, Box<R
             let names: Vec<_> = inputs.files.iter().map(|file| file.name).collect();
             Err(Box::new(Rejected {
                 file_name: names.join(", "),
+                project: None,
                 diagnostics,
                 risks: Vec::new(),
                 accepted: Vec::new(),

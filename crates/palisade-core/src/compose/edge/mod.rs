@@ -19,6 +19,7 @@ mod values;
 
 pub(crate) use acme::is_public;
 pub(crate) use asleep::awake;
+pub(crate) use route::CHANGED_BY;
 pub(crate) use settle::{Sources, settle, tcp_ports};
 
 /// The edge as written.

@@ -1,5 +1,6 @@
 //! The edge as a whole: its ports, log and limits; the larger parts are in the modules beside this one.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use super::super::LoadInputs;
@@ -16,8 +17,12 @@ use crate::edge::{AccessLog, ConnectionLimits, LogFormat, TlsVersion};
 
 const LOG: AccessLog = AccessLog { format: LogFormat::Json, query: false, file_bytes_max: 50 << 20, files: 5 };
 
-/// Status codes that a page can be for.
-const ERRORS: std::ops::RangeInclusive<u16> = 400..=599;
+/// What the edge itself answers when something is wrong, so what a page can be for.
+const ANSWERS: [u16; 12] = [400, 403, 404, 405, 408, 413, 421, 429, 431, 502, 503, 504];
+/// A browser alone opens six, and with fewer than these a handful of visitors would shut out all others.
+const CONNECTIONS: RangeInclusive<u64> = 64..=1_000_000;
+/// Browsers send twenty or so, and proxies in front a few more.
+const HEADER_FIELDS: RangeInclusive<u64> = 32..=1000;
 
 impl Reader<'_> {
     /// `x-palisade.edge`.
@@ -156,7 +161,7 @@ impl Reader<'_> {
         Some(log)
     }
 
-    fn size(&mut self, node: &Node, what: &str, range: std::ops::RangeInclusive<u64>, shown: &str) -> Option<u64> {
+    fn size(&mut self, node: &Node, what: &str, range: RangeInclusive<u64>, shown: &str) -> Option<u64> {
         let hint = format!("write bytes, or a number with a unit: {shown}");
         let parse = |text: &str| units::bytes(text, 1024).filter(|bytes| range.contains(bytes));
         self.parsed(node, &format!("a size that {what} can be"), &hint, parse)
@@ -165,15 +170,15 @@ impl Reader<'_> {
     fn edge_limits(&mut self, node: &Node, limits: &mut ConnectionLimits) {
         let Some(mut fields) = self.fields(node, &EDGE_LIMITS) else { return };
         if let Some(node) = fields.value("connections") {
-            let number = self.within(node, "a number of connections at once", 1..=1_000_000);
+            let number = self.within(node, "a number of connections at once", CONNECTIONS);
             limits.connections = number.map_or(limits.connections, |number| number as u32);
         }
         if let Some(node) = fields.value("header_size") {
-            let size = self.size(node, "`header_size`", 1 << 10..=1 << 20, "`1k` to `1m`");
+            let size = self.size(node, "`header_size`", 4 << 10..=1 << 20, "`4k` to `1m`");
             limits.header_bytes_max = size.map_or(limits.header_bytes_max, |size| size as u32);
         }
         if let Some(node) = fields.value("header_fields") {
-            let number = self.within(node, "a number of header fields", 1..=1000);
+            let number = self.within(node, "a number of header fields", HEADER_FIELDS);
             limits.header_fields_max = number.map_or(limits.header_fields_max, |number| number as u16);
         }
         let times = [
@@ -183,11 +188,11 @@ impl Reader<'_> {
         ];
         for (name, limit) in times {
             if let Some(node) = fields.value(name) {
-                *limit = self.timeout(node, &quoted(name)).unwrap_or(*limit);
+                *limit = self.timeout(node, &quoted(name), 1000, "1s").unwrap_or(*limit);
             }
         }
         if let Some(node) = fields.value("body_rate") {
-            let size = self.size(node, "`body_rate`", 0..=1 << 30, "`0` (any) to `1g`, for each second");
+            let size = self.size(node, "`body_rate`", 0..=1 << 20, "`0` (any) to `1m`, for each second");
             limits.body_bytes_per_s_min = size.map_or(limits.body_bytes_per_s_min, |size| size as u32);
         }
         fields.finish();
@@ -201,26 +206,35 @@ impl Reader<'_> {
             return self.invalid(&text, format!("{shown} is not a path"), "write the path of a folder of this host");
         }
         let path = self.path(&text.value, text.span);
-        match inputs.others.read(&path) {
+        let has_page = |code| inputs.others.read(&path.join(format!("{code}.html"))) != Err(ReadError::NotFound);
+        let is_used = ANSWERS.into_iter().any(has_page);
+        let is_there = match inputs.others.read(&path) {
             Ok(_) => {
                 let hint =
                     "write the folder that the pages are in; a page is named by what it is for: `502.html`, `404.html`";
-                self.invalid(&text, format!("{shown} is a file, where a folder is wanted"), hint)
+                return self.invalid(&text, format!("{shown} is a file, where a folder is wanted"), hint);
             }
-            Err(ReadError::NotFound) => {
-                let there =
-                    |code: u16| inputs.others.read(&path.join(format!("{code}.html"))) != Err(ReadError::NotFound);
-                if ERRORS.into_iter().any(there) {
-                    return Some(path);
-                }
-                self.push(
-                    Diagnostic::error("no-file", format!("the folder {shown} does not exist"))
-                        .at(text.span, looked_for(&shown, &path))
-                        .hint("relative paths start where the file lies that they are written in"),
-                );
-                None
-            }
-            Err(ReadError::Other(_)) => Some(path),
+            Err(ReadError::NotFound) => is_used || (400..=599).any(has_page),
+            Err(ReadError::Other(_)) => true,
+        };
+        if !is_there {
+            self.push(
+                Diagnostic::error("no-file", format!("the folder {shown} does not exist"))
+                    .at(text.span, looked_for(&shown, &path))
+                    .hint("relative paths start where the file lies that they are written in"),
+            );
+            return None;
         }
+        if !is_used {
+            let codes = ANSWERS.map(|code| code.to_string()).join(", ");
+            self.push(
+                Diagnostic::warning("no-effect", format!("the folder {shown} has no page that the edge would show"))
+                    .at(text.span, "")
+                    .hint(format!(
+                        "a page is named by the answer that it is for, as in `502.html`; the edge's own answers are {codes}"
+                    )),
+            );
+        }
+        Some(path)
     }
 }

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::super::keys::{EDGE_BAN, EDGE_CONNECTIONS, EDGE_HSTS, EDGE_RATE, EDGE_ROUTE};
-use super::super::read::{Fields, Reader, Text};
+use super::super::read::{Fields, Reader, Text, no_mapping, other_type};
 use super::super::units;
 use super::super::yaml::{Data, Entry, Node};
 use super::values::{self, Wrong};
@@ -18,6 +18,8 @@ use crate::network::{Network, NotANetwork};
 /// Of a request's body, unless it is said.
 const BODY_BYTES_MAX: u64 = 10 << 20;
 const TIMEOUT_MS: u64 = 60_000;
+/// With less, services that are only busy seem dead.
+const TIMEOUT_MIN_MS: u64 = 100;
 /// RFC 6797 names no usual time; browsers' lists ask for this one.
 const HSTS_AGE_S: u64 = 365 * 86_400;
 const BURST_MAX: u64 = 1_000_000;
@@ -25,6 +27,10 @@ const CLIENT_CONNECTIONS_MAX: u64 = 1_000_000;
 const BAN_AFTER_MAX: u64 = 1_000_000;
 /// Longer, and nobody remembers why.
 const BAN_FOR_S: RangeInclusive<u64> = 1..=365 * 86_400;
+
+/// How an override file says which route it means.
+pub(crate) const CHANGED_BY: &str =
+    "a later file changes a route of an earlier one by naming all of its domains, and its path";
 
 const DOMAIN_HINT: &str = "write a name like `barter.example`";
 const NETWORK_HINT: &str = "write an address or a network: `192.0.2.7`, `192.0.2.0/24`, `2001:db8::/32`";
@@ -66,16 +72,23 @@ impl Reader<'_> {
         self.parsed(node, what, &hint, |text| text.trim().parse().ok().filter(|number| range.contains(number)))
     }
 
-    /// A duration above zero, in milliseconds.
-    pub(super) fn timeout(&mut self, node: &Node, what: &str) -> Option<u64> {
-        let hint = "write a number with a unit, like `30s`, `1m30s` or `500ms`; at most `24h`";
-        let parse = |text: &str| units::duration_ms(text).filter(|ms| (1..=86_400_000).contains(ms));
-        self.parsed(node, &format!("a time that {what} can be"), hint, parse)
+    /// A duration in milliseconds, at least `min_ms` (`least`, as it is written).
+    pub(super) fn timeout(&mut self, node: &Node, what: &str, min_ms: u64, least: &str) -> Option<u64> {
+        let hint = format!("write a number with a unit, like `30s` or `1m30s`; `{least}` to `24h`");
+        let parse = |text: &str| units::duration_ms(text).filter(|ms| (min_ms..=86_400_000).contains(ms));
+        self.parsed(node, &format!("a time that {what} can be"), &hint, parse)
     }
 
     /// A list of networks.
     pub(super) fn networks(&mut self, node: &Node, what: &str) -> Vec<Spanned<Network>> {
         let mut networks: Vec<Spanned<Network>> = Vec::new();
+        if let Data::Scalar(scalar) = &node.data {
+            let written = scalar.text.parse::<Network>().ok().filter(|_| scalar.written.is_none());
+            let one = written.map_or_else(|| "192.0.2.0/24".to_owned(), |one| one.to_string());
+            let diagnostic = other_type(node, what, "a list");
+            self.push(diagnostic.hint(format!("one network is a list, too: `[\"{one}\"]`")));
+            return networks;
+        }
         for item in self.list(node, what).unwrap_or_default() {
             let Some(text) = self.text(item, "a network") else { continue };
             let parse = |text: &str| {
@@ -139,11 +152,8 @@ impl Reader<'_> {
         let rate = rate_entry.map(|entry| self.rate(&entry.value));
         let connections = fields.value("connections").map(|node| self.client_connections(node));
         let limited = connections.is_some() || matches!(rate, Some(None | Some(Some(_))));
-        let mut networks = |reader: &mut Self, name: &str| match fields.value(name) {
-            Some(node) => reader.networks(node, &quoted(name)),
-            None => Vec::new(),
-        };
-        let (allow, deny) = (networks(self, "allow"), networks(self, "deny"));
+        let allow = fields.written("allow").map(|entry| self.allowed(entry)).unwrap_or_default();
+        let deny = fields.value("deny").map(|node| self.networks(node, "`deny`")).unwrap_or_default();
         let ban = fields.take("ban").and_then(|entry| {
             let ban = self.ban(&entry.value)?;
             Some(Spanned::new(ban, entry.key_span))
@@ -155,7 +165,7 @@ impl Reader<'_> {
                 text => units::bytes(text, 1024),
             })
         });
-        let timeout = fields.value("timeout").and_then(|node| self.timeout(node, "`timeout`"));
+        let timeout = fields.value("timeout").and_then(|node| self.timeout(node, "`timeout`", TIMEOUT_MIN_MS, "100ms"));
         let compress = fields.value("compress").and_then(|node| self.compressed(node)).unwrap_or_default();
         let hsts = fields.value("hsts").and_then(|node| self.hsts(node));
         fields.finish();
@@ -178,6 +188,18 @@ impl Reader<'_> {
             compress,
             hsts,
         })
+    }
+
+    /// A list that names nobody isn't left out: whoever wrote it didn't mean everybody.
+    fn allowed(&mut self, entry: &Entry) -> Vec<Spanned<Network>> {
+        if entry.value.is_null() || matches!(&entry.value.data, Data::List(items) if items.is_empty()) {
+            self.push(
+                Diagnostic::error("missing-key", "`allow` names nobody")
+                    .at(entry.key_span, "")
+                    .hint("list who may ask: `allow: [192.0.2.0/24]`; leave it out for everybody"),
+            );
+        }
+        self.networks(&entry.value, "`allow`")
     }
 
     fn lacks(&mut self, node: &Node, what: &str, key: &str, hint: &str) {
@@ -216,7 +238,12 @@ impl Reader<'_> {
 
     fn route_upstream(&mut self, node: Option<&Arc<Node>>, route: &Node) -> Option<Spanned<FileUpstream>> {
         let Some(node) = node else {
-            self.lacks(route, "this route", "to", "say which service answers, and at which port: `to: app:8081`");
+            let diagnostic = Diagnostic::error("missing-key", "this route has no `to`").at(route.span, "");
+            let diagnostic = diagnostic.hint("say which service answers, and at which port: `to: app:8081`");
+            self.push(match route.span.file.index() {
+                0 => diagnostic,
+                _ => diagnostic.hint(CHANGED_BY),
+            });
             return None;
         };
         let text = self.text(node, "`to`")?;
@@ -259,18 +286,27 @@ impl Reader<'_> {
     }
 
     fn client_connections(&mut self, node: &Node) -> Option<u32> {
+        let hint = "write how many connections one client may have: `connections: {per_client: 50}`";
+        if let Data::Scalar(_) = node.data {
+            self.push(no_mapping(node, EDGE_CONNECTIONS.what).hint(hint));
+            return None;
+        }
         let mut fields = self.fields(node, &EDGE_CONNECTIONS)?;
         let what = "a number of connections that a client can have";
         let number = fields.value("per_client").map(|node| self.within(node, what, 1..=CLIENT_CONNECTIONS_MAX));
         fields.finish();
         if number.is_none() {
-            let hint = "write how many connections one client may have: `connections: {per_client: 50}`";
             self.lacks(node, "`connections`", "per_client", hint);
         }
         number.flatten().and_then(|number| u32::try_from(number).ok())
     }
 
     fn ban(&mut self, node: &Node) -> Option<Ban> {
+        let hint = "say both: `ban: {after: 100, for: 10m}`";
+        if let Data::Scalar(_) = node.data {
+            self.push(no_mapping(node, EDGE_BAN.what).hint(hint));
+            return None;
+        }
         let mut fields = self.fields(node, &EDGE_BAN)?;
         let after = fields
             .value("after")
@@ -284,7 +320,7 @@ impl Reader<'_> {
         fields.finish();
         for (key, missing) in [("after", after.is_none()), ("for", time.is_none())] {
             if missing {
-                self.lacks(node, "`ban`", key, "say both: `ban: {after: 100, for: 10m}`");
+                self.lacks(node, "`ban`", key, hint);
             }
         }
         Some(Ban { after: u32::try_from(after??).ok()?, for_s: u32::try_from(time??).ok()? })

@@ -150,7 +150,12 @@ pub(super) fn rate(text: &str) -> Result<u32, Wrong> {
         }
         _ => return wrong("is not a rate", RATE_HINT),
     };
-    let Ok(number) = number.trim().parse::<u64>() else { return wrong("is not a rate", RATE_HINT) };
+    let Ok(number) = number.trim().parse::<u64>() else {
+        return match whole_minutes(number.trim(), factor) {
+            Some(per_minute) => wrong("is no whole number of requests", format!("write `{per_minute}/m`")),
+            None => wrong("is not a rate", RATE_HINT),
+        };
+    };
     if number == 0 {
         let hint = "nobody could ask at all: write at least `1/m`, or remove the route";
         return wrong("is no rate at all", hint);
@@ -161,6 +166,18 @@ pub(super) fn rate(text: &str) -> Result<u32, Wrong> {
             wrong(format!("is more than {RATE_PER_S_MAX} requests a second"), "for no limit, write `rate_limit: off`")
         }
     }
+}
+
+/// `0.5` a second is 30 a minute.
+fn whole_minutes(number: &str, factor: u64) -> Option<u64> {
+    let (whole, part) = number.split_once('.')?;
+    let digits = |text: &str| text.len() <= 6 && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(whole) || !digits(part) || part.is_empty() {
+        return None;
+    }
+    let scale = 10_u64.pow(part.len() as u32);
+    let scaled = (whole.parse::<u64>().unwrap_or(0) * scale + part.parse::<u64>().ok()?) * factor;
+    (scaled > 0 && scaled.is_multiple_of(scale)).then_some(scaled / scale)
 }
 
 /// So many come in two seconds; at least one.
@@ -277,6 +294,12 @@ mod tests {
         }
         for text in ["10", "0/s", "10/h", "10r/s", "-1/s", "1.5/s", "1000001/s", "/s", "18446744073709551615/s"] {
             assert!(rate(text).is_err(), "{text}");
+        }
+        for (text, hint) in [("0.5/s", "`30/m`"), ("1.5/s", "`90/m`"), (".25/s", "`15/m`"), ("1.0/m", "`1/m`")] {
+            assert!(rate(text).is_err_and(|wrong| wrong.hint.contains(hint)), "{text}");
+        }
+        for text in ["0.001/s", "0.0/s", "1./s", "1.5.5/s", "1.1/m", "9999999.5/s"] {
+            assert!(rate(text).is_err_and(|wrong| wrong.hint == RATE_HINT), "{text}");
         }
         assert_eq!((usual_burst(10_000), usual_burst(16), usual_burst(1_500)), (20, 1, 3));
     }

@@ -2,6 +2,15 @@
 
 use super::*;
 
+/// What people write in `edge`.
+const EDGE_MISTAKEN: Mistaken = &[
+    ("cert", "certificates are said by domain: `certificates: {barter.example: {chain: ./x.pem, key: ./x.key}}`"),
+    ("email", "write it into `acme`: `acme: {email: admin@barter.example}`"),
+    ("http2", "leave it out: HTTP/2 is always spoken, with whoever can"),
+    ("listen", "write `ports: {http: 80, https: 443}`"),
+    ("websocket", "leave it out: WebSockets need nothing said"),
+];
+
 /// `x-palisade.edge`. A list stands for its `routes`.
 pub static EDGE: Section = section(
     "x-palisade.edge",
@@ -41,7 +50,29 @@ pub static EDGE: Section = section(
         yes("error_pages", PATH, "a folder with pages for errors: `502.html`, `404.html` …"),
         yes("limits", Shape::Section(&EDGE_LIMITS), "limits of all connections"),
     ],
-);
+)
+.not(EDGE_MISTAKEN);
+
+/// What people write in a route.
+const ROUTE_MISTAKEN: Mistaken = &[
+    ("backend", "write `to`: `to: app:8081`"),
+    (
+        "cert",
+        "certificates are said beside `routes`, by domain: `certificates: {barter.example: {chain: ./x.pem, key: ./x.key}}`",
+    ),
+    ("email", "write it beside `routes`, into `acme`: `acme: {email: admin@barter.example}`"),
+    (
+        "header",
+        "the edge sets `X-Forwarded-…`, `X-Real-IP` and, with `hsts`, that field: others are the service's to send",
+    ),
+    ("host", "write `domain`: `domain: barter.example`"),
+    ("http2", "leave it out: HTTP/2 is always spoken with clients that can; with the service it is `protocol: h2c`"),
+    ("max_body", "write `body_limit`: `body_limit: 10m`"),
+    ("rate", "write `rate_limit`: `rate_limit: {per_client: 10/s, burst: 20}`"),
+    ("upstream", "write `to`: `to: app:8081`"),
+    ("websocket", "leave it out: WebSockets need nothing said"),
+    ("whitelist", "write `allow`: `allow: [192.0.2.0/24]`"),
+];
 
 /// One of `routes`.
 pub static EDGE_ROUTE: Section = same_by(
@@ -75,7 +106,8 @@ pub static EDGE_ROUTE: Section = same_by(
             "browsers use nothing but HTTPS for the domain; `true`: for a year; `false` unless given",
         ),
     ],
-);
+)
+.not(ROUTE_MISTAKEN);
 
 /// `rate_limit` of a route.
 pub static EDGE_RATE: Section = section(

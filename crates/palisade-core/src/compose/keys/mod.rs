@@ -198,20 +198,29 @@ pub struct Section {
     pub identity: Identity,
     /// Its keys, in the order of the documentation.
     pub keys: &'static [Key],
+    /// What people write that isn't a key of it.
+    pub mistaken: Mistaken,
 }
+
+/// What isn't a key, though people write it, with what to do instead. One `s` more at its end is the same.
+pub type Mistaken = &'static [(&'static str, &'static str)];
 
 impl Section {
     /// The key of that name.
     pub fn key(&self, name: &str) -> Option<&'static Key> {
         self.keys.iter().find(|key| key.name == name)
     }
+
+    const fn not(self, mistaken: Mistaken) -> Self {
+        Self { mistaken, ..self }
+    }
 }
 
 const fn section(path: &'static str, what: &'static str, keys: &'static [Key]) -> Section {
-    Section { path, what, identity: Identity::Place, keys }
+    same_by(Identity::Place, path, what, keys)
 }
 const fn same_by(identity: Identity, path: &'static str, what: &'static str, keys: &'static [Key]) -> Section {
-    Section { path, what, identity, keys }
+    Section { path, what, identity, keys, mistaken: &[] }
 }
 const fn yes(name: &'static str, shape: Shape, does: &'static str) -> Key {
     Key { name, class: Class::Honoured(does), shape }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::exposure::is_public;
+use super::exposure::{is_public, not_for_everybody};
 use super::{Hit, Hits, Risk, Seen, Sight, table};
 use crate::compose::edge::{FileRoute, tcp_ports};
 use crate::diagnostic::Span;
@@ -12,6 +12,7 @@ pub(super) fn examine(sight: Sight<'_>, services: &[Seen<'_>], hits: &mut Hits) 
     let Some(edge) = &sight.file.edge else { return };
     for seen in services {
         past(seen, &edge.routes, hits);
+        inward(seen, &edge.routes, hits);
     }
     for route in edge.routes.iter().filter(|route| route.rate_span.is_none()) {
         let Some(domain) = route.domains.first() else { continue };
@@ -30,6 +31,26 @@ pub(super) fn examine(sight: Sight<'_>, services: &[Seen<'_>], hits: &mut Hits) 
     if let (Some(ban), Some(proxies)) = (ban, edge.trusted_proxies.first()) {
         let message = format!("a ban keeps nobody out who comes by way of `{}`", proxies.value);
         hits.push(of_file(&table::BAN_BEHIND_PROXY, ban.span, message));
+    }
+}
+
+/// Routes by which everybody gets at what isn't for everybody.
+fn inward(seen: &Seen<'_>, routes: &[FileRoute], hits: &mut Hits) {
+    let name = seen.name();
+    let everybody = |route: &&FileRoute| {
+        route.allow.is_empty() || route.allow.iter().any(|network| network.value.prefix_len() == 0)
+    };
+    for to in routes.iter().filter(everybody).filter_map(|route| route.to.as_ref()) {
+        if to.value.service != name {
+            continue;
+        }
+        let Some(port) = to.value.port.or_else(|| tcp_ports(seen.service).first().copied()) else { continue };
+        let Some((risk, what)) = not_for_everybody(seen, port) else { continue };
+        let message = format!("`{name}` is {what}, and this route of the edge leads everybody to it");
+        let hint = format!(
+            "say in the route who may ask (`allow: [192.0.2.0/24]`), or remove it: peers reach `{name}:{port}` without the edge"
+        );
+        hits.push(Hit::new(risk, seen, to.span, message).hint(hint));
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::images::{Image, Kind, kind_of_port};
 use super::power::texts;
 use super::running::image_of;
-use super::{Hit, Hits, Seen, Sight, table};
+use super::{Hit, Hits, Risk, Seen, Sight, table};
 use crate::compose::file::NetworkMode;
 use crate::compose::validate::networks_of;
 use crate::stack::Publish;
@@ -59,15 +59,9 @@ pub(super) fn examine(seen: &Seen<'_>, hits: &mut Hits) {
             ));
         }
     }
-    let kind = || image_of(seen).and_then(|image| Image::parse(image).kind());
     for port in seen.service.ports.iter().filter(|port| is_public(&port.value)) {
         let (inside, outside) = (port.value.container.port, port.value.host_port);
-        let (risk, what) = match kind().or_else(|| kind_of_port(inside)) {
-            Some(Kind::Store(what) | Kind::Cache(what)) => (&table::DATABASE_PUBLISHED, what),
-            Some(Kind::Model) => (&table::MODEL_SERVER_PUBLISHED, "a model server"),
-            Some(Kind::Admin) => (&table::ADMIN_PUBLISHED, "an administration tool"),
-            None => continue,
-        };
+        let Some((risk, what)) = not_for_everybody(seen, inside) else { continue };
         let message = format!("`{name}` publishes {what} to whoever reaches this host, on port {outside}");
         let hint = match risk.id {
             "admin-published" => format!(
@@ -79,6 +73,16 @@ pub(super) fn examine(seen: &Seen<'_>, hits: &mut Hits) {
         };
         hits.push(Hit::new(risk, seen, port.span, message).hint(hint));
     }
+}
+
+/// What is behind this port of a service, if it is something that isn't for everybody.
+pub(super) fn not_for_everybody(seen: &Seen<'_>, port: u16) -> Option<(&'static Risk, &'static str)> {
+    let kind = image_of(seen).and_then(|image| Image::parse(image).kind());
+    Some(match kind.or_else(|| kind_of_port(port))? {
+        Kind::Store(what) | Kind::Cache(what) => (&table::DATABASE_PUBLISHED, what),
+        Kind::Model => (&table::MODEL_SERVER_PUBLISHED, "a model server"),
+        Kind::Admin => (&table::ADMIN_PUBLISHED, "an administration tool"),
+    })
 }
 
 pub(super) fn is_public(publish: &Publish) -> bool {

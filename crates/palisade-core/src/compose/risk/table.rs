@@ -86,21 +86,21 @@ pub(crate) static UNCONFINED: Risk = risk(
 );
 pub(crate) static DATABASE_PUBLISHED: Risk = risk(
     "database-published",
-    "a data store on a public port",
+    "a data store on a public port, or behind the edge for everybody",
     "data stores on public addresses are found by scanners within hours, and their passwords are tried",
-    "remove it from `ports` (peers don't need it), or publish it on 127.0.0.1 only",
+    "remove it from `ports` (peers don't need it), or publish it on 127.0.0.1 only; a route of the edge to it needs `allow`",
 );
 pub(crate) static MODEL_SERVER_PUBLISHED: Risk = risk(
     "model-server-published",
-    "a model server on a public port",
+    "a model server on a public port, or behind the edge for everybody",
     "model servers ask for no password, so anybody can use, load and delete models",
-    "remove it from `ports` (peers don't need it), or publish it on 127.0.0.1 only",
+    "remove it from `ports` (peers don't need it), or publish it on 127.0.0.1 only; a route of the edge to it needs `allow`",
 );
 pub(crate) static ADMIN_PUBLISHED: Risk = risk(
     "admin-published",
-    "an administration tool on a public port",
+    "an administration tool on a public port, or behind the edge for everybody",
     "it holds the keys to what it administers, and stands behind one login at most",
-    "publish it on 127.0.0.1 only and reach it through SSH: `ssh -L 8080:127.0.0.1:8080 host`",
+    "publish it on 127.0.0.1 only and reach it through SSH: `ssh -L 8080:127.0.0.1:8080 host`; a route of the edge to it needs `allow`",
 );
 pub(crate) static HOST_MODE_PORTS: Risk = risk(
     "host-mode-ports",

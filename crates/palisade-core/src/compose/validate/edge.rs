@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::super::edge::{FileCertificate, FileEdge, FileRoute, Sources, is_public, tcp_ports};
+use super::super::edge::{CHANGED_BY, FileCertificate, FileEdge, FileRoute, Sources, is_public, tcp_ports};
+use super::super::{CertificateFlaw, Files};
 use super::View;
 use crate::address::SERVICES_MAX;
 use crate::diagnostic::{Diagnostic, Sink, Span, Spanned, quoted};
@@ -30,6 +31,7 @@ pub(super) fn validate(view: &View<'_>, sink: &mut Sink) {
     for route in &edge.routes {
         upstream(route, view, &mut ports_of, sink);
         who_may_ask(route, sink);
+        challenges(edge, route, sink);
     }
     same_routes(edge, sink);
     certificates(edge, sink);
@@ -191,6 +193,22 @@ fn who_may_ask(route: &FileRoute, sink: &mut Sink) {
     }
 }
 
+/// At the port for plain HTTP the edge answers these itself, so that it can obtain certificates.
+fn challenges(edge: &FileEdge, route: &FileRoute, sink: &mut Sink) {
+    const PATH: &str = "/.well-known/acme-challenge";
+    let below = route.path.value.strip_prefix(PATH).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    if edge.redirect && below {
+        sink.push(
+            Diagnostic::warning(
+                "challenge-route",
+                "no challenge of an authority gets to this route: over plain HTTP, the edge answers for this path itself",
+            )
+            .at(route.path.span, "")
+            .hint("remove it: the edge obtains and renews certificates itself; for a program of your own that does, write `redirect: false`, with which plain HTTP is served by routes"),
+        );
+    }
+}
+
 /// Two routes for one domain and path: nobody could say which one answers.
 fn same_routes(edge: &FileEdge, sink: &mut Sink) {
     let mut known: HashMap<(&str, &str), Span> = HashMap::new();
@@ -199,15 +217,69 @@ fn same_routes(edge: &FileEdge, sink: &mut Sink) {
             let path = route.path.value.as_str();
             let Some(first) = known.insert((&domain.value, path), domain.span) else { continue };
             let shown = if path == "/" { String::new() } else { path.to_owned() };
-            sink.push(
-                Diagnostic::error(
-                    "duplicate-route",
-                    format!("two routes are for {}", quoted(&format!("{}{shown}", domain.value))),
-                )
+            let message = format!("two routes are for {}", quoted(&format!("{}{shown}", domain.value)));
+            let diagnostic = Diagnostic::error("duplicate-route", message)
                 .at(domain.span, "")
                 .also(first, "the first one")
-                .hint("give one of them another `path`, or remove it; several instances of a service share one route"),
-            );
+                .hint("give one of them another `path`, or remove it; several instances of a service share one route");
+            let diagnostic = match first.file == domain.span.file {
+                true => diagnostic,
+                false => diagnostic.hint(CHANGED_BY),
+            };
+            sink.push(diagnostic);
+        }
+    }
+}
+
+/// Looks into certificates that are given as files, as far as they can be read here.
+pub(crate) fn given_certificates(edge: &FileEdge, others: &dyn Files, sink: &mut Sink) {
+    let sources = Sources::new(edge);
+    let mut served_with: BTreeMap<Option<&str>, Vec<&Spanned<String>>> = BTreeMap::new();
+    for (name, domain) in domains(edge) {
+        let Some(certificate) = sources.of(name) else { continue };
+        served_with.entry(certificate.domain.value.as_deref()).or_default().push(domain);
+    }
+    for certificate in &edge.certificates {
+        let Some(CertificateSource::Files { chain, key }) = &certificate.source else { continue };
+        let Some(served) = served_with.get(&certificate.domain.value.as_deref()) else { continue };
+        let (Ok(chain_pem), Ok(key_pem)) = (others.read(chain), others.read(key)) else { continue };
+        let names: Vec<&str> = served.iter().map(|domain| domain.value.as_str()).collect();
+        for flaw in others.certificate_flaws(&chain_pem, &key_pem, &names) {
+            sink.push(flawed(certificate, served, flaw));
+        }
+    }
+}
+
+fn flawed(certificate: &FileCertificate, served: &[&Spanned<String>], flaw: CertificateFlaw) -> Diagnostic {
+    let whose = format!("the certificate of {}", quoted(certificate.domain.value.as_deref().unwrap_or("default")));
+    let span = certificate.domain.span;
+    match flaw {
+        CertificateFlaw::OtherKey => Diagnostic::error(
+            "certificate-key",
+            format!("{whose} and its key are of two pairs: the key in `key` is not that of the first one in `chain`"),
+        )
+        .at(span, "")
+        .hint("give the two files that belong together; the first certificate in `chain` has to be the server's own"),
+        CertificateFlaw::OtherNames { domain, names } => {
+            let names = match names.is_empty() {
+                true => "for no name at all (subjectAltName)".to_owned(),
+                false => format!("for {}", names.iter().map(|name| quoted(name)).collect::<Vec<_>>().join(", ")),
+            };
+            let diagnostic =
+                Diagnostic::error("certificate-names", format!("{whose} is {names}, not for {}", quoted(&domain)));
+            let diagnostic = match served.iter().find(|served| served.value == domain) {
+                Some(served) => diagnostic.at(span, "").also(served.span, "clients would refuse it here"),
+                None => diagnostic.at(span, ""),
+            };
+            diagnostic.hint("give the files of that domain's certificate")
+        }
+        CertificateFlaw::Unusable(why) => {
+            Diagnostic::error("certificate-file", format!("{whose} can't be served: {why}")).at(span, "")
+        }
+        CertificateFlaw::Refused(why) => {
+            Diagnostic::warning("certificate-refused", format!("clients refuse {whose}: {why}"))
+                .at(span, "")
+                .hint("give a newer one; it is served from within ten seconds after its files have changed")
         }
     }
 }
