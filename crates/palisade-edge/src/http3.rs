@@ -7,7 +7,7 @@
 mod request;
 
 use crate::address::Address;
-use crate::server::{LocalExecutor, Worker};
+use crate::server::{LocalExecutor, Taken, Worker};
 use crate::tls::Certificates;
 use bytes::Bytes;
 use h3::quic;
@@ -127,13 +127,13 @@ async fn accept(worker: Rc<Worker>, endpoint: Endpoint) {
         };
         let Some(incoming) = incoming else { return };
         let open = endpoint.open_connections();
-        if worker.is_full() {
-            incoming.refuse();
-        } else if open >= VALIDATED_FROM && !incoming.remote_address_validated() {
+        if open >= VALIDATED_FROM && !incoming.remote_address_validated() {
             // One that has come back already is refused by an error.
             let _ = incoming.retry();
+        } else if let Some(taken) = worker.place() {
+            tokio::task::spawn_local(connection(Rc::clone(&worker), incoming, taken));
         } else {
-            tokio::task::spawn_local(connection(Rc::clone(&worker), incoming));
+            incoming.refuse();
         }
     }
     endpoint.set_server_config(None);
@@ -142,7 +142,8 @@ async fn accept(worker: Rc<Worker>, endpoint: Endpoint) {
 }
 
 /// One client, until it or the worker has had enough.
-async fn connection(worker: Rc<Worker>, incoming: Incoming) {
+async fn connection(worker: Rc<Worker>, incoming: Incoming, taken: Taken) {
+    let _taken = taken;
     let _kept = worker.keep();
     let header_timeout = Duration::from_millis(worker.limits().header_timeout_ms);
     let Ok(connecting) = incoming.accept() else { return };

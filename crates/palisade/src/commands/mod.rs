@@ -71,7 +71,8 @@ pub(crate) fn run(cli: Cli) -> Result<Answer, Failure> {
         Verb::Prove { format } => prove::run(&cli.stack, format),
         Verb::Rehearse { file, format } => {
             let mut stack = cli.stack;
-            stack.files.extend(file);
+            // What is merged into it comes behind it, wherever it stands on the command line.
+            stack.files.splice(0..0, file);
             crate::rehearse::run(&stack, format)
         }
         Verb::Events { follow, format } => events::run(&cli.stack, follow, format),
