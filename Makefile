@@ -9,8 +9,8 @@ demo:
 	scripts/install-deps demo
 	cargo build --release --locked -p palisade -p barter
 	install -m 0755 target/release/barter target/release/ollama-stand-in examples/barter/bin/
-	target/release/palisade rehearse examples/barter/compose.yaml
-	target/release/palisade rehearse examples/barter/compose.yaml -f examples/barter/edge.yaml
+	target/release/palisade -f examples/barter/compose.yaml rehearse
+	target/release/palisade -f examples/barter/compose.yaml -f examples/barter/edge.yaml rehearse
 
 lint:
 	cargo fmt --all --check

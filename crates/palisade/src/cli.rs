@@ -217,7 +217,7 @@ pub(crate) enum Verb {
     },
     /// Bring the stack up on a scratch host of network namespaces, prove it, and take it away
     Rehearse {
-        /// The Compose file; those of -f are merged into it
+        /// The Compose file, instead of -f
         file: Option<PathBuf>,
         /// Text for people, JSON for programs
         #[arg(long, default_value = "text")]

@@ -71,8 +71,7 @@ pub(crate) fn run(cli: Cli) -> Result<Answer, Failure> {
         Verb::Prove { format } => prove::run(&cli.stack, format),
         Verb::Rehearse { file, format } => {
             let mut stack = cli.stack;
-            // What is merged into it comes behind it, wherever it stands on the command line.
-            stack.files.splice(0..0, file);
+            stack.files.extend(file);
             crate::rehearse::run(&stack, format)
         }
         Verb::Events { follow, format } => events::run(&cli.stack, follow, format),

@@ -28,7 +28,7 @@ const AT_ONCE_MAX: u32 = 300;
 const TOO_MANY: u32 = 10;
 /// So long is waited at least for a limit that is used up to let more pass, and at most.
 const REFILL_MIN_MS: u64 = 1_000;
-const REFILL_MAX_MS: u64 = 10_000;
+const REFILL_MAX_MS: u64 = 5_000;
 /// What is waited longer, as the edge counts whole milliseconds.
 const REFILL_MARGIN: Duration = Duration::from_millis(50);
 /// The first of the clients that nobody has seen yet: each limit is tried by one of its own.
@@ -175,10 +175,15 @@ impl Door<'_> {
         }
     }
 
-    /// Asks so often as this client, on so many connections at a time. Whoever asks claims to be somebody else each time, if it
+    /// So many connections of this client.
+    fn open_all(&self, client: IpAddr, count: u32) -> io::Result<Vec<Opened>> {
+        (0..count).map(|_| self.open(Some(client))).collect()
+    }
+
+    /// Asks once on each of these connections, on so many at a time. Whoever asks claims to be somebody else each time, if it
     /// `forges`.
-    fn burst(&self, source: IpAddr, tried: u32, at_once: u32, forges: bool) -> io::Result<Asked> {
-        let opened: Vec<Opened> = (0..tried).map(|_| self.open(Some(source))).collect::<Result<_, _>>()?;
+    fn burst(&self, opened: Vec<Opened>, at_once: u32, forges: bool) -> Asked {
+        let tried = opened.len() as u32;
         let waiting = Mutex::new(opened);
         let barrier = Barrier::new(at_once as usize + 1);
         let ask = || {
@@ -203,7 +208,7 @@ impl Door<'_> {
             let statuses: Vec<_> = asking.into_iter().flat_map(|asking| asking.join().unwrap_or_default()).collect();
             let refused = statuses.iter().filter(|status| matches!(status, Ok(429))).count() as u32;
             let answered = statuses.iter().filter(|status| status.is_ok()).count() as u32;
-            Ok(Asked { began, ended: Instant::now(), passed: answered - refused, unanswered: tried - answered })
+            Asked { began, ended: Instant::now(), passed: answered - refused, unanswered: tried - answered }
         })
     }
 }
@@ -420,8 +425,8 @@ impl<'a> Asking<'a> {
         // Where so many at once would be refused by `connections`, they come one after the other, which takes a moment longer.
         let at_once = route.connections_per_client.map_or(tried, |most| most.div_ceil(2).clamp(1, tried));
         let forges = !self.is_trusted(client);
-        let first = match door.burst(client, tried, at_once, forges) {
-            Ok(asked) => asked,
+        let first = match door.open_all(client, tried) {
+            Ok(opened) => door.burst(opened, at_once, forges),
             Err(error) => {
                 return self.wrong("edge-limit", &door.what, format!("{tried} clients can't connect: {error}"));
             }
@@ -461,9 +466,17 @@ impl<'a> Asking<'a> {
         let expected = u64::from(rate.milli_per_s) * after_ms / 1_000_000;
         let expected = u32::try_from(expected).unwrap_or(u32::MAX).min(capacity).min(AT_ONCE_MAX);
         let tried = expected + beyond;
-        std::thread::sleep(Duration::from_millis(after_ms) + REFILL_MARGIN);
-        let again = match door.burst(client, tried, at_once.min(tried), !self.is_trusted(client)) {
-            Ok(asked) => asked,
+        let due = first.ended + Duration::from_millis(after_ms) + REFILL_MARGIN;
+        let wait = || std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        // Connecting takes a while, in which more could pass; but whoever connects and doesn't ask is cut some time.
+        if self.edge.limits.header_timeout_ms < 2 * after_ms {
+            wait();
+        }
+        let again = match door.open_all(client, tried) {
+            Ok(opened) => {
+                wait();
+                door.burst(opened, at_once.min(tried), !self.is_trusted(client))
+            }
             Err(error) => {
                 self.wrong("edge-limit", &door.what, format!("{tried} clients can't connect: {error}"));
                 return None;

@@ -12,7 +12,7 @@ use crate::scratch::{Host, Running, left_of};
 use crate::support::skipped;
 
 fn rehearse_on(host: &Host, arguments: &[&str]) -> (Option<i32>, Value) {
-    let running = Running::start(host.command(&[&["rehearse"], arguments, &["--format", "json"]].concat()));
+    let running = Running::start(host.command(&[arguments, &["rehearse", "--format", "json"]].concat()));
     let realm = format!("palisade-rehearse-{}", running.pid());
     let ran = running.end(Duration::from_secs(200));
     assert_eq!(left_of(&realm), Vec::<String>::new(), "{ran:?}");
@@ -47,7 +47,7 @@ fn the_reference_stack_is_proven_behind_its_edge() {
         return skipped("edge::rehearsal::the_reference_stack_is_proven_behind_its_edge", &why);
     }
     let files = ["compose.yaml", "edge.yaml"].map(|name| format!("{BARTER}/{name}"));
-    let (code, report) = rehearse_on(&Host::of("barter"), &[&files[0], "-f", &files[1]]);
+    let (code, report) = rehearse_on(&Host::of("barter"), &["-f", &files[0], "-f", &files[1]]);
     assert_eq!((code, findings(&report)), (Some(0), vec![]));
     let edge = &report["edge"];
     assert_eq!(edge["redirected"], json!(["barter.example"]));
