@@ -10,6 +10,7 @@ demo:
 	cargo build --release --locked -p palisade -p barter
 	install -m 0755 target/release/barter target/release/ollama-stand-in examples/barter/bin/
 	target/release/palisade -f examples/barter/compose.yaml rehearse
+	target/release/palisade -f examples/barter/compose.yaml -f examples/barter/edge.yaml rehearse
 
 lint:
 	cargo fmt --all --check

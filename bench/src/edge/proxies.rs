@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result, bail};
 use palisade_core::edge::{
-    AccessLog, Answer, CertificateSource, ConnectionLimits, Edge, LogFormat, Order, Rate, Route, Settings, TlsVersion,
-    Upstream as Target, UpstreamInstance, UpstreamProtocol, Upstreams,
+    AccessLog, Answer, CertificateSource, ConnectionLimits, DRAIN_MS, Edge, LogFormat, Order, Rate, Route, Settings,
+    TlsVersion, Upstream as Target, UpstreamInstance, UpstreamProtocol, Upstreams,
 };
 use palisade_core::names::{InstanceId, ServiceName};
 use palisade_core::place::{Place, Placed};
@@ -405,6 +405,7 @@ fn edge(folder: &Path, http: u16, https: u16) -> Result<Settings> {
         access_log: Some(AccessLog { format: LogFormat::Combined, query: true, file_bytes_max: 1 << 30, files: 2 }),
         error_pages: None,
         limits: ConnectionLimits::default(),
+        drain_ms: DRAIN_MS,
     };
     Ok(Settings {
         edge,

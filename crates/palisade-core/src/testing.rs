@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::edge::{
-    CertificateSource, ConnectionLimits, Edge, Rate, Route, TlsVersion, Upstream, UpstreamProtocol, with_services,
+    CertificateSource, ConnectionLimits, DRAIN_MS, Edge, Rate, Route, TlsVersion, Upstream, UpstreamProtocol,
+    with_services,
 };
 use crate::environment::Environment;
 use crate::names::{ProjectName, ServiceName};
@@ -133,6 +134,7 @@ pub(crate) fn edge() -> Edge {
         access_log: None,
         error_pages: None,
         limits: ConnectionLimits::default(),
+        drain_ms: DRAIN_MS,
     }
 }
 

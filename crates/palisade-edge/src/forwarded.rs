@@ -17,6 +17,8 @@ pub struct Way {
     pub proxies: Vec<IpAddr>,
     /// What the nearest proxy says that the client spoke with it: `http` or `https`.
     pub scheme: Option<&'static str>,
+    /// What the nearest proxy says that the client named as the host.
+    pub host: Option<String>,
 }
 
 /// The way of a request that this peer has sent. Its fields are believed only if the peer is trusted, and of each the part that
@@ -24,13 +26,16 @@ pub struct Way {
 pub fn way(trusted: &[Network], peer: IpAddr, headers: &HeaderMap) -> Way {
     let peer = peer.to_canonical();
     let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(address));
-    let mut way = Way { client: peer, proxies: Vec::new(), scheme: None };
+    let mut way = Way { client: peer, proxies: Vec::new(), scheme: None, host: None };
     if trusted.is_empty() || !is_trusted(peer) {
         return way;
     }
     let mut hops: Vec<Option<IpAddr>> = list(headers, "x-forwarded-for").take(HOPS_MAX).map(address).collect();
     let forwarded: Vec<&str> = list(headers, FORWARDED.as_str()).take(HOPS_MAX).collect();
-    if hops.is_empty() {
+    if hops.is_empty() && !headers.contains_key(FORWARDED) && !headers.contains_key("x-forwarded-for") {
+        // A proxy that writes no list says who has asked it.
+        hops = list(headers, "x-real-ip").take(1).map(address).collect();
+    } else if hops.is_empty() {
         hops = forwarded.iter().map(|element| parameter(element, "for").and_then(address)).collect();
     }
     for hop in hops {
@@ -42,6 +47,9 @@ pub fn way(trusted: &[Network], peer: IpAddr, headers: &HeaderMap) -> Way {
     let scheme = list(headers, "x-forwarded-proto").next();
     let scheme = scheme.or_else(|| forwarded.first().and_then(|element| parameter(element, "proto")));
     way.scheme = scheme.and_then(|it| ["http", "https"].into_iter().find(|known| it.eq_ignore_ascii_case(known)));
+    let host = list(headers, "x-forwarded-host").next();
+    let host = host.or_else(|| forwarded.first().and_then(|element| parameter(element, "host")));
+    way.host = host.filter(|host| is_host(host)).map(str::to_owned);
     way
 }
 
@@ -57,6 +65,13 @@ fn parameter<'a>(element: &'a str, name: &str) -> Option<&'a str> {
     let pairs = element.split(';').filter_map(|pair| pair.split_once('='));
     let mut found = pairs.filter(|(key, _)| key.trim().eq_ignore_ascii_case(name));
     Some(found.next()?.1.trim().trim_matches('"'))
+}
+
+/// A name or an address, perhaps with a port: nothing that could be read otherwise in a field that has it as a part.
+fn is_host(text: &str) -> bool {
+    const BYTES_MAX: usize = 261;
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte);
+    !text.is_empty() && text.len() <= BYTES_MAX && text.bytes().all(is_plain)
 }
 
 /// An address, perhaps with a port: `198.51.100.7:4711`, `[2001:db8::1]:4711`, `2001:db8::1`.
@@ -100,14 +115,39 @@ mod tests {
     use hyper::header::{HeaderName, HeaderValue};
 
     fn asked(peer: &str, fields: &[(&str, &str)]) -> (String, Option<&'static str>) {
+        let way = way_of(peer, fields);
+        (for_chain(way.client, &way.proxies), way.scheme)
+    }
+
+    fn way_of(peer: &str, fields: &[(&str, &str)]) -> Way {
         let mut headers = HeaderMap::new();
         for (name, value) in fields {
             headers.append(HeaderName::try_from(*name).unwrap(), HeaderValue::try_from(*value).unwrap());
         }
         let trusted: Vec<Network> =
             ["10.0.0.0/8", "2001:db8:f::/48"].iter().map(|network| network.parse().unwrap()).collect();
-        let way = way(&trusted, peer.parse().unwrap(), &headers);
-        (for_chain(way.client, &way.proxies), way.scheme)
+        way(&trusted, peer.parse().unwrap(), &headers)
+    }
+
+    #[test]
+    fn the_host_that_the_nearest_trusted_proxy_was_asked_for_is_believed() {
+        let xfh = "x-forwarded-host";
+        for (peer, fields, expected) in [
+            ("10.0.0.1", &[(xfh, "public.example:8443")][..], Some("public.example:8443")),
+            ("198.51.100.7", &[(xfh, "public.example")], None),
+            // What the client has put before is worth nothing.
+            ("10.0.0.1", &[(xfh, "lie.example"), (xfh, "inner.example, public.example")], Some("public.example")),
+            (
+                "10.0.0.1",
+                &[("forwarded", "host=lie.example, for=1.1.1.1;host=\"public.example\"")],
+                Some("public.example"),
+            ),
+            ("10.0.0.1", &[("forwarded", "host=other.example"), (xfh, "public.example")], Some("public.example")),
+            ("10.0.0.1", &[(xfh, "a\";for=1.1.1.1")], None),
+            ("10.0.0.1", &[(xfh, "a b")], None),
+        ] {
+            assert_eq!(way_of(peer, fields).host.as_deref(), expected, "{peer} {fields:?}");
+        }
     }
 
     #[test]
@@ -139,6 +179,18 @@ mod tests {
                 ("2001:db8::7, 10.0.0.9, 10.0.0.1", Some("http")),
             ),
             ("10.0.0.1", &[("forwarded", "for=_hidden;proto=https")], ("10.0.0.1", Some("https"))),
+            ("10.0.0.1", &[("x-real-ip", "203.0.113.1")], ("203.0.113.1, 10.0.0.1", None)),
+            ("10.0.0.1", &[("x-real-ip", "nobody")], ("10.0.0.1", None)),
+            ("198.51.100.7", &[("x-real-ip", "203.0.113.1")], ("198.51.100.7", None)),
+            // Who writes a list says everything in it; the other field may be the client's.
+            ("10.0.0.1", &[("x-real-ip", "1.1.1.1"), (xff, "203.0.113.1")], ("203.0.113.1, 10.0.0.1", None)),
+            ("10.0.0.1", &[("x-real-ip", "1.1.1.1"), (xff, "unknown")], ("10.0.0.1", None)),
+            (
+                "10.0.0.1",
+                &[("x-real-ip", "1.1.1.1"), ("forwarded", "for=203.0.113.1")],
+                ("203.0.113.1, 10.0.0.1", None),
+            ),
+            ("10.0.0.1", &[("x-real-ip", "1.1.1.1"), ("forwarded", "proto=http")], ("10.0.0.1", Some("http"))),
         ] {
             assert_eq!(asked(peer, fields), (expected.0.to_owned(), expected.1), "{peer} {fields:?}");
         }

@@ -7,7 +7,7 @@
 mod request;
 
 use crate::address::Address;
-use crate::server::{LocalExecutor, Worker};
+use crate::server::{LocalExecutor, Taken, Worker};
 use crate::tls::Certificates;
 use bytes::Bytes;
 use h3::quic;
@@ -37,7 +37,8 @@ const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 /// What waits to be acknowledged by one client.
 const SEND_WINDOW: u64 = 1 << 20;
-/// From so many connections on a client has to show first that its address is its own: until then it costs a packet, not memory.
+/// From so many connections on, or a quarter of all places, a client has to show first that its address is its own: until then it
+/// costs a packet, neither memory nor a place.
 const VALIDATED_FROM: usize = 64;
 /// Between the two halves of a translated connection.
 const PIPE_BYTES: usize = 64 << 10;
@@ -118,6 +119,7 @@ async fn listen(worker: Rc<Worker>, address: SocketAddr, config: quinn::ServerCo
 }
 
 async fn accept(worker: Rc<Worker>, endpoint: Endpoint) {
+    let validated_from = VALIDATED_FROM.min(worker.limits().connections as usize / 4);
     let drained = worker.until_draining();
     tokio::pin!(drained);
     loop {
@@ -127,13 +129,13 @@ async fn accept(worker: Rc<Worker>, endpoint: Endpoint) {
         };
         let Some(incoming) = incoming else { return };
         let open = endpoint.open_connections();
-        if worker.is_full() {
-            incoming.refuse();
-        } else if open >= VALIDATED_FROM && !incoming.remote_address_validated() {
+        if open >= validated_from && !incoming.remote_address_validated() {
             // One that has come back already is refused by an error.
             let _ = incoming.retry();
+        } else if let Some(taken) = worker.place() {
+            tokio::task::spawn_local(connection(Rc::clone(&worker), incoming, taken));
         } else {
-            tokio::task::spawn_local(connection(Rc::clone(&worker), incoming));
+            incoming.refuse();
         }
     }
     endpoint.set_server_config(None);
@@ -142,7 +144,8 @@ async fn accept(worker: Rc<Worker>, endpoint: Endpoint) {
 }
 
 /// One client, until it or the worker has had enough.
-async fn connection(worker: Rc<Worker>, incoming: Incoming) {
+async fn connection(worker: Rc<Worker>, incoming: Incoming, taken: Taken) {
+    let _taken = taken;
     let _kept = worker.keep();
     let header_timeout = Duration::from_millis(worker.limits().header_timeout_ms);
     let Ok(connecting) = incoming.accept() else { return };

@@ -132,7 +132,7 @@ pub fn report(layout: &Layout, number: u8) -> Result<Option<Report>, EdgeError> 
     reported(layout, number, &Order::Report, ANSWER)
 }
 
-/// How an instance of the edge is, but for its limits. `None`: it doesn't run.
+/// How an instance of the edge is, but for whom it limits. `None`: it doesn't run.
 pub fn look(layout: &Layout, number: u8) -> Result<Option<Report>, EdgeError> {
     reported(layout, number, &Order::Look, ANSWER)
 }

@@ -30,7 +30,7 @@ mod bans;
 mod known;
 
 use bans::Banned;
-use known::{Kept, Told};
+use known::{Kept, Told, since};
 
 /// How often it is looked whether the edge knows who takes requests, besides when something happens.
 const LOOK: Duration = Duration::from_secs(1);
@@ -38,8 +38,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const REPORT: Duration = Duration::from_secs(5);
 /// How often it is looked whether given certificates have changed.
 const COPY: Duration = Duration::from_secs(10);
-/// How often it is told that clients are limited.
-const TELL_LIMITED: Duration = Duration::from_secs(60);
+/// How often it is told that clients are limited, or that there are too many.
+const TELL_REFUSED: Duration = Duration::from_secs(60);
 /// In an event that is about no domain in particular.
 const EVERY_DOMAIN: &str = "*";
 /// So many clients are named in an event.
@@ -94,7 +94,7 @@ pub(crate) fn look_after(layout: &Layout, events: &EventSink, woken: &Receiver<(
         reported: None,
         copied: None,
         served: None,
-        told_limited: BTreeMap::new(),
+        told_refused: BTreeMap::new(),
     };
     loop {
         if layout.edge().exists() {
@@ -117,8 +117,8 @@ struct Keeper<'a> {
     copied: Option<Instant>,
     /// Which files of given certificates the edge looked at last.
     served: Option<Vec<Written>>,
-    /// When it was last told that an instance limits clients, by its number.
-    told_limited: BTreeMap<u8, Instant>,
+    /// When it was last told that an instance limits clients, or has no room for them, by its number.
+    told_refused: BTreeMap<u8, Instant>,
 }
 
 /// A file that is replaced is another one: its inode, and when it became what it is.
@@ -230,17 +230,30 @@ impl Keeper<'_> {
             }
         }
         seen.certificates.clone_from(&report.certificates);
-        if !has_room {
-            // A look says nothing of limits: they are told of, and bans, once those are judged who wait for it.
-            return Ok(());
-        }
-        if self.told_limited.get(&number).is_none_or(|told| told.elapsed() >= TELL_LIMITED) {
-            for (route, new) in seen.newly_limited(&report) {
-                self.told_limited.insert(number, Instant::now());
-                let limited = json!({ "route": route, "refused": new, "clients": clients(&report, &route) });
-                self.events.append("limited", Some(&spec.id), limited);
+        if self.told_refused.get(&number).is_none_or(|told| told.elapsed() >= TELL_REFUSED) {
+            let mut refused = Vec::new();
+            if let Some(reset) = since(&mut seen.reset, report.reset) {
+                let limit = settings.edge.limits.connections;
+                refused.push(("overloaded", json!({ "limit": limit, "reset": reset })));
             }
-            seen.limited.clone_from(&report.limited);
+            if let Some(times) = since(&mut seen.starved, report.starved) {
+                refused.push(("starved", json!({ "times": times })));
+            }
+            // A look doesn't say who was limited: that is told, and bans, once those are judged who wait for it.
+            if has_room {
+                for (route, new) in seen.newly_limited(&report) {
+                    let clients = clients(&report, &route);
+                    refused.push(("limited", json!({ "route": route, "refused": new, "clients": clients })));
+                }
+                seen.limited.clone_from(&report.limited);
+            }
+            for (kind, details) in refused {
+                self.told_refused.insert(number, Instant::now());
+                self.events.append(kind, Some(&spec.id), details);
+            }
+        }
+        if !has_room {
+            return Ok(());
         }
         self.banned.told(&spec.id, &settings.edge.trusted_proxies, &report.to_ban);
         Ok(())
@@ -293,7 +306,10 @@ fn worker_settings(layout: &Layout, edge: &model::Edge) -> WorkerSettings {
     model::worker_settings(edge, Some((folder, state)))
 }
 
-fn clients(report: &Report, route: &str) -> Vec<String> {
-    let of_route = report.limited_clients.iter().filter(|client| client.route == route);
-    of_route.take(CLIENTS_NAMED).map(|client| client.client.to_string()).collect()
+/// Clients with the most refusals of those that were refused lately.
+fn clients(report: &Report, route: &str) -> Vec<Value> {
+    let mut of_route: Vec<_> = report.limited_clients.iter().filter(|client| client.route == route).collect();
+    of_route.sort_by_key(|client| std::cmp::Reverse(client.times));
+    let named = of_route.into_iter().take(CLIENTS_NAMED);
+    named.map(|limited| json!({ "client": limited.client, "times": limited.times })).collect()
 }

@@ -17,7 +17,7 @@ pub fn check(input: &[u8]) {
     let headers = fields(input);
     for peer in ["203.0.113.9", "2001:db8::9", "::ffff:203.0.113.9"] {
         let peer: IpAddr = peer.parse().expect("an address");
-        let nobody = Way { client: peer.to_canonical(), proxies: Vec::new(), scheme: None };
+        let nobody = Way { client: peer.to_canonical(), proxies: Vec::new(), scheme: None, host: None };
         assert_eq!(way(&trusted, peer, &headers), nobody, "a stranger is believed");
     }
     for peer in ["10.0.0.1", "2001:db8:f::1", "::ffff:10.0.0.1"] {

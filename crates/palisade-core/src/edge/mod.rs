@@ -83,7 +83,17 @@ pub struct Edge {
     pub error_pages: Option<PathBuf>,
     /// Limits of all connections.
     pub limits: ConnectionLimits,
+    /// So long connections that are in use may go on when the edge is replaced or stopped.
+    #[serde(default = "usual_drain_ms")]
+    pub drain_ms: u64,
 }
+
+fn usual_drain_ms() -> u64 {
+    DRAIN_MS
+}
+
+/// [`Edge::drain_ms`] unless written: WebSockets, streams of events and long downloads have no end of their own.
+pub const DRAIN_MS: u64 = 30_000;
 
 /// A domain name in lower case ASCII (international names in their `xn--` form), without a final dot; or `*.` and one.
 pub type Domain = String;
@@ -354,7 +364,7 @@ pub enum Order {
     Drain,
     /// How it is, for whoever bans: clients that are to be banned are told once.
     Report,
-    /// The same without what limits have done, for health checks.
+    /// The same without the clients that were limited, for whoever bans nobody.
     Look,
 }
 
@@ -379,6 +389,12 @@ pub struct Report {
     pub answered: BTreeMap<String, u64>,
     /// Requests refused by a limit, by the route's first domain and path.
     pub limited: BTreeMap<String, u64>,
+    /// Connections that were reset because of [`ConnectionLimits::connections`].
+    #[serde(default)]
+    pub reset: u64,
+    /// How often no connection could be accepted for want of descriptors or memory: clients had to wait.
+    #[serde(default)]
+    pub starved: u64,
     /// Clients that were limited most lately, newest first, at most 100.
     pub limited_clients: Vec<LimitedClient>,
     /// Clients whose offences reached [`Ban::after`] since the last report: whoever asks is to ban them.

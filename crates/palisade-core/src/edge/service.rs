@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{
-    CertificateSource, Edge, HTTP_PORT, HTTPS_PORT, Route, SERVICE_NAME, Settings, Upstream, UpstreamInstance,
-    Upstreams, WORKER_NAME, WorkerSettings,
+    CertificateSource, DRAIN_MS, Edge, HTTP_PORT, HTTPS_PORT, Route, SERVICE_NAME, Settings, Upstream,
+    UpstreamInstance, Upstreams, WORKER_NAME, WorkerSettings,
 };
 use crate::address::{AddressBook, InstanceAddress};
 use crate::environment::{Environment, Hidden};
@@ -46,8 +46,6 @@ pub const EDGES_FILE: &str = "edges.json";
 
 /// Everything of the edge inside its instances is below it.
 const INSIDE: &str = "/run/palisade-edge";
-/// So long connections to an edge that is replaced may go on: WebSockets have no end of their own.
-const GRACE_MS: u64 = 30_000;
 /// Has this program ask an edge, by its control socket, whether it serves as it should.
 pub const READY_VERB: &str = "__edge-ready";
 /// So long a newer edge is watched before the older one goes.
@@ -112,6 +110,8 @@ pub fn drains_itself(service: &ServiceName) -> bool {
 pub fn settings(edge: &Edge) -> Settings {
     let everywhere = |port| vec![SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))];
     let mut inner = edge.clone();
+    // It is whoever stops the edge that waits: the edge needn't be replaced for it.
+    inner.drain_ms = DRAIN_MS;
     // Where a route is written changes nothing for who serves it.
     for route in &mut inner.routes {
         route.place = nowhere();
@@ -265,7 +265,7 @@ impl Maker<'_> {
             files: vec![self.settings("edge", &settings(self.edge))],
             // Two edges serve side by side; their access log takes lines of both.
             update: Some(start_first(MONITOR_MS)),
-            ..self.service(name, "__edge", GRACE_MS)
+            ..self.service(name, "__edge", self.edge.drain_ms)
         }
     }
 

@@ -154,14 +154,18 @@ impl Limits {
         Refusal::TooMany { retry_after_s: wait_ms.div_ceil(1_000).max(1) }
     }
 
-    /// Adds who was refused. Who is to be banned is told once. `wall_s` is the time of day, in seconds since the Unix epoch.
-    pub fn report(&self, report: &mut Report, now_ms: u64, wall_s: u64) {
+    /// Adds how many requests were refused.
+    pub fn count(&self, report: &mut Report) {
         for (name, limits) in self.names.iter().zip(&self.routes) {
             let refused = limits.refused.load(Ordering::Relaxed);
             if refused > 0 {
                 *report.limited.entry(name.clone()).or_default() += refused;
             }
         }
+    }
+
+    /// Adds who was refused. Who is to be banned is told once. `wall_s` is the time of day, in seconds since the Unix epoch.
+    pub fn name(&self, report: &mut Report, now_ms: u64, wall_s: u64) {
         report.limited_clients.extend(self.offenders.latest(&self.names, now_ms, wall_s));
         report.to_ban.extend(self.offenders.take_to_ban());
     }

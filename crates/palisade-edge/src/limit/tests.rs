@@ -1,5 +1,7 @@
 use super::*;
-use palisade_core::edge::{AccessLog, ConnectionLimits, LogFormat, TlsVersion, ToBan, Upstream, UpstreamProtocol};
+use palisade_core::edge::{
+    AccessLog, ConnectionLimits, DRAIN_MS, LogFormat, TlsVersion, ToBan, Upstream, UpstreamProtocol,
+};
 use palisade_core::names::ServiceName;
 use palisade_core::place::{Place, Placed};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -41,6 +43,7 @@ pub(crate) fn edge(routes: Vec<Route>) -> Edge {
         access_log: Some(AccessLog { format: LogFormat::Json, query: false, file_bytes_max: 1 << 20, files: 3 }),
         error_pages: None,
         limits: ConnectionLimits::default(),
+        drain_ms: DRAIN_MS,
     }
 }
 
@@ -104,7 +107,8 @@ fn requests_are_counted_as_by_the_model_whoever_asks_and_when() {
             refused += u64::from(!expected);
         }
         let mut report = Report::default();
-        limits.report(&mut report, now_ms, 1_000_000);
+        limits.count(&mut report);
+        limits.name(&mut report, now_ms, 1_000_000);
         refused_in_all += refused;
         assert_eq!(report.limited.values().sum::<u64>(), refused);
     }
@@ -130,7 +134,8 @@ fn lists_decide_before_anything_else() {
         "the same client: one request in a thousand seconds"
     );
     let mut report = Report::default();
-    limits.report(&mut report, 1, 1);
+    limits.count(&mut report);
+    limits.name(&mut report, 1, 1);
     assert_eq!(report.limited, BTreeMap::from([("a.example/".to_owned(), 1)]), "who may not ask at all isn't limited");
 }
 
@@ -150,7 +155,8 @@ fn requests_at_once_are_counted_until_they_end() {
     drop(slots);
     assert_eq!(limits.requests.clients(), 0);
     let mut report = Report::default();
-    limits.report(&mut report, 1, 1);
+    limits.count(&mut report);
+    limits.name(&mut report, 1, 1);
     assert_eq!(report.to_ban, [ToBan { client: "198.51.100.9".parse().unwrap(), for_s: 60 }]);
 }
 

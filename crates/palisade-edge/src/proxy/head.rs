@@ -21,6 +21,8 @@ pub(super) struct Origin<'a> {
     pub(super) scheme: &'static str,
     /// The domain that the client named.
     pub(super) domain: &'a str,
+    /// The host that the client named to the nearest trusted proxy, if that says so. It is told, and decides nothing.
+    pub(super) named: Option<&'a str>,
 }
 
 /// Fields that concern one connection only, and those that the edge writes itself. Services that get fields as variables
@@ -132,9 +134,10 @@ pub(super) fn write_request(
     }
     out.extend_from_slice(b"\r\n");
     field(out, "x-forwarded-proto", origin.scheme.as_bytes());
-    field(out, "x-forwarded-host", host.as_bytes());
+    let named = origin.named.unwrap_or(host);
+    field(out, "x-forwarded-host", named.as_bytes());
     out.extend_from_slice(b"forwarded: ");
-    forwarded::write(out, origin.address, origin.proxies, origin.scheme, host);
+    forwarded::write(out, origin.address, origin.proxies, origin.scheme, named);
     out.extend_from_slice(b"\r\n");
     out.extend_from_slice(b"\r\n");
 }
@@ -165,13 +168,13 @@ pub(super) fn for_http2(parts: &Parts, origin: &Origin<'_>) -> HeaderMap {
     if parts.headers.get_all(header::TE).iter().any(|value| value.as_bytes().eq_ignore_ascii_case(b"trailers")) {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
-    let (address, host) = (origin.address.as_str(), host(parts, origin));
+    let (address, named) = (origin.address.as_str(), origin.named.unwrap_or_else(|| host(parts, origin)));
     let chain = forwarded::for_chain(origin.address.ip(), origin.proxies);
     let added = [
         ("x-real-ip", address),
         ("x-forwarded-for", chain.as_str()),
         ("x-forwarded-proto", origin.scheme),
-        ("x-forwarded-host", host),
+        ("x-forwarded-host", named),
     ];
     for (name, value) in added {
         if let Ok(value) = HeaderValue::from_str(value) {
@@ -179,7 +182,7 @@ pub(super) fn for_http2(parts: &Parts, origin: &Origin<'_>) -> HeaderMap {
         }
     }
     let mut value = Vec::new();
-    forwarded::write(&mut value, origin.address, origin.proxies, origin.scheme, host);
+    forwarded::write(&mut value, origin.address, origin.proxies, origin.scheme, named);
     if let Ok(value) = HeaderValue::try_from(value) {
         headers.insert(header::FORWARDED, value);
     }

@@ -221,7 +221,8 @@ impl Proxy {
             }
             Found::NoPath(hsts) => (hsts, Err(StatusCode::NOT_FOUND.into())),
             Found::Route(lane) => {
-                let origin = Origin { address, proxies: &way.proxies, scheme, domain };
+                let named = way.host.as_deref();
+                let origin = Origin { address, proxies: &way.proxies, scheme, domain, named };
                 (lane.hsts.as_ref(), self.serve(client, lane, origin, &parts, body, upgrade).await)
             }
         };

@@ -1,6 +1,7 @@
 //! One connection of a client: its handshake, and the protocol that is spoken on it.
 
 use super::gather::Gather;
+use super::places::Taken;
 use super::strict::Strict;
 use super::unread::Left;
 use super::wire::{Phase, Pulse, Stream, Wire};
@@ -49,8 +50,16 @@ pub(crate) struct Client {
     pub(crate) scheme: Scheme,
     pub(crate) pulse: Arc<Pulse>,
     worker: Rc<Worker>,
-    /// Its place among the connections of its address.
-    slot: Option<Rc<Slot>>,
+    /// Nothing, where somebody else holds it.
+    held: Option<Rc<Held>>,
+}
+
+/// What a connection counts for, as long as it lasts, or what became of it.
+struct Held {
+    /// Among all of the edge's.
+    _taken: Taken,
+    /// Among those of its address.
+    _slot: Option<Slot>,
 }
 
 impl Client {
@@ -62,9 +71,9 @@ impl Client {
     pub(crate) fn tunnel(&self, task: impl Future<Output = ()> + 'static) {
         self.pulse.set(Phase::Tunnel);
         let place = Place::take(&self.worker, &self.pulse);
-        let slot = self.slot.clone();
+        let held = self.held.clone();
         tokio::task::spawn_local(async move {
-            let _slot = slot;
+            let _held = held;
             let _ = place.until_cut(pin!(task)).await;
         });
     }
@@ -88,7 +97,13 @@ const RESET_STREAMS_MAX: usize = 20;
 const LOCAL_RESETS_MAX: usize = 256;
 
 /// Serves a connection until it ends.
-pub(super) async fn serve(worker: Rc<Worker>, scheme: Scheme, mut stream: TcpStream, mut peer: SocketAddr) {
+pub(super) async fn serve(
+    worker: Rc<Worker>,
+    scheme: Scheme,
+    mut stream: TcpStream,
+    mut peer: SocketAddr,
+    taken: Taken,
+) {
     // Whoever has too many already isn't worth an answer. A trusted proxy's are many clients'.
     let shared = Arc::clone(&worker.shared);
     let is_proxy = shared.settings.edge.trusted_proxies.iter().any(|network| network.contains(peer.ip()));
@@ -103,7 +118,8 @@ pub(super) async fn serve(worker: Rc<Worker>, scheme: Scheme, mut stream: TcpStr
         }
     }
     let peer = Address::from(peer.ip().to_canonical());
-    let client = Rc::new(Client { peer, scheme, pulse, worker: Rc::clone(&worker), slot: slot.map(Rc::new) });
+    let held = Some(Rc::new(Held { _taken: taken, _slot: slot }));
+    let client = Rc::new(Client { peer, scheme, pulse, worker: Rc::clone(&worker), held });
     match scheme {
         Scheme::Http => serve_http1(&place, client, stream).await,
         Scheme::Https => {
@@ -131,7 +147,7 @@ pub(super) async fn serve_translated(worker: Rc<Worker>, peer: SocketAddr, strea
     let pulse = Arc::new(Pulse::translated());
     let place = Place::take(&worker, &pulse);
     let peer = Address::from(peer.ip().to_canonical());
-    let client = Rc::new(Client { peer, scheme: Scheme::Https, pulse, worker: Rc::clone(&worker), slot: None });
+    let client = Rc::new(Client { peer, scheme: Scheme::Https, pulse, worker: Rc::clone(&worker), held: None });
     serve_http2(&place, client, stream).await;
 }
 

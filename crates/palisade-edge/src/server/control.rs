@@ -194,10 +194,12 @@ impl Orders {
                 }
             }
         }
+        (report.reset, report.starved) = self.shared.places.troubles();
+        self.shared.limits.count(&mut report);
         if limits {
             let wall_s =
                 std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-            self.shared.limits.report(&mut report, self.shared.now_ms(), wall_s);
+            self.shared.limits.name(&mut report, self.shared.now_ms(), wall_s);
         }
         report.certificates = self.shared.certificates.iter().flat_map(|held| held.expiry()).collect();
         report.missing = self.missing(&report);

@@ -6,12 +6,14 @@ mod connection;
 mod control;
 mod gather;
 mod listen;
+mod places;
 mod strict;
 mod unread;
 mod wire;
 mod worker;
 
 pub(crate) use connection::{Client, LocalExecutor, Scheme};
+pub(crate) use places::Taken;
 pub(crate) use wire::Pulse;
 pub(crate) use worker::Worker;
 
@@ -21,6 +23,7 @@ use crate::http3;
 use crate::limit::Limits;
 use crate::tls::{Certificates, TlsError};
 use palisade_core::edge::{Answer, Order, Settings, Upstreams};
+use places::Places;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -53,9 +56,8 @@ pub(crate) struct Shared {
     pub(crate) certificates: Option<Arc<Certificates>>,
     /// Who answers until the first order says it, if that was left for us.
     pub(crate) first_upstreams: Option<Upstreams>,
-    /// How many there are, at least one.
-    pub(crate) workers: usize,
     pub(crate) limits: Limits,
+    pub(crate) places: Arc<Places>,
     pub(crate) log: Option<Arc<Log>>,
     pub(crate) pages: ErrorPages,
     start: Instant,
@@ -114,6 +116,7 @@ pub(crate) fn run(path: &Path) -> Result<(), StartError> {
         None => None,
     };
     let limits = Limits::new(edge);
+    let places = Places::new(edge.limits.connections);
     let (pages, problems) = ErrorPages::load(edge.error_pages.as_deref());
     for problem in problems {
         eprintln!("palisade-edge: {problem}");
@@ -129,7 +132,7 @@ pub(crate) fn run(path: &Path) -> Result<(), StartError> {
     // After the socket is there: who is told something else from now on is told to us as well.
     let first_upstreams = settings.upstreams.as_deref().and_then(first_upstreams);
     let start = Instant::now();
-    let shared = Arc::new(Shared { settings, certificates, first_upstreams, workers, limits, log, pages, start });
+    let shared = Arc::new(Shared { settings, certificates, first_upstreams, limits, places, log, pages, start });
 
     let mut told = Vec::new();
     let mut threads = Vec::new();

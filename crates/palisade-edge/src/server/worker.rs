@@ -3,6 +3,7 @@
 use super::Shared;
 use super::connection::{self, Scheme};
 use super::listen::Listeners;
+use super::places::Taken;
 use super::wire::Pulse;
 use crate::http3::{self, Listening};
 use crate::proxy::Proxy;
@@ -36,8 +37,6 @@ pub(crate) struct Worker {
     connections: RefCell<Slab<Served>>,
     /// Where HTTP/3 is spoken, for clients of the other versions.
     pub(super) alternative: Option<HeaderValue>,
-    /// This worker's part of all that the edge may have.
-    connections_max: usize,
     pub(super) draining: Cell<bool>,
     /// When that began, by the worker's clock.
     draining_ms: Cell<u64>,
@@ -74,11 +73,9 @@ pub(super) fn run(shared: Arc<Shared>, listeners: Listeners, quic: Option<Listen
 async fn work(shared: Arc<Shared>, listeners: Listeners, quic: Option<Listening>, mut told: UnboundedReceiver<Told>) {
     let protocols: [&[u8]; 2] = [b"h2", b"http/1.1"];
     let tls = shared.certificates.as_ref().map(|it| tokio_rustls::TlsAcceptor::from(it.server_config(&protocols)));
-    let connections_max = (shared.settings.edge.limits.connections as usize).div_ceil(shared.workers).max(1);
     let edge = &shared.settings.edge;
     let worker = Rc::new(Worker {
         alternative: edge.http3.then(|| http3::alternative(edge.https_port)),
-        connections_max,
         proxy: Proxy::new(&shared),
         shared,
         tls,
@@ -223,9 +220,9 @@ impl Worker {
         self.connections.borrow().is_empty() && self.kept.get() == 0
     }
 
-    /// No further connection is to be taken now.
-    pub(crate) fn is_full(&self) -> bool {
-        self.connections.borrow().len() >= self.connections_max
+    /// A place for a connection that has come. `None`: it is to be sent away.
+    pub(crate) fn place(&self) -> Option<Taken> {
+        self.shared.places.take(self.shared.now_ms())
     }
 
     /// The worker stays at least as long as this.
@@ -266,15 +263,17 @@ async fn accept(worker: Rc<Worker>, scheme: Scheme, listener: TcpListener) {
 async fn admit(worker: &Rc<Worker>, scheme: Scheme, accepted: std::io::Result<(TcpStream, SocketAddr)>) -> bool {
     match accepted {
         Ok((stream, peer)) => {
-            if worker.is_full() {
+            // Now, not when its task runs: many may come before.
+            let Some(taken) = worker.place() else {
                 // Who waits in the kernel's queue would wait for nothing.
                 let _ = stream.set_zero_linger();
                 return true;
-            }
-            tokio::task::spawn_local(connection::serve(Rc::clone(worker), scheme, stream, peer));
+            };
+            tokio::task::spawn_local(connection::serve(Rc::clone(worker), scheme, stream, peer, taken));
         }
         Err(error) => match error.raw_os_error() {
             Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
+                worker.shared.places.starve(worker.shared.now_ms(), &error);
                 tokio::time::sleep(Duration::from_millis(REST_MS)).await;
             }
             Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK) => {

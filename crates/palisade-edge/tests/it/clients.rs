@@ -1,6 +1,6 @@
 //! What single clients are allowed, who they are, and what is kept of what they did.
 
-use crate::support::{DOMAIN, Edge, PATIENCE, free_address, read_until, settings, wait_until};
+use crate::support::{DOMAIN, Edge, PATIENCE, free_address, read_until, settings, skipped, wait_until};
 use crate::upstream::{Echo, saying};
 use palisade_core::edge::{AccessLog, Ban, LogFormat, Rate};
 use std::io::{Read, Write};
@@ -47,7 +47,10 @@ fn when_exact(name: &str, address: SocketAddr) -> Option<[usize; 3]> {
         // Until nothing is left of what was counted.
         std::thread::sleep(Duration::from_millis(2_200));
     }
-    eprintln!("skipped: the machine is too busy to tell what {name} lets pass");
+    skipped(
+        "as many requests pass as nginx lets pass",
+        format!("the machine is too busy to tell what {name} lets pass"),
+    );
     None
 }
 
@@ -96,7 +99,7 @@ fn as_many_requests_pass_as_nginx_lets_pass() {
     let by_edge = when_exact("the edge", edge.http());
     assert!(by_edge.is_none_or(|passed| passed == [21, 10, 21]), "{by_edge:?}");
     let Some(nginx) = nginx else {
-        return eprintln!("skipped: no nginx to compare with");
+        return skipped("as many requests pass as nginx lets pass", "there is no nginx to compare with");
     };
     if let (Some(by_edge), Some(by_nginx)) = (by_edge, when_exact("nginx", nginx.1)) {
         assert_eq!(by_edge, by_nginx);
@@ -214,6 +217,33 @@ fn trusted_proxies_are_believed_and_their_clients_counted_apart() {
     assert!(ask("198.51.100.8").starts_with("HTTP/1.1 429 "));
     assert!(ask("2001:db8::1").starts_with("HTTP/1.1 200 "));
     assert!(ask("2001:db8::2").starts_with("HTTP/1.1 429 "), "the same /64");
+}
+
+#[test]
+fn what_trusted_proxies_say_of_the_host_is_told_and_decides_nothing() {
+    let echo = Echo::start();
+    let (mut settings, folder) = settings();
+    settings.edge.trusted_proxies = vec!["127.0.0.0/8".parse().expect("a network")];
+    settings.edge.routes[0].value.rate = Some(Rate { milli_per_s: 1, burst: 0 });
+    settings.edge.default_domain = None;
+    let edge = Edge::with((settings, folder), &[echo.address]);
+    let ask = |host: &str, fields: &str| {
+        edge.raw(format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{fields}\r\n"))
+    };
+    let answer = ask(DOMAIN, "X-Real-IP: 198.51.100.8\r\nX-Forwarded-Host: lie.example, public.example\r\n");
+    for line in [
+        &format!("host: {DOMAIN}") as &str,
+        "x-real-ip: 198.51.100.8",
+        "x-forwarded-for: 198.51.100.8, 127.0.0.1",
+        "x-forwarded-host: public.example",
+        "forwarded: for=198.51.100.8;proto=http;host=public.example, for=127.0.0.1",
+    ] {
+        assert!(answer.lines().any(|it| it == line), "{line} in {answer}");
+    }
+    // Clients of a proxy that writes X-Real-IP only are counted apart as well.
+    assert!(ask(DOMAIN, "X-Real-IP: 198.51.100.8\r\n").starts_with("HTTP/1.1 429 "));
+    assert!(ask(DOMAIN, "X-Real-IP: 198.51.100.9\r\n").starts_with("HTTP/1.1 200 "));
+    assert!(ask("other.example", &format!("X-Forwarded-Host: {DOMAIN}\r\n")).starts_with("HTTP/1.1 421 "));
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! HTTP/2 with upstreams (gRPC needs it), and what clients may not do with it.
 
 use crate::frames::{Client, END_STREAM, GOAWAY, HEADERS, RST_STREAM, frame, request};
-use crate::support::{DOMAIN, Edge, PATIENCE, settings};
+use crate::support::{DOMAIN, Edge, PATIENCE, settings, skipped, wait_until};
 use crate::upstream::{Echo, Grpc};
 use palisade_core::edge::UpstreamProtocol;
+use palisade_core::edge::{AccessLog, LogFormat};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -115,6 +116,40 @@ fn head() -> Vec<u8> {
 }
 
 #[test]
+fn many_streams_at_once_are_all_answered_and_logged() {
+    const REQUESTS: usize = 600;
+    let echo = Echo::start();
+    let (mut settings, folder) = settings();
+    let log = folder.path().join("access.log");
+    settings.edge.access_log =
+        Some(AccessLog { format: LogFormat::Json, query: false, file_bytes_max: 50 << 20, files: 2 });
+    settings.access_log = Some(log.clone());
+    settings.workers = 2;
+    let edge = Edge::with((settings, folder), &[echo.address]);
+    let ran = Command::new("h2load")
+        .args(["--clients=4", "--max-concurrent-streams=50", &format!("--requests={REQUESTS}")])
+        .arg(format!("--connect-to={}", edge.https()))
+        .arg(format!("https://{DOMAIN}/load"))
+        .output();
+    let ran = match ran {
+        Ok(ran) => ran,
+        Err(error) => return skipped("many streams at once", format!("h2load can't be started: {error}")),
+    };
+    let text = String::from_utf8_lossy(&ran.stdout).into_owned();
+    assert!(text.contains("Application protocol: h2"), "{text}{}", String::from_utf8_lossy(&ran.stderr));
+    assert!(text.contains(&format!("{REQUESTS} succeeded, 0 failed, 0 errored, 0 timeout")), "{text}");
+    assert!(text.contains(&format!("status codes: {REQUESTS} 2xx, 0 3xx, 0 4xx, 0 5xx")), "{text}");
+    assert_eq!(echo.requests(), REQUESTS);
+    let logged = || {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("it is JSON"));
+        lines.filter(|line| line["path"] == "/load" && line["status"] == 200).count()
+    };
+    wait_until("every request is logged", || logged() >= REQUESTS);
+    assert_eq!((logged(), edge.report().answered["2xx"]), (REQUESTS, REQUESTS as u64));
+}
+
+#[test]
 fn rapid_resets_end_the_connection_and_cost_little() {
     let echo = Echo::start();
     let edge = Edge::with(settings(), &[echo.address]);
@@ -166,7 +201,7 @@ fn node(edge: &Edge, script: &str) -> Option<std::process::Child> {
         edge.https()
     );
     let node = Command::new("node").args(["-e", &script]).stdout(std::process::Stdio::piped()).spawn();
-    node.inspect_err(|error| eprintln!("skipped: node can't be started: {error}")).ok()
+    node.inspect_err(|error| skipped("a client of HTTP/2", format!("node can't be started: {error}"))).ok()
 }
 
 #[test]

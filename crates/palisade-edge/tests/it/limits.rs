@@ -1,6 +1,6 @@
 //! Clients and upstreams that are too slow, too many or too long.
 
-use crate::support::{DOMAIN, Edge, PATIENCE, read_all, read_until, settings, tls, wait_until};
+use crate::support::{DOMAIN, Edge, PATIENCE, read_all, read_until, settings, skipped, tls, wait_until};
 use crate::upstream::{Echo, raw, read_head};
 use nix::sys::socket::{setsockopt, sockopt::RcvBuf};
 use std::io::{Read, Write};
@@ -201,7 +201,7 @@ fn whoever_sends_slowly_what_is_refused_gets_the_answer() {
     };
     match (0..5).find_map(|_| refused()) {
         Some(answer) => assert!(answer.is_some_and(|it| it.starts_with("HTTP/1.1 413 ")), "the answer is lost"),
-        None => eprintln!("skipped: the machine is too busy"),
+        None => skipped("the answer to what is sent slowly", "the machine is too busy"),
     }
 }
 
@@ -210,7 +210,10 @@ fn without_descriptors_accepting_rests_and_then_goes_on() {
     let echo = Echo::start();
     let mut command = std::process::Command::new("prlimit");
     command.args(["--nofile=60:60"]).arg(std::env::current_exe().expect("this program has a path"));
-    let edge = Edge::start_by(command, settings());
+    let (settings, folder) = settings();
+    let said = folder.path().join("said");
+    command.stderr(std::fs::File::create(&said).expect("its folder is there"));
+    let edge = Edge::start_by(command, (settings, folder));
     edge.set("web:80", &[echo.address]);
     let clients: Vec<_> = (0..120).map(|_| edge.connect()).collect();
     // Used up; the control socket needs one as well, so the processor's time is read from outside.
@@ -224,6 +227,8 @@ fn without_descriptors_accepting_rests_and_then_goes_on() {
     std::thread::sleep(Duration::from_secs(2));
     // A hundred ticks are a second.
     assert!(ticks() - before < 40, "{} ticks in two seconds", ticks() - before);
+    let said = || std::fs::read_to_string(&said).expect("it is there");
+    wait_until("it is said", || said().contains("can't accept connections"));
     drop(clients);
     wait_until("it serves again", || {
         let mut client = edge.connect();
@@ -233,6 +238,51 @@ fn without_descriptors_accepting_rests_and_then_goes_on() {
         let _ = client.read_to_end(&mut text);
         text.starts_with(b"HTTP/1.1 200 ")
     });
+    // Each time was counted, and not each was said.
+    let times_said = said().matches("can't accept connections").count() as u64;
+    assert!(times_said < edge.report().starved, "{}", said());
+}
+
+#[test]
+fn however_many_come_at_once_no_more_are_held_than_there_are_places() {
+    const PLACES: u32 = 4;
+    const CLIENTS: usize = 40;
+    let (mut settings, folder) = settings();
+    settings.edge.limits.connections = PLACES;
+    // Nobody is cut while others are still on their way.
+    settings.edge.limits.header_timeout_ms = 600_000;
+    settings.workers = 2;
+    let said = folder.path().join("said");
+    let mut command = std::process::Command::new(std::env::current_exe().expect("this program has a path"));
+    command.stderr(std::fs::File::create(&said).expect("its folder is there"));
+    let echo = Echo::start();
+    let edge = Edge::start_by(command, (settings, folder));
+    edge.set("web:80", &[echo.address]);
+    let barrier = std::sync::Barrier::new(CLIENTS);
+    let clients: Vec<_> = std::thread::scope(|scope| {
+        let connect = || {
+            barrier.wait();
+            edge.connect()
+        };
+        let threads: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(connect)).collect();
+        threads.into_iter().map(|thread| thread.join().expect("it connects")).collect()
+    });
+    wait_until("all were taken or reset", || {
+        let report = edge.report();
+        report.connections + report.reset == CLIENTS as u64
+    });
+    assert_eq!(edge.report().connections, u64::from(PLACES));
+    let said = || std::fs::read_to_string(&said).expect("it is there");
+    let times_said = said().matches("limits.connections").count() as u64;
+    assert!((1..edge.report().reset).contains(&times_said), "{}", said());
+    // Each of those who were taken is served, and all places are given back.
+    drop(clients);
+    wait_until("there is room", || edge.report().connections == 0);
+    let mut clients: Vec<_> = (0..PLACES).map(|_| edge.connect()).collect();
+    for client in &mut clients {
+        client.write_all(format!("GET / HTTP/1.1\r\nHost: {DOMAIN}\r\n\r\n").as_bytes()).expect("it is sent");
+        assert!(read_until(client, "\r\n\r\n").starts_with("HTTP/1.1 200 "));
+    }
 }
 
 #[test]
@@ -255,8 +305,7 @@ fn ten_thousand_idle_connections_cost_little_each() {
     // The test has the other ends.
     let (_, hard) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).expect("a limit");
     if hard < 2 * COUNT as u64 {
-        eprintln!("skipped: only {hard} descriptors may be open");
-        return;
+        return skipped("ten thousand idle connections", format!("only {hard} descriptors may be open"));
     }
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, hard, hard)
         .expect("up to the hard limit");

@@ -1,8 +1,8 @@
 //! Starts edges, and talks with them as clients and as root do.
 
 use palisade_core::edge::{
-    Answer, CertificateSource, ConnectionLimits, Edge as Model, Order, Report, Route, Settings, TlsVersion, Upstream,
-    UpstreamInstance, UpstreamProtocol, Upstreams,
+    Answer, CertificateSource, ConnectionLimits, DRAIN_MS, Edge as Model, Order, Report, Route, Settings, TlsVersion,
+    Upstream, UpstreamInstance, UpstreamProtocol, Upstreams,
 };
 use palisade_core::names::{InstanceId, ServiceName};
 use palisade_core::place::{Place, Placed};
@@ -50,6 +50,17 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     while !condition() {
         assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Says that a test, or a part of it, can't run here, and why: also in the file that `scripts/test` collects these in.
+pub(crate) fn skipped(what: &str, reason: impl std::fmt::Display) {
+    let line = format!("SKIPPED: {what}: {reason}\n");
+    eprint!("{line}");
+    if let Some(path) = std::env::var_os("PALISADE_SKIP_LOG") {
+        // One write of a short line: those of other processes don't come between.
+        let log = std::fs::OpenOptions::new().append(true).create(true).open(path);
+        log.and_then(|mut log| log.write_all(line.as_bytes())).expect("the log of skipped tests is there");
     }
 }
 
@@ -113,6 +124,7 @@ pub(crate) fn settings() -> (Settings, Folder) {
         access_log: None,
         error_pages: None,
         limits: ConnectionLimits::default(),
+        drain_ms: DRAIN_MS,
     };
     let settings = Settings {
         edge,

@@ -1,7 +1,7 @@
 //! Servers behind the edge: a well-behaved one that says what it was asked, and those that do as they are told.
 
 use crate::frames::{ACK, END_HEADERS, END_STREAM, Frame, HEADERS, PREFACE, SETTINGS, frame};
-use crate::support::own_address;
+use crate::support::{own_address, skipped};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -250,7 +250,7 @@ impl Nginx {
         let child = match started {
             Ok(child) => child,
             Err(error) => {
-                eprintln!("skipped: nginx can't be started: {error}");
+                skipped("nginx as an upstream", format!("it can't be started: {error}"));
                 return None;
             }
         };

@@ -1,10 +1,12 @@
 //! `ps`: what runs, at which address, and what of it is visible from outside.
 
+use palisade_core::edge::{Report, SERVICE_NAME};
 use palisade_core::instance::{Health, RunState};
 use palisade_core::observed::{InstanceSeen, Observed, SocketOwner};
 use palisade_core::policy::Policy;
 use palisade_core::stack::{PortProto, Proto};
-use serde_json::json;
+use palisade_host::edge;
+use serde_json::{Value, json};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::cli::{Format, StackArgs};
@@ -23,7 +25,7 @@ pub(crate) fn run(args: &StackArgs, format: Format) -> Result<Answer, Failure> {
     match format {
         Format::Json => {
             let instances = host.instances.iter().map(|seen| {
-                json!({
+                let mut shown = json!({
                     "instance": seen.status.id.to_string(),
                     "service": seen.status.id.service,
                     "address": seen.status.address.ip(),
@@ -35,7 +37,14 @@ pub(crate) fn run(args: &StackArgs, format: Format) -> Result<Answer, Failure> {
                     "started_at_s": seen.status.started_at_s,
                     "guarded": guarded(&host, seen),
                     "listens": listeners(&host, policy, seen, |_| true),
-                })
+                });
+                // Whoever may not ask it knows as much as of one that doesn't answer.
+                if seen.status.id.service.as_str() == SERVICE_NAME
+                    && let Ok(Some(report)) = edge::look(&layout, seen.status.id.number)
+                {
+                    shown["edge"] = counted(&report);
+                }
+                shown
             });
             let instances: Vec<_> = instances.collect();
             println!(
@@ -51,6 +60,17 @@ pub(crate) fn run(args: &StackArgs, format: Format) -> Result<Answer, Failure> {
         }
     }
     Ok(Answer::Yes)
+}
+
+/// What an instance of the edge has counted since it started.
+fn counted(report: &Report) -> Value {
+    json!({
+        "connections": report.connections,
+        "answered": report.answered,
+        "limited": report.limited,
+        "reset": report.reset,
+        "starved": report.starved,
+    })
 }
 
 fn table(host: &Observed, policy: Option<&Policy>) -> String {

@@ -35,6 +35,11 @@ struct Position {
 pub(super) struct Seen {
     /// Requests refused, by route.
     pub(super) limited: BTreeMap<String, u64>,
+    /// Connections that were reset, and how often none could be accepted.
+    #[serde(default)]
+    pub(super) reset: u64,
+    #[serde(default)]
+    pub(super) starved: u64,
     /// When each domain's certificate ends.
     pub(super) certificates: BTreeMap<String, u64>,
 }
@@ -43,13 +48,19 @@ impl Seen {
     /// Refused since then, by route.
     pub(super) fn newly_limited(&self, report: &Report) -> Vec<(String, u64)> {
         let new = |(route, all): (&String, &u64)| {
-            let before = self.limited.get(route).copied().unwrap_or(0);
-            // An edge that was started again counts from nothing.
-            let new = if *all < before { *all } else { *all - before };
-            (new > 0).then(|| (route.clone(), new))
+            let mut before = self.limited.get(route).copied().unwrap_or(0);
+            Some((route.clone(), since(&mut before, *all)?))
         };
         report.limited.iter().filter_map(new).collect()
     }
+}
+
+/// What was counted since it was `before`, which is now `all`, if anything was.
+pub(super) fn since(before: &mut u64, all: u64) -> Option<u64> {
+    // An edge that was started again counts from nothing.
+    let new = if all < *before { all } else { all - *before };
+    *before = all;
+    (new > 0).then_some(new)
 }
 
 /// A line about certificates.

@@ -63,6 +63,8 @@ pub struct FileEdge {
     pub error_pages: Option<PathBuf>,
     /// `limits`.
     pub limits: ConnectionLimits,
+    /// `drain`.
+    pub drain_ms: u64,
 }
 
 /// One of `routes`.

@@ -13,7 +13,7 @@ use super::super::units;
 use super::super::yaml::{Data, Entry, Node};
 use super::FileEdge;
 use crate::diagnostic::{Diagnostic, Span, Spanned, quoted};
-use crate::edge::{AccessLog, ConnectionLimits, LogFormat, TlsVersion};
+use crate::edge::{AccessLog, ConnectionLimits, DRAIN_MS, LogFormat, TlsVersion};
 
 const LOG: AccessLog = AccessLog { format: LogFormat::Json, query: false, file_bytes_max: 50 << 20, files: 5 };
 
@@ -53,6 +53,7 @@ impl Reader<'_> {
             access_log: Some(LOG),
             error_pages: None,
             limits: ConnectionLimits::default(),
+            drain_ms: DRAIN_MS,
         };
         if let Some(entry) = routes {
             edge.routes_written = match &entry.value.data {
@@ -99,6 +100,9 @@ impl Reader<'_> {
         }
         if let Some(node) = fields.value("limits") {
             self.edge_limits(node, &mut edge.limits);
+        }
+        if let Some(node) = fields.value("drain") {
+            edge.drain_ms = self.timeout(node, "`drain`").unwrap_or(DRAIN_MS);
         }
         fields.finish();
         Some(edge)

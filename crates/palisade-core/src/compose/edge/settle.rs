@@ -92,5 +92,6 @@ pub(crate) fn settle(edge: FileEdge, services: &[(ServiceName, Vec<u16>)], sourc
         access_log: edge.access_log,
         error_pages: edge.error_pages,
         limits: edge.limits,
+        drain_ms: edge.drain_ms,
     }
 }

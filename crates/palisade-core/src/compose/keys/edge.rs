@@ -49,6 +49,11 @@ pub static EDGE: Section = section(
         ),
         yes("error_pages", PATH, "a folder with pages for errors: `502.html`, `404.html` …"),
         yes("limits", Shape::Section(&EDGE_LIMITS), "limits of all connections"),
+        yes(
+            "drain",
+            DURATION,
+            "so long connections in use may go on when the edge is replaced or stopped; `30s` unless given",
+        ),
     ],
 )
 .not(EDGE_MISTAKEN);

@@ -1,7 +1,7 @@
 //! Whoever owns the folders of certificates puts something else there: root, who looks in them as well, neither waits for it nor follows it.
 
 use super::handshakes::worker;
-use crate::support::{DOMAIN, Folder, PATIENCE, settings};
+use crate::support::{DOMAIN, Folder, PATIENCE, settings, skipped};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use palisade_core::edge::{CertificateSource, WorkerSettings};
@@ -97,7 +97,7 @@ fn no_link_makes_root_copy_a_hosts_private_key() {
             put(&target, &path).expect("the folder is there");
             if how == "a second name" {
                 if !nix::unistd::geteuid().is_root() {
-                    eprintln!("skipped: {how} of somebody else's file needs root");
+                    skipped(how, "somebody else's file needs root");
                     continue;
                 }
                 worker.owner = Some((60_842, 60_842));

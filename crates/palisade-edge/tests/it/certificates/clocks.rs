@@ -5,7 +5,7 @@
 
 use super::pebble::{self, Authority};
 use super::stack::{Clock, Stack};
-use crate::support::{DOMAIN, wait_until};
+use crate::support::{DOMAIN, skipped, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use palisade_core::edge::{Answer, Challenge, Order};
@@ -19,7 +19,7 @@ fn stack(test: &str) -> Option<(Clock, Stack)> {
         return None;
     }
     let Some(clock) = Clock::new() else {
-        eprintln!("skipped: {test} needs libfaketime (scripts/install-deps test)");
+        skipped(test, "it needs libfaketime (scripts/install-deps test)");
         return None;
     };
     let stack = Stack::with_clock(Challenge::Http01, &clock);

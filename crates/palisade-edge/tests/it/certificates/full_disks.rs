@@ -3,7 +3,7 @@
 
 use super::pebble::{self, Authority};
 use super::stack::Stack;
-use crate::support::{DOMAIN, Edge, PATIENCE, settings, wait_until};
+use crate::support::{DOMAIN, Edge, PATIENCE, settings, skipped, wait_until};
 use crate::upstream::Echo;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
@@ -29,7 +29,7 @@ impl SmallDisk {
         match own() {
             Ok(()) => true,
             Err(error) => {
-                eprintln!("skipped: {test} needs to mount a small disk: {error}");
+                skipped(test, format!("it needs to mount a small disk: {error}"));
                 false
             }
         }

@@ -1,6 +1,6 @@
 //! Debian's `pebble`, a certificate authority for tests, and `pebble-challtestsrv`, the name server that it asks.
 
-use crate::support::{Folder, free_address, own_address, wait_until};
+use crate::support::{Folder, free_address, own_address, skipped, wait_until};
 use palisade_core::edge::AcmeDirectory;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use serde_json::json;
@@ -14,7 +14,7 @@ pub(crate) fn is_here(test: &str) -> bool {
         std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|folder| folder.join(name).exists())
     });
     if !here {
-        eprintln!("skipped: {test} needs pebble (scripts/install-deps test)");
+        skipped(test, "it needs pebble (scripts/install-deps test)");
     }
     here
 }

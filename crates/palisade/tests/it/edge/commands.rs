@@ -8,7 +8,7 @@ use palisade_host::firewall::bans::Bans;
 
 use super::shop::{APP, Shop};
 use crate::need_root;
-use crate::scratch::patiently;
+use crate::scratch::{HOST, patiently};
 
 #[test]
 fn the_commands_know_the_edge() {
@@ -62,6 +62,22 @@ fn whoever_is_banned_gets_no_answer_from_the_edge_until_the_time_is_over() {
 }
 
 #[test]
+fn connections_that_are_reset_are_told_of() {
+    need_root!("edge::commands::connections_that_are_reset_are_told_of");
+    let shop = Shop::new(&APP.replace("  edge:\n", "  edge:\n    limits: {connections: 3}\n"));
+    let connect = || std::net::TcpStream::connect(std::net::SocketAddr::new(HOST, 443)).unwrap();
+    let open = || shop.0.internet.run(|| (0..8).map(|_| connect()).collect::<Vec<_>>()).unwrap();
+    let _open = open();
+    patiently("the event", || {
+        let events = shop.0.palisade(&["events"]).expect(0).out;
+        events.contains(" overloaded limit=3 reset=").then_some(())
+    });
+    let said = shop.0.palisade(&["logs", "palisade-edge"]).expect(0);
+    assert!(format!("{}{}", said.out, said.err).contains("limits.connections"), "{said:?}");
+    shop.0.down();
+}
+
+#[test]
 fn whoever_asks_too_often_again_and_again_is_told_of_and_banned() {
     need_root!("edge::commands::whoever_asks_too_often_again_and_again_is_told_of_and_banned");
     let limited = "to: app:8081\n        rate_limit: {per_client: 1/s, burst: 1}\n        ban: {after: 10, for: 1h}\n";
@@ -76,6 +92,21 @@ fn whoever_asks_too_often_again_and_again_is_told_of_and_banned() {
         (events.contains(" banned client=203.0.113.2 for_s=3600") && events.contains(" limited ")).then_some(())
     });
     assert!(refused >= 10, "{refused}");
+    // Who, and how often; in all it is counted by the edge.
+    let events = shop.0.palisade(&["events", "--format", "json"]).expect(0).out;
+    let events = events.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let told = events.filter(|event| event["kind"] == "limited").last().unwrap();
+    let [client] = &told["details"]["clients"].as_array().unwrap()[..] else { panic!("{told}") };
+    assert_eq!(client["client"], "203.0.113.2", "{told}");
+    assert!(client["times"].as_u64() >= told["details"]["refused"].as_u64(), "{told}");
+    let edge = |ps: serde_json::Value| {
+        let all = ps["instances"].as_array().unwrap().clone();
+        all.into_iter().find(|seen| seen["service"] == "palisade-edge").unwrap()["edge"].clone()
+    };
+    let counted = edge(shop.0.ps());
+    assert_eq!(counted["limited"]["shop.example/"], refused, "{counted}");
+    assert!(counted["answered"]["4xx"].as_u64() >= Some(refused.into()), "{counted}");
+    assert_eq!((counted["reset"].as_u64(), counted["starved"].as_u64()), (Some(0), Some(0)), "{counted}");
     assert_eq!(shop.0.all_open_to_strangers(&[80, 443]), Vec::<u16>::new());
     // The stack comes up anew, and the ban stays.
     shop.up(&APP.replace("to: app:8081\n", &limited.replace("burst: 1", "burst: 2"))).expect(0);

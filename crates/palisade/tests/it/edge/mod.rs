@@ -6,6 +6,7 @@ mod browser;
 mod certificates_authority;
 mod certificates_renewals;
 mod commands;
+mod drain;
 mod events;
 mod load;
 mod ordered;
