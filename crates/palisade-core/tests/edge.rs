@@ -127,8 +127,11 @@ fn what_takes_something_away_from_an_edge_is_followed() {
     assert!(gone.is_ok_and(|loaded| loaded.stack.edge.is_none()));
 }
 
+/// Chain, key and domains.
+type Judge = fn(&[u8], &[u8], &[&str]) -> Vec<CertificateFlaw>;
+
 /// Files of which somebody can say what is wrong with them.
-struct Judged(BTreeMap<PathBuf, Vec<u8>>, fn(&[u8], &[u8], &[&str]) -> Vec<CertificateFlaw>);
+struct Judged(BTreeMap<PathBuf, Vec<u8>>, Judge);
 
 impl Files for Judged {
     fn read(&self, path: &Path) -> Result<Vec<u8>, ReadError> {
