@@ -310,7 +310,10 @@ fn ten_thousand_idle_connections_cost_little_each() {
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, hard, hard)
         .expect("up to the hard limit");
     let echo = Echo::start();
-    let edge = Edge::with(settings(), &[echo.address]);
+    let (mut settings, folder) = settings();
+    // However long the machine takes for ten thousand.
+    settings.edge.limits.idle_timeout_ms = 600_000;
+    let edge = Edge::with((settings, folder), &[echo.address]);
     let request = format!("GET /big/10 HTTP/1.1\r\nHost: {DOMAIN}\r\n\r\n");
     let connect = || {
         let mut client = edge.connect();
