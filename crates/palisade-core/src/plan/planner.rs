@@ -7,6 +7,7 @@ use super::meanwhile::Meanwhile;
 use super::{Wishes, is_alive, new_volumes};
 use crate::action::{Action, Cause, Step};
 use crate::compile::{Compiled, CompiledInstance};
+use crate::edge;
 use crate::firewall::FirewallRules;
 use crate::instance::{Health, InstanceStatus, RunState};
 use crate::lockout::Confirm;

@@ -102,7 +102,7 @@ impl Reader<'_> {
             self.edge_limits(node, &mut edge.limits);
         }
         if let Some(node) = fields.value("drain") {
-            edge.drain_ms = self.timeout(node, "`drain`").unwrap_or(DRAIN_MS);
+            edge.drain_ms = self.timeout(node, "`drain`", 1000, "1s").unwrap_or(DRAIN_MS);
         }
         fields.finish();
         Some(edge)
