@@ -73,7 +73,7 @@ impl Talker {
         let (input, output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
         Self { child, input, output }
     }
-    fn talker(cgroup: Option<&Path>, netns: Option<&Outside>) -> Self {
+    fn new(cgroup: Option<&Path>, netns: Option<&Outside>) -> Self {
         Self::start(cgroup, netns, TALKER, &[])
     }
     fn udp_server(cgroup: Option<&Path>, arguments: &[&str]) -> Self {
@@ -188,9 +188,9 @@ fn nobody_outside_reaches_a_private_address_even_without_a_firewall() {
         Talker::udp_server(Some(&web1), &["joined", "AF_INET6", "::", "5454", &app6]),
     ];
     let mut host_udp = Talker::udp_server(None, &["host", "AF_INET6", &private6, "7000", ""]);
-    let mut stranger = Talker::talker(None, Some(&outside));
-    let mut host = Talker::talker(None, None);
-    let mut peer = Talker::talker(Some(&app), None);
+    let mut stranger = Talker::new(None, Some(&outside));
+    let mut host = Talker::new(None, None);
+    let mut peer = Talker::new(Some(&app), None);
 
     patiently("host6", || stranger.ask(&format!("tcp('{private6}',7000)")));
     patiently("host4", || stranger.ask("tcp('127.77.1.1',7000)"));
@@ -258,7 +258,7 @@ fn an_address_that_the_guard_was_not_told_of_opens_nothing_of_the_host() {
         Talker::udp_server(None, &["host", "AF_INET6", "::", "53", ""]),
         Talker::udp_server(None, &["host", "AF_INET", "0.0.0.0", "53", ""]),
     ];
-    let (mut inside, mut host) = (Talker::talker(Some(&cgroup), None), Talker::talker(None, None));
+    let (mut inside, mut host) = (Talker::new(Some(&cgroup), None), Talker::new(None, None));
     let news = ["203.0.113.77", "2001:db8::77"];
 
     // While they are somebody else's: a connection that waits for its answer, datagrams that were sent.
