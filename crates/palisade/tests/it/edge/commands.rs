@@ -94,8 +94,8 @@ fn whoever_asks_too_often_again_and_again_is_told_of_and_banned() {
     assert!(refused >= 10, "{refused}");
     // Who, and how often; in all it is counted by the edge.
     let events = shop.0.palisade(&["events", "--format", "json"]).expect(0).out;
-    let events = events.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-    let told = events.filter(|event| event["kind"] == "limited").last().unwrap();
+    let mut events = events.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let told = events.rfind(|event| event["kind"] == "limited").unwrap();
     let [client] = &told["details"]["clients"].as_array().unwrap()[..] else { panic!("{told}") };
     assert_eq!(client["client"], "203.0.113.2", "{told}");
     assert!(client["times"].as_u64() >= told["details"]["refused"].as_u64(), "{told}");
