@@ -58,7 +58,7 @@ impl Report {
 
 /// Rehearses the stack of the file.
 pub(crate) fn run(args: &StackArgs, format: Format) -> Result<Answer, Failure> {
-    let loaded = load::load(args).map_err(load::Unusable::into_failure)?;
+    let loaded = load::load_to_start(args).map_err(load::Unusable::into_failure)?;
     loaded.print_warnings();
     if !nix::unistd::geteuid().is_root() {
         return unprivileged::rehearse(&loaded.stack);

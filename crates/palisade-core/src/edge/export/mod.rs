@@ -176,6 +176,9 @@ impl<'a> Export<'a> {
         if !self.edge.trusted_proxies.is_empty() && !self.edge.proxy_protocol {
             all.push("trusted proxies are asked for the client in X-Forwarded-For and X-Forwarded-Proto: what they say in `Forwarded` alone isn't read".to_owned());
         }
+        if !self.edge.trusted_proxies.is_empty() {
+            all.push("trusted proxies aren't believed which host the client asked for (X-Forwarded-Host, or `host=` in `Forwarded`), nor its address in X-Real-IP alone".to_owned());
+        }
         all.push("a head that is too large is answered with 400 instead of 431".to_owned());
         let cut = self.edge.limits.body_bytes_per_s_min;
         if cut > 0 {

@@ -64,13 +64,13 @@ fn whoever_is_banned_gets_no_answer_from_the_edge_until_the_time_is_over() {
 #[test]
 fn connections_that_are_reset_are_told_of() {
     need_root!("edge::commands::connections_that_are_reset_are_told_of");
-    let shop = Shop::new(&APP.replace("  edge:\n", "  edge:\n    limits: {connections: 3}\n"));
+    let shop = Shop::new(&APP.replace("  edge:\n", "  edge:\n    limits: {connections: 64}\n"));
     let connect = || std::net::TcpStream::connect(std::net::SocketAddr::new(HOST, 443)).unwrap();
-    let open = || shop.0.internet.run(|| (0..8).map(|_| connect()).collect::<Vec<_>>()).unwrap();
+    let open = || shop.0.internet.run(|| (0..72).map(|_| connect()).collect::<Vec<_>>()).unwrap();
     let _open = open();
     patiently("the event", || {
         let events = shop.0.palisade(&["events"]).expect(0).out;
-        events.contains(" overloaded limit=3 reset=").then_some(())
+        events.contains(" overloaded limit=64 reset=").then_some(())
     });
     let said = shop.0.palisade(&["logs", "palisade-edge"]).expect(0);
     assert!(format!("{}{}", said.out, said.err).contains("limits.connections"), "{said:?}");
