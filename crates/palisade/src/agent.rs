@@ -152,15 +152,13 @@ fn tell_addresses(layout: &Layout) {
 
 fn tell_new_addresses(layout: &Layout, told: &mut Option<(u64, Vec<IpAddr>)>) -> Result<(), String> {
     let Some(guard) = loaded(layout) else { return Ok(()) };
-    let addresses = host_addresses().map_err(|error| error.to_string())?;
-    let now = Some((guard, addresses));
-    if *told == now {
+    let now = (guard, host_addresses().map_err(|error| error.to_string())?);
+    if told.as_ref() == Some(&now) {
         return Ok(());
     }
     let Some(open) = Guard::open(&pins(layout)).map_err(|error| crate::exit::chain(&error))? else { return Ok(()) };
-    let addresses = now.iter().flat_map(|(_, addresses)| addresses).copied().collect::<Vec<_>>();
-    open.set_host_addresses(&addresses).map_err(|error| crate::exit::chain(&error))?;
-    *told = now;
+    open.set_host_addresses(&now.1).map_err(|error| crate::exit::chain(&error))?;
+    *told = Some(now);
     Ok(())
 }
 

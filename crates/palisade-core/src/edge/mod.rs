@@ -17,7 +17,7 @@ pub use worker::{EdgeAt, WorkerSettings};
 
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::names::{InstanceId, ServiceName};
@@ -127,6 +127,12 @@ pub struct Route {
     pub compress: BTreeSet<String>,
     /// `Strict-Transport-Security` of answers over TLS. `None`: the upstream's own word.
     pub hsts: Option<Hsts>,
+}
+
+/// Whether a client may ask by the lists of a route: who is denied may not, even if allowed, and without `allow` everybody else may.
+pub fn may_ask(allow: &[Network], deny: &[Network], client: IpAddr) -> bool {
+    let has = |networks: &[Network]| networks.iter().any(|network| network.contains(client));
+    (allow.is_empty() || has(allow)) && !has(deny)
 }
 
 /// A service and its port.

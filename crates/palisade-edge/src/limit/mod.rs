@@ -22,7 +22,7 @@ pub use concurrent::Slot;
 use bucket::Bucket;
 use concurrent::Concurrent;
 use offenders::Offenders;
-use palisade_core::edge::{Ban, Edge, Rate, Report, Route};
+use palisade_core::edge::{self, Ban, Edge, Rate, Report, Route};
 use palisade_core::network::Network;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -118,9 +118,7 @@ impl Limits {
     /// It is to be refused.
     pub fn request(&self, route: u16, client: IpAddr, now_ms: u64) -> Result<Option<Slot>, Refusal> {
         let Some(limits) = self.routes.get(usize::from(route)) else { return Ok(None) };
-        if limits.deny.iter().any(|network| network.contains(client))
-            || !limits.allow.is_empty() && !limits.allow.iter().any(|network| network.contains(client))
-        {
+        if !edge::may_ask(&limits.allow, &limits.deny, client) {
             return Err(Refusal::Denied);
         }
         if limits.rate.is_none() && limits.at_once.is_none() {

@@ -92,10 +92,11 @@ fn wanted(stacks: &BTreeMap<String, FirewallRules>, backend: Backend) -> BTreeSe
     stacks.values().filter(|rules| rules.backend == backend).flat_map(FirewallRules::doors).collect()
 }
 
-/// Opens what the stacks need.
-pub(super) fn open(realm: &str, stacks: &BTreeMap<String, FirewallRules>) -> Result<(), DoorsError> {
-    let note = note_path(realm);
-    let mut opened: BTreeSet<Opened> = read(&note)?;
+/// Comes to each door that the stacks need and that isn't open.
+fn each_closed(
+    stacks: &BTreeMap<String, FirewallRules>,
+    mut each: impl FnMut(&dyn Doors, Opened) -> Result<(), DoorsError>,
+) -> Result<(), DoorsError> {
     for backend in Backend::ALL {
         let wanted = wanted(stacks, backend);
         if wanted.is_empty() {
@@ -104,16 +105,24 @@ pub(super) fn open(realm: &str, stacks: &BTreeMap<String, FirewallRules>) -> Res
         let Some(doors) = reach(backend)? else { continue };
         let zones = doors.zones()?;
         for (zone, door) in zones.iter().flat_map(|zone| wanted.iter().map(move |door| (zone, door))) {
-            if doors.is_open(zone, door)? {
-                continue;
+            if !doors.is_open(zone, door)? {
+                each(&*doors, Opened { backend, zone: zone.clone(), door: *door })?;
             }
-            // Noted first: closing something twice is harmless, forgetting to is not.
-            opened.insert(Opened { backend, zone: zone.clone(), door: *door });
-            write(&note, &opened)?;
-            doors.open(zone, door)?;
         }
     }
     Ok(())
+}
+
+/// Opens what the stacks need.
+pub(super) fn open(realm: &str, stacks: &BTreeMap<String, FirewallRules>) -> Result<(), DoorsError> {
+    let note = note_path(realm);
+    let mut opened: BTreeSet<Opened> = read(&note)?;
+    each_closed(stacks, |doors, closed| {
+        // Noted first: closing something twice is harmless, forgetting to is not.
+        opened.insert(closed.clone());
+        write(&note, &opened)?;
+        doors.open(&closed.zone, &closed.door)
+    })
 }
 
 /// Closes what we opened and no stack needs any more. It comes after [`open`]: of a port that is opened in another way, one
@@ -160,19 +169,10 @@ pub(super) fn any(realm: &str) -> bool {
 /// Ports that the stacks need and that another firewall doesn't let in.
 pub(super) fn missing(stacks: &BTreeMap<String, FirewallRules>) -> Result<BTreeSet<OpenPort>, DoorsError> {
     let mut missing = BTreeSet::new();
-    for backend in Backend::ALL {
-        let wanted = wanted(stacks, backend);
-        if wanted.is_empty() {
-            continue;
-        }
-        let Some(doors) = reach(backend)? else { continue };
-        let zones = doors.zones()?;
-        for (zone, door) in zones.iter().flat_map(|zone| wanted.iter().map(move |door| (zone, door))) {
-            if !doors.is_open(zone, door)? {
-                missing.insert(*door);
-            }
-        }
-    }
+    each_closed(stacks, |_, closed| {
+        missing.insert(closed.door);
+        Ok(())
+    })?;
     Ok(missing)
 }
 

@@ -224,16 +224,14 @@ impl Firewall {
     ) -> Result<(), FirewallError> {
         let load = |text: &str| nft::run("nft", &["-f", "-"], text).map(drop);
         let mut differences = Vec::new();
-        for attempt in 0..ATTEMPTS {
-            let in_place = match self.current()? {
-                Some(found) if attempt == 0 => load(&render::in_place(&self.table, stacks, for_a_time, &found)).is_ok(),
-                _ => false,
-            };
-            if !in_place {
+        let mut found = self.current()?;
+        for _ in 0..ATTEMPTS {
+            // Once: what can't be made right where it stands is made anew.
+            let in_place = found.take().map(|found| render::in_place(&self.table, stacks, for_a_time, &found));
+            if in_place.is_none_or(|batch| load(&batch).is_err()) {
                 load(&render::anew(&self.table, stacks, for_a_time)).map_err(self.failed("replace"))?;
             }
-            let current = self.current()?;
-            differences = match current {
+            differences = match self.current()? {
                 None if stacks.is_empty() => return Ok(()),
                 None => vec!["it is not there".into()],
                 Some(current) => current.differences_from(stacks, for_a_time),

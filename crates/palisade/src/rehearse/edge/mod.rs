@@ -11,7 +11,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use palisade_core::edge::{AUTHORITIES_VOLUME, CertificateSource, Domain, Edge, Route};
+use palisade_core::edge::{self, AUTHORITIES_VOLUME, CertificateSource, Domain, Edge, Route};
 use palisade_core::finding::Finding;
 use palisade_core::stack::Stack;
 use palisade_edge::client::{self, Believed};
@@ -144,8 +144,7 @@ fn name_of(domain: &str) -> String {
 }
 
 fn may_ask(route: &Route, address: IpAddr) -> bool {
-    let allowed = route.allow.is_empty() || route.allow.iter().any(|network| network.contains(address));
-    allowed && !route.deny.iter().any(|network| network.contains(address))
+    edge::may_ask(&route.allow, &route.deny, address)
 }
 
 impl<'a> Asking<'a> {
